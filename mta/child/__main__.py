@@ -1,0 +1,21 @@
+"""``python -m mta.child FD``: started by the master, never by hand."""
+
+from __future__ import annotations
+
+import signal
+import sys
+
+import uvloop
+
+from mta.child.worker import serve
+
+
+def main() -> None:
+    # Ctrl-C in a terminal reaches the whole group; the master decides when a child ends.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    uvloop.run(serve(int(sys.argv[1])))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""One session in a child: opened on order, fed from its batches, two letters deep."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+from mta.child.letters import BatchCursor, Letter, LetterFailed
+from mta.failure.triage import Decision, triage
+from mta.model.outcome import Reason, Status
+from mta.model.reply import Reply
+from mta.outcomes.line import session_columns
+from mta.session.link import Link
+from mta.session.open import OpenSession, SessionFailed, SessionTarget, TlsPolicy, open_session
+from mta.smtp.dialogue import Dialogue, Envelope, Verdict
+from mta.wire import Open, Opened, OpenFailed, SessionClosed
+
+if TYPE_CHECKING:
+    from mta.child.worker import Worker
+
+# One under way and the next: its commands go out in the write that ends the body before it.
+DEPTH = 2
+TLS_POLICIES: dict[str, TlsPolicy] = {
+    "disabled": "disabled",
+    "opportunistic": "opportunistic",
+    "required": "required",
+}
+
+
+class Carrier:
+    """Listener of one Link. Its letters are in the worker's table while they are under way."""
+
+    __slots__ = ("_is_closing", "_is_over", "batches", "columns", "link", "order", "worker")
+
+    def __init__(self, worker: Worker, order: Open) -> None:
+        self.worker = worker
+        self.order = order
+        self.link: Link | None = None
+        self.batches: deque[BatchCursor] = deque()
+        self.columns = session_columns(order.site, order.mx_host, order.peer, order.egress)
+        self._is_closing = False
+        self._is_over = False
+
+    async def open(self) -> None:
+        """Opens the session; whatever comes of it is told to the master."""
+        order = self.order
+        target = SessionTarget(
+            mx_host=order.mx_host,
+            peer=order.peer,
+            helo=order.helo,
+            port=order.port,
+            source=order.source,
+            tls=TLS_POLICIES[order.tls],
+            timeouts=order.timeouts,
+        )
+        session: OpenSession | None = None
+        try:
+            session = await open_session(target)
+            dialogue = Dialogue(session.extensions, pipelining=order.pipelining, chunking=order.chunking)
+            self.link = Link(session, dialogue, self, order.timeouts, self.worker.now_s())
+        except SessionFailed as failed:
+            self._is_over = True
+            self.give_back_all()
+            code = failed.reply.code if failed.reply else 0
+            said = f"{failed.cause}: {failed.reply}" if failed.reply else failed.cause
+            self.worker.tell(OpenFailed(order.session, failed.stage.name, code, said))
+            self.worker.forget(self)
+            return
+        self.worker.tell(Opened(order.session, session.is_tls))
+        if self._is_closing and not self.batches:
+            self.link.close()
+        else:
+            self.feed()
+
+    @property
+    def takes_batches(self) -> bool:
+        """False when it is closing: what is given to it comes back."""
+        return not (self._is_over or self._is_closing) and (self.link is None or self.link.is_open)
+
+    def add(self, cursor: BatchCursor) -> None:
+        self.batches.append(cursor)
+        self.feed()
+
+    def feed(self) -> None:
+        """Offers letters until the dialogue is two deep."""
+        link = self.link
+        if link is None or not self.worker.may_begin:
+            return
+        worker = self.worker
+        while link.load < DEPTH and self.batches and link.is_open:
+            cursor = self.batches[0]
+            if not len(cursor):
+                self.batches.popleft()
+                continue
+            token = worker.next_token()
+            try:
+                letter = cursor.next_letter(self, token)
+            except LetterFailed as failed:
+                # 5.6.0: other or undefined media error (RFC 3463 §3.7); nothing was asked of the server.
+                reply = Reply(0, f"local: {failed.why}", "5.6.0")
+                worker.settle(failed.letter, Decision(Status.FAILED, Reason.UNREACHABLE, reply))
+                continue
+            assert letter.envelope is not None
+            worker.letters[token] = letter
+            link.offer((letter.envelope,))
+        if not link.is_open:
+            self.give_back_all()
+        elif self._is_closing and not self.batches and link.load == 0:
+            link.close()
+
+    # --- the link's calls -----------------------------------------------------------------------
+
+    def verdicts(self, link: Link, verdicts: list[Verdict]) -> None:
+        worker = self.worker
+        for verdict in verdicts:
+            letter = worker.letters.pop(verdict.token)
+            worker.settle(letter, triage(verdict.kind, verdict.stage, verdict.reply, verdict.cause))
+        self.feed()
+
+    def bodies_due(self, link: Link, envelopes: list[Envelope]) -> None:
+        self.worker.bodies_due(self, envelopes)
+
+    def closed(self, link: Link, cause: str) -> None:
+        self._is_over = True
+        self.give_back_all()
+        self.worker.tell(SessionClosed(self.order.session, cause))
+        self.worker.forget(self)
+
+    # --- the worker's calls ---------------------------------------------------------------------
+
+    def give_back_all(self) -> None:
+        """All that is not offered yet goes back to the master."""
+        while self.batches:
+            self._give_back(self.batches.popleft())
+
+    def recall(self, delivery_id: int | None) -> None:
+        """Gives back what is not begun, of one delivery or of all; what is on the wire is finished."""
+        for cursor in self.batches:
+            if delivery_id in (None, cursor.batch.delivery_id):
+                self._give_back(cursor)
+        if self.link is not None:
+            self.link.recall(self.worker.tokens_of(self, delivery_id))
+
+    def close(self) -> None:
+        """Finish what it was given, then QUIT."""
+        self._is_closing = True
+        if self.link is not None:
+            self.feed()
+
+    def _give_back(self, cursor: BatchCursor) -> None:
+        for part, position in cursor.rest():
+            self.worker.give_back(cursor.batch, part, position, self.order.limit)
+
+    def letters(self) -> list[Letter]:
+        return [letter for letter in self.worker.letters.values() if letter.carrier is self]

@@ -1,0 +1,125 @@
+"""Recipients in a child: a batch as it is worked off, and the one letter made from a recipient."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from mta.message import Renderer, RenderError
+from mta.model.address import parse_mailbox
+from mta.model.errors import BadInput
+from mta.smtp.dialogue import Envelope
+
+if TYPE_CHECKING:
+    from mta.child.carrier import Carrier
+    from mta.outcomes.journal import Segment
+    from mta.wire import Batch, BatchPart
+
+_rows_decoder = msgspec.json.Decoder(list[tuple[str, str | None, list[str]]])
+
+# Addresses were validated when they were appended; what an application inserted by SQL was checked less. So the
+# plain form passes here at once, and anything else is validated again before it can reach a wire.
+_PLAIN_ADDRESS = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~.-]{1,64}@[A-Za-z0-9.-]{1,255}")
+
+
+class Letter:
+    """One recipient under way: from the offer to its verdict."""
+
+    __slots__ = (
+        "address",
+        "batch",
+        "carrier",
+        "envelope",
+        "number",
+        "part",
+        "position",
+        "reference",
+        "segment",
+        "segments",
+    )
+
+    def __init__(
+        self,
+        carrier: Carrier,
+        batch: Batch,
+        part: BatchPart,
+        position: int,
+        number: int,
+        address: str,
+        reference: str | None,
+    ) -> None:
+        self.carrier = carrier
+        self.batch = batch
+        self.part = part
+        self.position = position
+        self.number = number
+        self.address = address
+        self.reference = reference
+        self.segments: list[bytes] | None = None
+        self.envelope: Envelope | None = None
+        self.segment: Segment | None = None  # of the journal, where its intent stands
+
+
+class BatchCursor:
+    """A batch and how far it is worked off; letters are made one at a time, when they are about to be sent."""
+
+    __slots__ = ("_at", "_end", "_rows", "_walk", "batch", "renderer")
+
+    def __init__(self, batch: Batch, renderer: Renderer) -> None:
+        self.batch = batch
+        self.renderer = renderer
+        self._rows = _rows_decoder.decode(batch.rows)
+        self._at = 0
+        self._end = len(self._rows)
+        self._walk = self._recipients()
+        assert self._end == sum(len(part.positions) for part in batch.parts), "rows and positions are parallel"
+
+    def __len__(self) -> int:
+        return self._end - self._at
+
+    def _recipients(self) -> Iterator[tuple[BatchPart, int, int]]:
+        for part in self.batch.parts:
+            for position, number in zip(part.positions, part.numbers, strict=True):
+                yield part, position, number
+
+    def next_letter(self, carrier: Carrier, token: int) -> Letter:
+        """The next recipient's letter, rendered; its envelope bears ``token``.
+
+        Raises LetterFailed when it cannot be made: that recipient has failed, the batch goes on.
+        """
+        part, position, number = next(self._walk)
+        address, reference, values = self._rows[self._at]
+        self._at += 1
+        letter = Letter(carrier, self.batch, part, position, number, address, reference)
+        try:
+            mailbox = address if _PLAIN_ADDRESS.fullmatch(address) else parse_mailbox(address, "address").text
+            rendered = self.renderer.render(mailbox, reference, values, number, part.dated_unix_s)
+        except (RenderError, BadInput) as error:
+            raise LetterFailed(letter, str(error)) from None
+        letter.segments = rendered.segments
+        letter.envelope = Envelope(
+            token,
+            rendered.return_path,
+            (mailbox.encode(),),
+            rendered.size_bytes,
+            needs_smtputf8=rendered.needs_smtputf8,
+        )
+        return letter
+
+    def rest(self) -> Iterator[tuple[BatchPart, int]]:
+        """Recipients not begun, for giving them back; the cursor is at its end afterwards."""
+        self._at = self._end
+        for part, position, _ in self._walk:
+            yield part, position
+
+
+class LetterFailed(Exception):  # noqa: N818 - reads as what happened
+    """A recipient whose message cannot be made."""
+
+    def __init__(self, letter: Letter, why: str) -> None:
+        super().__init__(why)
+        self.letter = letter
+        self.why = why

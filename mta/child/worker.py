@@ -1,0 +1,384 @@
+"""The child process: takes orders from the master, keeps the journal, reports.
+
+All work happens in callbacks of one event loop. What a turn of the loop brings (outcomes, bodies that are due)
+is collected and dealt with once at its end: one journal record, one clock reading; every few milliseconds one
+report. So the price of safety is paid by the turn, not by the message.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import resource
+from pathlib import Path
+from typing import cast
+
+import structlog
+
+from mta.child.carrier import Carrier
+from mta.child.letters import BatchCursor, Letter
+from mta.child.tally import OutcomeList, Tally
+from mta.failure.triage import Decision
+from mta.message import Renderer, Template, compile_content, load_content
+from mta.model.errors import LocalFault
+from mta.outcomes.journal import Intent, Journal, JournalError, Record
+from mta.smtp.dialogue import Envelope
+from mta.wire import (
+    Batch,
+    BatchPart,
+    ChildFrame,
+    ChildOptions,
+    Close,
+    Committed,
+    Drain,
+    Forget,
+    FrameSplitter,
+    Health,
+    JournalState,
+    Lease,
+    MasterFrame,
+    Open,
+    Recall,
+    Report,
+    decode_master_frame,
+    encode_frame,
+)
+from mta.wire import Template as TemplateFrame
+
+REPORT_DELAY_S = 0.005
+REPORT_OUTCOMES = 400  # then a report goes at once
+SWEEP_S = 1.0
+_PAGE_BYTES = resource.getpagesize()
+
+log = structlog.get_logger()
+
+
+class Worker(asyncio.Protocol):
+    """One child. Owned by its event loop; the socket to the master is its only input."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self.now_s = loop.time  # uvloop and asyncio both count CLOCK_MONOTONIC
+        self.finished: asyncio.Future[None] = loop.create_future()
+        self.letters: dict[int, Letter] = {}
+        self._splitter = FrameSplitter()
+        self._transport: asyncio.Transport | None = None
+        self._options: ChildOptions | None = None
+        self._journal: Journal | None = None
+        self._trouble = ""
+        self._carriers: dict[int, Carrier] = {}
+        self._templates: dict[int, Template] = {}
+        self._renderers: dict[tuple[int, tuple[str, ...]], Renderer] = {}
+        self._opening: set[asyncio.Task[None]] = set()
+        self._tally = Tally()
+        self._report = OutcomeList()
+        self._sequence = 1
+        self._tokens = 0
+        self._due: list[tuple[Carrier, Envelope]] = []
+        self._is_turn_scheduled = False
+        self._report_timer: asyncio.TimerHandle | None = None
+        self._lease_until_s = 0.0
+        self._is_draining = False
+        self._messages = 0
+        self._bytes_sent = 0
+
+    # --- from the master ------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # uvloop's transports are no asyncio.Transport by class, only by what they do.
+        self._transport = cast(asyncio.Transport, transport)
+        self._loop.call_later(SWEEP_S, self._sweep)
+
+    def data_received(self, data: bytes) -> None:
+        for body in self._splitter.feed(data):
+            self._obey(decode_master_frame(body))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        # The master is gone: whoever comes after it reads the journal. Nothing may be sent from here on.
+        if not self.finished.done():
+            self.finished.set_result(None)
+
+    def _obey(self, frame: MasterFrame) -> None:
+        match frame:
+            case Batch():
+                self._take_batch(frame)
+            case Open():
+                self._open(frame)
+            case Close():
+                if carrier := self._carriers.get(frame.session):
+                    carrier.close()
+            case Committed():
+                self._written_journal().committed(frame.sequence)
+            case Lease():
+                self._lease_until_s = frame.until_s
+                self._resume()
+            case TemplateFrame():
+                assert self._options is not None
+                content = load_content(frame.content, f"delivery {frame.delivery_id}")
+                self._templates[frame.delivery_id] = compile_content(
+                    content, delivery_id=frame.delivery_id, verp_key=self._options.verp_key
+                )
+            case Forget():
+                self._templates.pop(frame.delivery_id, None)
+                for key in [key for key in self._renderers if key[0] == frame.delivery_id]:
+                    del self._renderers[key]
+            case Recall():
+                for carrier in list(self._carriers.values()):
+                    carrier.recall(frame.delivery_id)
+                self._end_turn_soon()
+            case Drain():
+                self._drain()
+            case ChildOptions():
+                self._begin(frame)
+
+    def _begin(self, options: ChildOptions) -> None:
+        self._options = options
+        self._lease_until_s = options.lease_until_s
+        self._journal = Journal(Path(options.journal_dir), options.node_id, options.child)
+        try:
+            self._journal.open()
+        except JournalError as error:
+            self._journal_failed(error)
+
+    def _open(self, order: Open) -> None:
+        carrier = self._carriers[order.session] = Carrier(self, order)
+        task = self._loop.create_task(carrier.open(), name=f"open session {order.session}")
+        self._opening.add(task)
+        task.add_done_callback(self._opened)
+
+    def _opened(self, task: asyncio.Task[None]) -> None:
+        self._opening.discard(task)
+        if not task.cancelled() and (error := task.exception()) and not self.finished.done():
+            self.finished.set_exception(error)  # a bug of ours: the process ends, its work is recovered
+
+    def _take_batch(self, batch: Batch) -> None:
+        carrier = self._carriers.get(batch.session)
+        if carrier is None or not carrier.takes_batches or self._is_draining:
+            limit = carrier.order.limit if carrier else ""
+            for part in batch.parts:
+                for position in part.positions:
+                    self.give_back(batch, part, position, limit)
+            return
+        carrier.add(BatchCursor(batch, self._renderer(batch)))
+
+    def _renderer(self, batch: Batch) -> Renderer:
+        key = (batch.delivery_id, batch.fields)
+        renderer = self._renderers.get(key)
+        if renderer is None:
+            template = self._templates.get(batch.delivery_id)
+            if template is None:
+                raise LocalFault(f"batch {batch.batch}: the template of delivery {batch.delivery_id} was never sent")
+            renderer = self._renderers[key] = template.bind(batch.fields)
+        return renderer
+
+    def _drain(self) -> None:
+        self._is_draining = True
+        for carrier in list(self._carriers.values()):
+            carrier.recall(None)
+            carrier.close()
+        self._end_turn_soon()
+        self._end_if_drained()
+
+    # --- from the carriers ----------------------------------------------------------------------
+
+    @property
+    def may_begin(self) -> bool:
+        """False while nothing new may be begun: the lease is not certain, or the journal cannot be written."""
+        return not self._trouble and self.now_s() < self._lease_until_s
+
+    def next_token(self) -> int:
+        self._tokens += 1
+        return self._tokens
+
+    def settle(self, letter: Letter, decision: Decision) -> None:
+        """Records what became of a letter."""
+        segment = letter.segment
+        if segment is not None:
+            segment.open_intents -= 1
+            segment.release = self._sequence
+        self._tally.settle(letter, decision)
+        self._messages += 1
+        self._end_turn_soon()
+
+    def give_back(self, batch: Batch, part: BatchPart, position: int, limit: str) -> None:
+        self._tally.give_back(batch, part, position, limit)
+        self._end_turn_soon()
+
+    def bodies_due(self, carrier: Carrier, envelopes: list[Envelope]) -> None:
+        """The server waits for these bodies; they go at the end of the turn, when their intent is written."""
+        for envelope in envelopes:
+            self._due.append((carrier, envelope))
+        self._end_turn_soon()
+
+    def tell(self, frame: ChildFrame) -> None:
+        """Tells the master something about a session, after the outcomes that came before it."""
+        self._end_turn()
+        self._send_report()
+        self._send(frame)
+
+    def forget(self, carrier: Carrier) -> None:
+        self._carriers.pop(carrier.order.session, None)
+        self._end_if_drained()
+
+    def tokens_of(self, carrier: Carrier, delivery_id: int | None) -> set[int]:
+        return {
+            token
+            for token, letter in self.letters.items()
+            if letter.carrier is carrier and delivery_id in (None, letter.batch.delivery_id)
+        }
+
+    # --- the end of a turn ----------------------------------------------------------------------
+
+    def _end_turn_soon(self) -> None:
+        if not self._is_turn_scheduled:
+            self._is_turn_scheduled = True
+            self._loop.call_soon(self._end_turn)
+
+    def _end_turn(self) -> None:
+        """Journal first: outcomes of this turn and intents for what it begins; then the bodies, then the report."""
+        self._is_turn_scheduled = False
+        due: list[tuple[Carrier, Envelope]] = []
+        if self._due and self.may_begin:
+            due, self._due = self._due, []
+        tick = self._tally.take_tick()
+        if due or tick.count:
+            due = self._write_journal(due, tick)
+        if tick.count:
+            self._report.merge(tick)
+            if self._report.count >= REPORT_OUTCOMES:
+                self._send_report()
+            elif self._report_timer is None:
+                self._report_timer = self._loop.call_later(REPORT_DELAY_S, self._send_report)
+        for carrier, envelope in due:
+            letter = self.letters.get(envelope.token)
+            # Gone when the link ended since it was due: its verdict is given.
+            if letter is not None and carrier.link is not None and letter.segments is not None:
+                segments, letter.segments = letter.segments, None
+                self._bytes_sent += envelope.size_bytes
+                carrier.link.body(envelope.token, segments, is_transparent=True)
+
+    def _write_journal(self, due: list[tuple[Carrier, Envelope]], tick: OutcomeList) -> list[tuple[Carrier, Envelope]]:
+        """Writes one record; what of ``due`` may be sent now: all of it, or nothing when the journal fails."""
+        journal = self._written_journal()
+        intents = []
+        begun: list[Letter] = []
+        for carrier, envelope in due:
+            letter = self.letters.get(envelope.token)
+            if letter is not None:
+                order = carrier.order
+                intents.append(Intent(letter.part.part_id, letter.position, order.mx_host, order.peer, order.limit))
+                begun.append(letter)
+        record = Record(self._sequence, intents, tick.outcomes(), tick.encoded_lines(), tick.doubts)
+        try:
+            journal.write(record)
+        except JournalError as error:
+            self._journal_failed(error)
+            for carrier, _ in due:
+                if carrier.link is not None:
+                    carrier.link.abort("the local journal cannot be written")
+            return []
+        segment = journal.segment
+        segment.release = max(segment.release, self._sequence)
+        segment.open_intents += len(begun)
+        for letter in begun:
+            letter.segment = segment
+        if self._trouble:
+            self._trouble = ""
+            self._send(JournalState(""))
+        return due
+
+    def _written_journal(self) -> Journal:
+        if self._journal is None:
+            raise LocalFault("an order came before the options")
+        return self._journal
+
+    def _journal_failed(self, error: JournalError) -> None:
+        # New sends stop, replies under way are still collected and reported: the database makes them safe.
+        if not self._trouble:
+            log.error("journal cannot be written", error=str(error))
+        self._trouble = str(error)
+        self._send(JournalState(self._trouble))
+
+    def _send_report(self) -> None:
+        if self._report_timer is not None:
+            self._report_timer.cancel()
+            self._report_timer = None
+        report = self._report
+        if not report.count:
+            return
+        self._report = OutcomeList()
+        self._send(Report(self._sequence, report.outcomes(), report.encoded_lines(), report.doubts))
+        self._sequence += 1
+
+    def _send(self, frame: ChildFrame) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(encode_frame(frame))
+
+    # --- once a second --------------------------------------------------------------------------
+
+    def _sweep(self) -> None:
+        now_s = self.now_s()
+        for carrier in list(self._carriers.values()):
+            if carrier.link is not None:
+                carrier.link.check_deadline(now_s)
+        if self._trouble:
+            self._probe_journal()
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        self._send(
+            Health(_rss_bytes(), usage.ru_utime + usage.ru_stime, self._messages, len(self._carriers), self._bytes_sent)
+        )
+        self._loop.call_later(SWEEP_S, self._sweep)
+
+    def _probe_journal(self) -> None:
+        try:
+            self._written_journal().write(Record(self._sequence, [], [], b""))
+        except JournalError as error:
+            self._journal_failed(error)
+            return
+        log.info("journal can be written again")
+        self._trouble = ""
+        self._send(JournalState(""))
+        self._resume()
+
+    def _resume(self) -> None:
+        """The lease is certain (again): what had to wait goes on."""
+        if self.may_begin:
+            if self._due:
+                self._end_turn_soon()
+            for carrier in list(self._carriers.values()):
+                if carrier.batches and carrier.link is not None and carrier.link.load < 1:
+                    carrier.feed()
+
+    def _end_if_drained(self) -> None:
+        if self._is_draining and not self._carriers and not self.finished.done():
+            self._end_turn()
+            self._send_report()
+            self.finished.set_result(None)
+
+
+def _rss_bytes() -> int:
+    with open("/proc/self/statm", "rb") as statm:
+        return int(statm.read().split()[1]) * _PAGE_BYTES
+
+
+async def serve(fd: int) -> None:
+    """Runs a child on its socket to the master until the master is gone or the child is drained."""
+    import socket
+
+    loop = asyncio.get_running_loop()
+    worker = Worker(loop)
+    transport, _ = await loop.create_unix_connection(lambda: worker, sock=socket.socket(fileno=fd))
+    # What lives as long as the process is never looked at again; letters and replies hold no cycles.
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
+    try:
+        await worker.finished
+    finally:
+        if transport.is_closing():
+            # The master is dead. Connections must not outlive it: end without ceremony.
+            os._exit(3)
+        transport.close()  # after what is written: the last report goes out first
+        await asyncio.sleep(0)
+        while transport.get_write_buffer_size():
+            await asyncio.sleep(0.001)

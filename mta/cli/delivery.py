@@ -1,0 +1,354 @@
+"""``mta delivery``: made, filled, steered, audited."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import tomllib
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, BinaryIO
+
+import msgspec
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from mta.cli.terminal import (
+    AsJson,
+    DeliveryId,
+    Dsn,
+    err,
+    out,
+    parse_duration,
+    parse_time,
+    print_json,
+    print_table,
+    shown,
+    with_database,
+)
+from mta.model.errors import BadInput
+from mta.model.outcome import InDoubtPolicy
+from mta.queue import audit as audits
+from mta.queue import deliveries, source
+from mta.queue.connection import Conn
+from mta.queue.load import LoadSummary, append_source
+from mta.queue.states import DeliveryState
+
+app = typer.Typer(help="Deliveries: make, fill, steer and audit them.", no_args_is_help=True)
+
+InputFile = Annotated[Path | None, typer.Option(exists=True, dir_okay=False, readable=True, show_default=False)]
+
+
+@app.command()
+def create(
+    name: Annotated[str, typer.Option(help="Its name, for people.", show_default=False)],
+    content: Annotated[
+        Path | None,
+        typer.Option(help="Content as TOML or JSON.", exists=True, dir_okay=False, readable=True, show_default=False),
+    ] = None,
+    subject: Annotated[str | None, typer.Option(help="Subject, may have {{fields}}.", show_default=False)] = None,
+    sender: Annotated[str | None, typer.Option("--from", help='"Shop" <news@example.com>', show_default=False)] = None,
+    text: InputFile = None,
+    html: InputFile = None,
+    priority: Annotated[int, typer.Option(help="0 (first) to 4.")] = 2,
+    weight: Annotated[int, typer.Option(help="Share among deliveries of one priority, 1 to 1000.")] = 1,
+    pool: Annotated[str, typer.Option(help="Egress pool.")] = "default",
+    in_doubt: Annotated[
+        InDoubtPolicy, typer.Option(help="When a final dot was never answered.")
+    ] = InDoubtPolicy.RESEND,
+    valid_for: Annotated[str, typer.Option(help="How long to try: 90s, 30m, 12h, 5d.")] = "5d",
+    start_at: Annotated[
+        str | None, typer.Option(help="Not before this time (ISO 8601 with zone).", show_default=False)
+    ] = None,
+    retry: Annotated[
+        str | None, typer.Option(help="Retry schedule: a preset's name, or JSON.", show_default=False)
+    ] = None,
+    part_recipients: Annotated[int, typer.Option(help="Recipients a part; 0: automatic.")] = 0,
+    dsn: Dsn = "",
+    as_json: AsJson = False,
+) -> None:
+    """Make a delivery. It sends nothing before it is started."""
+    new = deliveries.NewDelivery(
+        name=name,
+        content=_content(content, subject, sender, text, html),
+        priority=priority,
+        weight=weight,
+        egress_pool=pool,
+        in_doubt_policy=in_doubt,
+        part_recipients=part_recipients,
+        starts_at=None if start_at is None else parse_time(start_at, "--start-at"),
+        validity=parse_duration(valid_for, "--valid-for"),
+        # A preset's name may stand without the quotes that make it JSON.
+        retry=json.dumps(retry) if retry is not None and retry.isidentifier() and retry != "null" else retry,
+    )
+    made = with_database(dsn, lambda conn: deliveries.create(conn, new))
+    if as_json:
+        print_json({"id": made})
+    else:
+        out.print(f"delivery {made} made; next: mta delivery append {made} FILE, mta delivery start {made}")
+
+
+@app.command()
+def append(
+    delivery_id: DeliveryId,
+    file: Annotated[str, typer.Argument(help="CSV or NDJSON; - reads standard input.", show_default=False)],
+    form: Annotated[
+        source.SourceFormat | None, typer.Option("--format", help="Else by the file's suffix.", show_default=False)
+    ] = None,
+    delimiter: Annotated[str, typer.Option(help="Between the columns of CSV.")] = ",",
+    on_bad_row: Annotated[
+        source.OnBadRow, typer.Option(help="Leave it out, or refuse its part.")
+    ] = source.OnBadRow.SKIP,
+    part_recipients: Annotated[
+        int | None, typer.Option(help="Recipients a part; 0: automatic; else as the delivery says.", show_default=False)
+    ] = None,
+    key_prefix: Annotated[
+        str | None, typer.Option(help="Of the parts' keys; else the file's name.", show_default=False)
+    ] = None,
+    seal: Annotated[bool, typer.Option("--seal", help="Afterwards nothing more can be appended.")] = False,
+    dsn: Dsn = "",
+    as_json: AsJson = False,
+) -> None:
+    """Append recipients. Run the same again after it was cut short: what is there already is not appended twice."""
+    name = "stdin" if file == "-" else Path(file).name
+    form = form or (source.SourceFormat.NDJSON if name.endswith((".ndjson", ".jsonl")) else source.SourceFormat.CSV)
+
+    async def work(conn: Conn) -> LoadSummary:
+        asked = (
+            (await deliveries.show(conn, delivery_id)).part_recipients if part_recipients is None else part_recipients
+        )
+        total = None if file == "-" else source.count_lines(Path(file))
+        with _opened(file) as stream, _progress_bar(total, is_shown=not as_json) as on_progress:
+            rows = source.open_rows(stream, name, form, delimiter=delimiter)
+            size = source.part_recipients_for(asked, total)
+            parts = source.read_parts(rows, key_prefix or name, size, on_bad_row)
+            summary = await append_source(conn, delivery_id, parts, on_progress)
+        if seal and summary.is_complete:
+            await deliveries.seal(conn, delivery_id)
+        return summary
+
+    summary = with_database(dsn, work)
+    if as_json:
+        print_json({"is_complete": summary.is_complete, **msgspec.to_builtins(summary)})
+    else:
+        _print_summary(summary, seal)
+    if not summary.is_complete:
+        raise typer.Exit(1)
+
+
+@app.command("list")
+def list_(
+    state: Annotated[DeliveryState | None, typer.Option(help="Only those in this state.", show_default=False)] = None,
+    limit: Annotated[int, typer.Option(help="So many at most.", min=1, max=100_000)] = 50,
+    dsn: Dsn = "",
+    as_json: AsJson = False,
+) -> None:
+    """Deliveries with their counters, the newest first."""
+    found = with_database(dsn, lambda conn: deliveries.list_deliveries(conn, state=state, limit=limit))
+    if as_json:
+        for one in found:
+            print_json(_as_json(one))
+        return
+    print_table(
+        "Deliveries (recipients)",
+        ("id", "name", "state", "sealed", "appended", "waiting", "delivered", "failed", "expired", "cancelled", "held"),
+        [
+            (
+                *(one.id, one.name, one.state.value, one.sealed, one.appended, one.waiting),
+                *(one.delivered, one.failed, one.expired, one.cancelled, one.held),
+            )
+            for one in found
+        ],
+    )
+
+
+@app.command()
+def show(delivery_id: DeliveryId, dsn: Dsn = "", as_json: AsJson = False) -> None:
+    """All about one delivery."""
+    found = _as_json(with_database(dsn, lambda conn: deliveries.show(conn, delivery_id)))
+    if as_json:
+        print_json(found)
+    else:
+        print_table(f"Delivery {delivery_id}", ("what", "value"), list(found.items()))
+
+
+@app.command()
+def start(delivery_id: DeliveryId, dsn: Dsn = "", as_json: AsJson = False) -> None:
+    """Begin to send."""
+    _change(delivery_id, deliveries.start, dsn, as_json)
+
+
+@app.command()
+def pause(delivery_id: DeliveryId, dsn: Dsn = "", as_json: AsJson = False) -> None:
+    """Hand out no more of it, until it is resumed."""
+    _change(delivery_id, deliveries.pause, dsn, as_json)
+
+
+@app.command()
+def resume(delivery_id: DeliveryId, dsn: Dsn = "", as_json: AsJson = False) -> None:
+    """Go on after a pause."""
+    _change(delivery_id, deliveries.resume, dsn, as_json)
+
+
+@app.command()
+def cancel(delivery_id: DeliveryId, dsn: Dsn = "", as_json: AsJson = False) -> None:
+    """Send no more of it, for ever; what waits is recorded as cancelled."""
+    _change(delivery_id, deliveries.cancel, dsn, as_json)
+
+
+@app.command()
+def seal(delivery_id: DeliveryId, dsn: Dsn = "", as_json: AsJson = False) -> None:
+    """Nothing more will be appended: it finishes when all of it is settled."""
+    with_database(dsn, lambda conn: deliveries.seal(conn, delivery_id))
+    if as_json:
+        print_json({"id": delivery_id, "sealed": True})
+    else:
+        out.print(f"delivery {delivery_id} is sealed")
+
+
+@app.command()
+def audit(delivery_id: DeliveryId, dsn: Dsn = "", as_json: AsJson = False) -> None:
+    """Prove from queue and log that nothing is lost, repeated or invented; exit 1 when something is."""
+    found = with_database(dsn, lambda conn: audits.audit(conn, delivery_id))
+    if as_json:
+        print_json({"is_clean": found.is_clean, **msgspec.to_builtins(found)})
+    else:
+        _print_audit(found)
+    if not found.is_clean:
+        raise typer.Exit(1)
+
+
+@app.command("in-doubt")
+def in_doubt(
+    delivery_id: DeliveryId,
+    resend: Annotated[bool, typer.Option("--resend", help="Send the held ones again.")] = False,
+    drop: Annotated[bool, typer.Option("--drop", help="Record the held ones as failed.")] = False,
+    dsn: Dsn = "",
+    as_json: AsJson = False,
+) -> None:
+    """Messages whose final dot was never answered: list them, or settle those that are held."""
+    if resend and drop:
+        raise BadInput("--resend --drop", "cannot be asked for together")
+    if resend or drop:
+        action = audits.Action.RESEND if resend else audits.Action.DROP
+        settled = with_database(dsn, lambda conn: audits.settle_in_doubt(conn, delivery_id, action))
+        if as_json:
+            print_json({"id": delivery_id, "action": action, "settled": settled})
+        else:
+            out.print(f"{settled:,} held messages of delivery {delivery_id}: {action.value}")
+        return
+    found = with_database(dsn, lambda conn: audits.in_doubt(conn, delivery_id))
+    if as_json:
+        for doubt in found:
+            print_json(doubt)
+        return
+    print_table(
+        f"In doubt, delivery {delivery_id}",
+        ("at", "address", "attempt", "MX host", "policy", "held", "cause"),
+        [(one.at, one.address, one.attempt, one.mx_host, one.policy, one.held, one.cause) for one in found],
+    )
+
+
+def _change(delivery_id: int, change: Callable[[Conn, int], Awaitable[DeliveryState]], dsn: str, as_json: bool) -> None:
+    state = with_database(dsn, lambda conn: change(conn, delivery_id))
+    if as_json:
+        print_json({"id": delivery_id, "state": state})
+    else:
+        out.print(f"delivery {delivery_id} is {state.value}")
+
+
+def _content(file: Path | None, subject: str | None, sender: str | None, text: Path | None, html: Path | None) -> bytes:
+    """The content as JSON; whether it is good is for ``deliveries.create`` to say."""
+    pieces: dict[str, Any] = {
+        "subject": subject,
+        "sender": sender,
+        "text": None if text is None else _read_text(text),
+        "html": None if html is None else _read_text(html),
+    }
+    given = {key: value for key, value in pieces.items() if value is not None}
+    if file is None:
+        if subject is None or sender is None:
+            raise BadInput("--content", "is missing; or give --subject, --from, and --text or --html")
+        return msgspec.json.encode(given)
+    if given:
+        raise BadInput("--content", "holds the whole content: it cannot go with --subject, --from, --text or --html")
+    content = _read_text(file)
+    if file.suffix != ".toml":
+        return content.encode()
+    try:
+        return msgspec.json.encode(tomllib.loads(content))
+    except tomllib.TOMLDecodeError as error:
+        raise BadInput(str(file), str(error)) from error
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BadInput(str(path), f"is not UTF-8: {error.reason} at byte {error.start}") from error
+
+
+@contextlib.contextmanager
+def _opened(file: str) -> Iterator[BinaryIO]:
+    if file == "-":
+        yield typer.get_binary_stream("stdin")
+    else:
+        with Path(file).open("rb") as stream:
+            yield stream
+
+
+@contextlib.contextmanager
+def _progress_bar(total: int | None, *, is_shown: bool) -> Iterator[Callable[[LoadSummary], None]]:
+    columns = (
+        SpinnerColumn(),
+        TextColumn("appending"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("rows, {task.speed} a second"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=err, disable=not is_shown) as progress:
+        task = progress.add_task("append", total=total)
+        yield lambda summary: progress.update(task, completed=summary.rows_read)
+
+
+def _print_summary(summary: LoadSummary, is_seal_asked: bool) -> None:
+    for bad in summary.bad_rows:
+        err.print(shown(str(bad)), highlight=False, soft_wrap=True)
+    if summary.bad > len(summary.bad_rows):
+        err.print(f"... and {summary.bad - len(summary.bad_rows):,} more bad rows")
+    out.print(
+        f"{summary.rows_read:,} rows read: {summary.appended:,} appended, {summary.already_there:,} there already, "
+        f"{summary.bad:,} bad, {summary.refused:,} refused with a bad one of their part"
+    )
+    if is_seal_asked and not summary.is_complete:
+        err.print(f"not sealed: parts were refused: {', '.join(summary.refused_parts[:20])}", soft_wrap=True)
+
+
+def _print_audit(found: audits.Audit) -> None:
+    out.print(
+        f"delivery {found.delivery_id}: {found.appended:,} appended = {found.final:,} final + {found.open:,} open "
+        f"({found.leased:,} leased, {found.held:,} held)"
+    )
+    faults = {
+        "lost": found.lost,
+        "more than one final outcome": found.duplicates,
+        "final, and still in the queue": found.both,
+        "twice in the queue": found.open_twice,
+        "never appended": found.invented,
+    }
+    for name, findings in faults.items():
+        if findings.count:
+            rows = [(one.number, one.key, one.index) for one in findings.examples]
+            print_table(f"{name}: {findings.count:,}", ("number", "part", "index in it"), rows)
+    if found.wrong_counters:
+        rows_wrong = [(one.name, one.counted, one.logged) for one in found.wrong_counters]
+        print_table("Counters that are wrong", ("counter", "counted", "in the log"), rows_wrong)
+    out.print("[green]clean[/]" if found.is_clean else "[red]not clean[/]")
+
+
+def _as_json(found: deliveries.Delivery) -> dict[str, Any]:
+    fields = msgspec.to_builtins(found)
+    del fields["validity"]
+    seconds = int(found.validity.total_seconds())
+    return {**fields, "validity_s": seconds, "final": found.final, "waiting": found.waiting}

@@ -1,0 +1,386 @@
+"""Questions on their way: UDP ports, tries, time-outs, TCP for what does not fit.
+
+In charge of one thing: `Transport.ask` answers every question exactly once, with an `Answer` that is
+``TEMPORARY`` if no nameserver gave a definite one within the budget. Single-threaded; owned by one event loop.
+
+Against forged answers (RFC 5452): ports are connected, so the kernel drops strangers; ids are random; the
+question must come back; each nameserver is asked from several ports, which are replaced after some use.
+
+A question costs one future and no timer: all time-outs are equally long, so those under way are kept in the
+order of their ends and one timer watches the first. Sockets are read in a loop of our own, many packets a
+wake-up: an asyncio datagram transport reads one packet each turn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import socket
+from collections import OrderedDict, deque
+from collections.abc import Sequence
+
+import msgspec
+
+from mta.dns import message
+from mta.dns.answer import Answer, Found, RecordType
+from mta.dns.nameservers import Endpoint
+
+_PORTS_PER_SERVER = 4
+_PORT_QUERIES_MAX = 2_000  # then a fresh source port takes its place
+_PACKETS_PER_WAKE_MAX = 64  # then the event loop's other duties get their turn
+_PACKET_BYTES_MAX = 65_535
+_RECEIVE_BUFFER_BYTES = 1 << 20  # answers to a burst of several hundred questions
+_TCP_MAX = 64  # connections at once; few answers are that long
+
+
+class TransportStatistics(msgspec.Struct, frozen=True):
+    """Counters since the start, and what is under way now."""
+
+    queries: int  # packets and TCP questions sent, tries included
+    timeouts: int
+    bad_answers: int  # SERVFAIL, REFUSED, malformed, lame
+    ignored: int  # packets that answer no question of ours: late, or forged
+    over_tcp: int
+    outstanding: int
+    outstanding_highest: int
+    waiting: int  # for one of the outstanding to end
+
+
+class _Exchange:
+    """One question under way."""
+
+    __slots__ = ("answered", "bad", "edns", "future", "kind", "name", "port", "query_id", "question", "text", "tries")
+
+    def __init__(self, name: str, kind: RecordType, future: asyncio.Future[Answer]) -> None:
+        self.name = name
+        self.kind = kind
+        self.future = future
+        self.question = message.encode_question(name, kind)
+        self.edns = True
+        self.tries = 0
+        self.bad = 0
+        self.port: _Port | None = None
+        self.query_id = 0
+        self.text = ""
+
+
+class _Port:
+    """One connected UDP socket, and the questions that wait for an answer on it, by id."""
+
+    __slots__ = ("sent", "server", "socket", "waiting")
+
+    def __init__(self, server: int, connected: socket.socket) -> None:
+        self.server = server
+        self.socket = connected
+        self.sent = 0
+        self.waiting: dict[int, _Exchange] = {}
+
+
+class Transport:
+    """Asks ``servers``, ``tries`` times ``timeout_s`` each, with at most ``outstanding_max`` questions at once.
+
+    Questions beyond that wait in the order of their asking; how many may wait is the caller's to bound.
+    """
+
+    def __init__(
+        self,
+        servers: Sequence[Endpoint],
+        *,
+        timeout_s: float,
+        tries: int,
+        outstanding_max: int,
+        rng: random.Random,
+    ) -> None:
+        self._servers = tuple(servers)
+        self._timeout_s = timeout_s
+        self._tries = tries
+        self._outstanding_max = outstanding_max
+        self._rng = rng
+        self._loop = asyncio.get_running_loop()
+        self._ports: list[list[_Port | None]] = [[None] * _PORTS_PER_SERVER for _ in self._servers]
+        self._retired: set[_Port] = set()
+        self._turn = 0
+        self._preferred = 0  # the server asked first; moves on when it is silent
+        self._queue: deque[_Exchange] = deque()
+        self._due: OrderedDict[_Exchange, float] = OrderedDict()  # end of the current try, earliest first
+        self._timer: asyncio.TimerHandle | None = None
+        self._tcp_tasks: set[asyncio.Task[None]] = set()
+        self._tcp_slots = asyncio.Semaphore(_TCP_MAX)
+        self._is_closed = False
+        self._outstanding = self._outstanding_highest = 0
+        self._queries = self._timeouts = self._bad_answers = self._ignored = self._over_tcp = 0
+
+    def ask(self, name: str, kind: RecordType) -> asyncio.Future[Answer]:
+        """The answer to come for a canonical host name. Never fails: what goes wrong is ``Found.TEMPORARY``."""
+        future: asyncio.Future[Answer] = self._loop.create_future()
+        exchange = _Exchange(name, kind, future)
+        if self._is_closed:
+            future.set_result(Answer(Found.TEMPORARY, name, text="the resolver is closed"))
+        elif self._outstanding < self._outstanding_max:
+            self._start(exchange)
+        else:
+            self._queue.append(exchange)
+        return future
+
+    def statistics(self) -> TransportStatistics:
+        return TransportStatistics(
+            queries=self._queries,
+            timeouts=self._timeouts,
+            bad_answers=self._bad_answers,
+            ignored=self._ignored,
+            over_tcp=self._over_tcp,
+            outstanding=self._outstanding,
+            outstanding_highest=self._outstanding_highest,
+            waiting=len(self._queue),
+        )
+
+    async def close(self) -> None:
+        """Ends every question as ``TEMPORARY`` and gives all sockets back. Idempotent."""
+        self._is_closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        for task in self._tcp_tasks:
+            task.cancel()
+        await asyncio.gather(*self._tcp_tasks, return_exceptions=True)
+        for exchange in (*self._queue, *self._due):
+            if not exchange.future.done():
+                exchange.future.set_result(Answer(Found.TEMPORARY, exchange.name, text="the resolver was closed"))
+        self._queue.clear()
+        self._due.clear()
+        for port in [port for ports in self._ports for port in ports if port is not None] + list(self._retired):
+            self._close_port(port)
+        self._ports = [[None] * _PORTS_PER_SERVER for _ in self._servers]
+        self._retired.clear()
+
+    # -- the life of a question: start -> try -> (answer | time-out | bad answer -> next try) -> finish
+
+    def _start(self, exchange: _Exchange) -> None:
+        self._outstanding += 1
+        self._outstanding_highest = max(self._outstanding_highest, self._outstanding)
+        self._try(exchange)
+
+    def _try(self, exchange: _Exchange) -> None:
+        server = (self._preferred + exchange.tries) % len(self._servers)
+        exchange.tries += 1
+        try:
+            port = self._port(server)
+        except OSError as problem:
+            # No route or no descriptor: as good as silence, and the timer paces the next try.
+            exchange.text = f"{self._servers[server]} cannot be asked ({problem.strerror})"
+        else:
+            query_id = self._rng.getrandbits(16)
+            while query_id in port.waiting:
+                query_id = self._rng.getrandbits(16)
+            exchange.port, exchange.query_id = port, query_id
+            port.waiting[query_id] = exchange
+            port.sent += 1
+            self._queries += 1
+            try:
+                port.socket.send(message.encode_query(query_id, exchange.question, edns=exchange.edns))
+            except OSError as problem:
+                exchange.text = f"{self._servers[server]} cannot be reached ({problem.strerror})"
+        self._due[exchange] = self._loop.time() + self._timeout_s
+        self._due.move_to_end(exchange)
+        if self._timer is None:
+            self._timer = self._loop.call_later(self._timeout_s, self._sweep)
+
+    def _sweep(self) -> None:
+        """Ends the tries whose time is over, and sleeps until the next one's end."""
+        now = self._loop.time()
+        try:
+            while self._due:
+                exchange, due = next(iter(self._due.items()))
+                if due > now:
+                    break
+                self._time_out(exchange)
+        finally:
+            # Only here, not by the tries begun above: one timer, however often it fires.
+            first = next(iter(self._due.values()), None)
+            self._timer = None if first is None else self._loop.call_at(first, self._sweep)
+
+    def _time_out(self, exchange: _Exchange) -> None:
+        self._timeouts += 1
+        port = exchange.port
+        self._withdraw(exchange)
+        if port is not None:
+            exchange.text = f"no answer from {self._servers[port.server]}"
+            if port.server == self._preferred:
+                self._preferred = (self._preferred + 1) % len(self._servers)
+        self._next_try(exchange)
+
+    def _withdraw(self, exchange: _Exchange) -> None:
+        """Ends the current try: from now on its answer comes too late."""
+        self._due.pop(exchange, None)
+        port = exchange.port
+        if port is not None:
+            exchange.port = None
+            del port.waiting[exchange.query_id]
+            if not port.waiting and port in self._retired:
+                self._retired.discard(port)
+                self._close_port(port)
+
+    def _next_try(self, exchange: _Exchange) -> None:
+        if exchange.tries < self._tries and not exchange.future.done():
+            self._try(exchange)
+        else:
+            self._finish(exchange, Answer(Found.TEMPORARY, exchange.name, text=exchange.text))
+
+    def _bad_answer(self, exchange: _Exchange, text: str) -> None:
+        """The server spoke but did not answer: each of the servers, or the only one twice, and no more.
+
+        A zone that is broken stays so for longer than a few milliseconds; asking on would only be a flood.
+        """
+        self._bad_answers += 1
+        exchange.bad += 1
+        exchange.text = text
+        if exchange.bad < max(2, len(self._servers)):
+            self._next_try(exchange)
+        else:
+            self._finish(exchange, Answer(Found.TEMPORARY, exchange.name, text=text))
+
+    def _finish(self, exchange: _Exchange, answer: Answer) -> None:
+        if not exchange.future.done():
+            exchange.future.set_result(answer)
+        self._outstanding -= 1
+        while not self._is_closed and self._queue and self._outstanding < self._outstanding_max:
+            waiting = self._queue.popleft()
+            if not waiting.future.done():
+                self._start(waiting)
+
+    # -- packets
+
+    def _port(self, server: int) -> _Port:
+        """One of the server's ports, in turn; a worn one is replaced. ``OSError`` if none can be had."""
+        self._turn += 1
+        place = self._turn % _PORTS_PER_SERVER
+        port = self._ports[server][place]
+        if port is not None and port.sent < _PORT_QUERIES_MAX:
+            return port
+        fresh = self._open_port(server)
+        if port is not None:
+            if port.waiting:
+                self._retired.add(port)
+            else:
+                self._close_port(port)
+        self._ports[server][place] = fresh
+        return fresh
+
+    def _open_port(self, server: int) -> _Port:
+        endpoint = self._servers[server]
+        family = socket.AF_INET6 if endpoint.is_ipv6 else socket.AF_INET
+        opened = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        try:
+            opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER_BYTES)
+            opened.connect((endpoint.address, endpoint.port))
+        except OSError:
+            opened.close()
+            raise
+        port = _Port(server, opened)
+        self._loop.add_reader(opened.fileno(), self._readable, port)
+        return port
+
+    def _close_port(self, port: _Port) -> None:
+        self._loop.remove_reader(port.socket.fileno())
+        port.socket.close()
+
+    def _readable(self, port: _Port) -> None:
+        receive = port.socket.recv
+        for _ in range(_PACKETS_PER_WAKE_MAX):
+            try:
+                wire = receive(_PACKET_BYTES_MAX)
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError as problem:
+                self._unreachable(port, problem)
+                return
+            self._receive(port, wire)
+            if port.socket.fileno() < 0:
+                return  # the last question of a retired port was answered
+
+    def _unreachable(self, port: _Port, problem: OSError) -> None:
+        """ICMP says that nobody listens there: with another server at hand, there is no use in waiting."""
+        text = f"{self._servers[port.server]} cannot be reached ({problem.strerror})"
+        waiting = list(port.waiting.values())
+        for exchange in waiting:
+            exchange.text = text
+        if len(self._servers) > 1:
+            if port.server == self._preferred:
+                self._preferred = (self._preferred + 1) % len(self._servers)
+            for exchange in waiting:
+                self._withdraw(exchange)
+                self._next_try(exchange)
+
+    def _receive(self, port: _Port, wire: bytes) -> None:
+        query_id = message.packet_id(wire)
+        exchange = port.waiting.get(query_id) if query_id is not None else None
+        if exchange is None or not message.repeats_question(wire, exchange.question):
+            self._ignored += 1
+            return
+        server = self._servers[port.server]
+        self._withdraw(exchange)
+        try:
+            packet = message.read_packet(wire, exchange.name, exchange.kind, exchange.question)
+        except message.BadPacket as problem:
+            self._bad_answer(exchange, f"{problem} from {server}")
+            return
+        if packet.is_truncated:
+            self._start_tcp(exchange, port.server)
+        else:
+            self._conclude(exchange, packet, port.server)
+
+    def _conclude(self, exchange: _Exchange, packet: message.Packet, server: int) -> None:
+        answer = packet.answer
+        if answer is None:
+            if packet.rcode in (message.FORMERR, message.NOTIMP) and exchange.edns:
+                exchange.edns = False  # RFC 6891 §7: an old server; asked again without
+                self._next_try(exchange)
+                return
+            name = message.RCODE_NAMES.get(packet.rcode, f"rcode {packet.rcode}")
+            self._bad_answer(exchange, f"{name} from {self._servers[server]}")
+        elif answer.found is Found.TEMPORARY:
+            self._bad_answer(exchange, f"{answer.text} from {self._servers[server]}")
+        else:
+            self._finish(exchange, answer)
+
+    # -- TCP (RFC 7766): one connection for one truncated answer
+
+    def _start_tcp(self, exchange: _Exchange, server: int) -> None:
+        self._over_tcp += 1
+        task = self._loop.create_task(self._ask_over_tcp(exchange, server))
+        self._tcp_tasks.add(task)
+        task.add_done_callback(self._tcp_tasks.discard)
+
+    async def _ask_over_tcp(self, exchange: _Exchange, server: int) -> None:
+        endpoint = self._servers[server]
+        query_id = self._rng.getrandbits(16)
+        query = message.encode_query(query_id, exchange.question, edns=exchange.edns)
+        try:
+            async with self._tcp_slots, asyncio.timeout(self._timeout_s):
+                self._queries += 1
+                wire = await _tcp_question(endpoint, query)
+            if message.packet_id(wire) != query_id or not message.repeats_question(wire, exchange.question):
+                raise message.BadPacket("answer to another question")
+            packet = message.read_packet(wire, exchange.name, exchange.kind, exchange.question)
+            if packet.is_truncated:
+                raise message.BadPacket("truncated over TCP as well")
+        except message.BadPacket as problem:
+            self._bad_answer(exchange, f"{problem} from {endpoint}")
+        except (OSError, TimeoutError, EOFError) as problem:
+            why = "time-out" if isinstance(problem, TimeoutError) else type(problem).__name__
+            self._bad_answer(exchange, f"no answer over TCP from {endpoint} ({why})")
+        except asyncio.CancelledError:
+            self._finish(exchange, Answer(Found.TEMPORARY, exchange.name, text="the resolver was closed"))
+            raise
+        else:
+            self._conclude(exchange, packet, server)
+
+
+async def _tcp_question(endpoint: Endpoint, query: bytes) -> bytes:
+    reader, writer = await asyncio.open_connection(endpoint.address, endpoint.port)
+    try:
+        writer.write(len(query).to_bytes(2, "big") + query)
+        size = int.from_bytes(await reader.readexactly(2), "big")
+        return await reader.readexactly(size)
+    finally:
+        writer.close()

@@ -1,0 +1,76 @@
+"""From a verdict of the dialogue to an outcome, by code alone (RFC 5321 §4.2.1: the first digit decides).
+
+=============  =========================================  ===========  ====================================
+verdict        what happened                              outcome      the session
+=============  =========================================  ===========  ====================================
+accepted       2yz to the end of the content              delivered    goes on
+refused, 4yz   MAIL, RCPT, DATA or end of content         deferred     goes on; after 421 it is closed
+refused, 5yz   the same                                   failed       goes on
+in doubt       content sent, no reply came                in doubt     is gone; no other host is tried
+not attempted  link lost within its transaction           deferred     is gone
+not attempted  never begun, recalled, session ended       none         its recipient is handed out again
+=============  =========================================  ===========  ====================================
+
+A transaction that was cut off counts as an attempt: else a message that breaks every connection would go
+round for ever.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from mta.model.outcome import Reason, Status
+from mta.model.reply import Reply
+from mta.smtp.dialogue import Kind, Stage
+
+
+class Decision(NamedTuple):
+    """``status`` None: not attempted, hand it out again. ``reply`` is what the log shows."""
+
+    status: Status | None
+    reason: Reason
+    reply: Reply
+
+
+_ENHANCED_REASONS = {
+    "1.1": Reason.USER_UNKNOWN,
+    "1.2": Reason.INVALID_DOMAIN,
+    "1.3": Reason.USER_UNKNOWN,
+    "1.6": Reason.USER_UNKNOWN,
+    "1.10": Reason.INVALID_DOMAIN,
+    "2.1": Reason.ACCOUNT_DISABLED,
+    "2.2": Reason.MAILBOX_FULL,
+}
+_IN_TRANSACTION = frozenset({Stage.MAIL, Stage.RCPT, Stage.DATA, Stage.BODY, Stage.DOT})
+_RETURNED = Decision(None, Reason.NOT_DEFINED, Reply(0))
+
+
+def triage(kind: Kind, stage: Stage, reply: Reply | None, cause: str) -> Decision:
+    """What a verdict means for its recipient. ``cause`` is the dialogue's word where no reply decided."""
+    match kind:
+        case Kind.ACCEPTED:
+            assert reply is not None
+            return Decision(Status.DELIVERED, Reason.NOT_DEFINED, reply)
+        case Kind.REFUSED:
+            assert reply is not None
+            return Decision(Status.FAILED if reply.is_permanent else Status.DEFERRED, reason_of(reply), reply)
+        case Kind.IN_DOUBT:
+            return Decision(Status.IN_DOUBT, Reason.UNREACHABLE, Reply(0, f"in doubt: {cause}"))
+        case Kind.NOT_ATTEMPTED:
+            if stage in _IN_TRANSACTION and reply is None:
+                # 4.4.2: bad connection (RFC 3463 §3.5).
+                return Decision(Status.DEFERRED, Reason.UNREACHABLE, Reply(0, f"{stage.name}: {cause}", "4.4.2"))
+            return _RETURNED
+
+
+def reason_of(reply: Reply) -> Reason:
+    """The numbered reason that the codes alone can tell."""
+    if reply.code == 421:
+        return Reason.NOT_CONNECTED
+    if reply.enhanced:
+        subject = reply.enhanced.partition(".")[2]
+        if subject in _ENHANCED_REASONS:
+            return _ENHANCED_REASONS[subject]
+        if subject.startswith("7."):
+            return Reason.REFUSED
+    return Reason.UNREACHABLE

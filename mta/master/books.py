@@ -1,0 +1,89 @@
+"""The master's books: deliveries, leased parts, and batches that are out in children.
+
+Every recipient of a leased part is in exactly one place: waiting for DNS, ready in the schedule, out in a
+batch, or settled. ``LeasedPart.left`` counts all but the settled ones.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import msgspec
+
+from mta.model.limits import PART_INDEX_BITS
+from mta.queue.claim import ClaimedPart, DeliveryView
+from mta.queue.settle import Row
+from mta.traffic.egress import EgressChooser
+from mta.traffic.fair import effective_weight
+from mta.traffic.lanes import Lane
+from mta.traffic.ready import Stream
+from mta.traffic.retry import RetrySchedule, parse_retry
+
+_rows_decoder: msgspec.json.Decoder[list[Row]] = msgspec.json.Decoder(list[tuple[str, str | None, msgspec.Raw]])
+
+
+class DeliveryBook:
+    """What the node knows of a delivery that it works on."""
+
+    __slots__ = ("chooser", "held_recipients", "id", "is_leaving", "retry", "valid_until_s", "view", "weight")
+
+    def __init__(self, view: DeliveryView, chooser: EgressChooser) -> None:
+        self.id = view.id
+        self.chooser = chooser
+        self.held_recipients = 0  # unsettled recipients of its leased parts
+        self.is_leaving = False  # paused or cancelled: its parts go back as they become free
+        self.update(view)
+
+    def update(self, view: DeliveryView) -> None:
+        self.view = view
+        self.weight = effective_weight(view.priority, view.weight)
+        self.retry: RetrySchedule = parse_retry(view.retry, f"delivery {view.id}: retry")
+        self.valid_until_s = view.valid_until.timestamp()
+
+
+class LeasedPart:
+    """A claimed part in memory. ``rows`` stay packed but for address and reference."""
+
+    __slots__ = ("attempt", "claimed", "dated_unix_s", "delivery", "fields", "id", "left", "out", "rows")
+
+    def __init__(self, claimed: ClaimedPart, delivery: DeliveryBook) -> None:
+        self.id = claimed.id
+        self.claimed = claimed
+        self.delivery = delivery
+        self.rows = _rows_decoder.decode(claimed.recipients)
+        if len(self.rows) != claimed.count:
+            raise msgspec.ValidationError(f"{len(self.rows)} rows where count says {claimed.count}")
+        self.fields = claimed.fields
+        self.attempt = claimed.attempt + 1  # of the attempt that is made now
+        # Neither ever changes, so the Date header is the same in every attempt.
+        dated = max(claimed.appended_at, delivery.view.started_at or claimed.appended_at)
+        self.dated_unix_s = int(dated.timestamp())
+        self.left = claimed.count - len(set(claimed.settled))
+        self.out = 0  # of those left, how many are in children
+
+    def number(self, position: int) -> int:
+        return self.claimed.number(position)
+
+    def numbers(self, positions: list[int]) -> list[int]:
+        claimed = self.claimed
+        if claimed.append_id is not None:
+            base = claimed.append_id << PART_INDEX_BITS
+            return [base | position for position in positions]
+        assert claimed.numbers is not None
+        numbers = claimed.numbers
+        return [numbers[position] for position in positions]
+
+    def open_positions(self) -> list[int]:
+        """Positions that no earlier lease has settled; for the beginning of this one."""
+        settled = set(self.claimed.settled)
+        return [position for position in range(self.claimed.count) if position not in settled]
+
+
+class BatchBook(NamedTuple):
+    """A batch that is out: which positions of which parts have no outcome yet."""
+
+    session: int
+    child: int
+    lane: Lane[LeasedPart]
+    stream: Stream
+    open: dict[int, set[int]]  # part -> positions

@@ -1,0 +1,290 @@
+"""From outcomes to the settlement: what is settled, what comes back, what moves which counter.
+
+The collector fills one settlement after another; the writer takes them. It is the only place that lowers
+``LeasedPart.left``, and it does so for a recipient exactly once.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable
+from datetime import datetime
+from typing import NamedTuple
+
+from mta.master.books import BatchBook, DeliveryBook, LeasedPart
+from mta.model.outcome import InDoubtPolicy, Reason, Status
+from mta.model.reply import Reply
+from mta.outcomes.line import escaped, log_line, session_columns, timestamp
+from mta.outcomes.replay import Told
+from mta.queue.settle import Doubt, NewPart, Row, Settlement
+from mta.traffic.quota import BUCKET_S
+from mta.traffic.ready import Run
+from mta.traffic.schedule import Schedule
+from mta.wire import Outcome, Report
+
+SURPLUS_STEP_S = 5  # surplus of one site that is due at about the same time shares parts
+SITE_PART_MIN = 8  # deferrals of one site in a flush that make a part of their own
+
+
+class _Later(NamedTuple):
+    """What recipients must share to come back in one part."""
+
+    delivery_id: int
+    fields: tuple[str, ...]
+    attempt: int
+    held: bool
+    appended_at: datetime
+    due_in_s: int
+    site: str
+
+
+class Collector:
+    """Owned by the master's loop."""
+
+    def __init__(self, schedule: Schedule[LeasedPart], on_work: Callable[[int], None]) -> None:
+        self._schedule = schedule
+        self._on_work = on_work
+        self.parts: dict[int, LeasedPart] = {}
+        self.batches: dict[int, BatchBook] = {}
+        self._settlement = Settlement()
+        self._lines_bytes = 0
+        self._later: dict[_Later, tuple[list[int], list[Row]]] = {}
+        self._reported: dict[int, int] = {}  # child -> last report in the settlement
+        self.totals = dict.fromkeys(Status, 0)
+
+    # --- reports ------------------------------------------------------------------------------
+
+    def report(self, child: int, report: Report, now_s: float) -> None:
+        """Takes over what a child reports."""
+        self._reported[child] = report.sequence
+        if report.lines:
+            self._settlement.lines.append(report.lines)
+            self._lines_bytes += len(report.lines)
+        doubts = {(doubt[0], doubt[1]): doubt for doubt in report.doubts}
+        for outcome in report.outcomes:
+            self._outcome(outcome, doubts, now_s)
+        self._on_work(self._lines_bytes)
+
+    def _outcome(
+        self, outcome: Outcome, doubts: dict[tuple[int, int], tuple[int, int, str, str, str]], now_s: float
+    ) -> None:
+        batch = self.batches[outcome.batch]
+        part = self.parts[outcome.part_id]
+        open_ = batch.open[outcome.part_id]
+        before = len(open_)
+        for positions in (outcome.delivered, outcome.failed, outcome.deferred, outcome.in_doubt, outcome.returned):
+            open_.difference_update(positions)
+        came = before - len(open_)
+        returned = len(outcome.returned)
+        attempted = came - returned
+        delivery = part.delivery
+        decided = outcome.delivered + outcome.failed
+        assert came == len(decided) + len(outcome.deferred) + len(outcome.in_doubt) + returned, "an outcome came twice"
+        if not open_:
+            del batch.open[outcome.part_id]
+            if not batch.open:
+                del self.batches[outcome.batch]
+        part.out -= came
+        if attempted:
+            self._attempted(part, delivery, batch, outcome, attempted, now_s)
+        for position in outcome.deferred:
+            decided.append(position)
+            self._defer(part, position, batch.lane.site.key)
+        for position in outcome.in_doubt:
+            decided.append(position)
+            self._doubt(part, position, doubts[outcome.part_id, position])
+        self._schedule.decided(batch.session, attempted, returned, now_s)
+        if returned:
+            self._return(part, batch, outcome.returned, now_s)
+        if decided:
+            self.settle(part, decided)
+        if delivery.is_leaving:
+            self.release_if_free(part)
+
+    def _attempted(
+        self, part: LeasedPart, delivery: DeliveryBook, batch: BatchBook, outcome: Outcome, attempted: int, now_s: float
+    ) -> None:
+        self._schedule.sent(batch.lane, attempted, now_s)
+        count = self._settlement.count
+        for status, positions in (
+            (Status.DELIVERED, outcome.delivered),
+            (Status.FAILED, outcome.failed),
+            (Status.DEFERRED, outcome.deferred),
+            (Status.IN_DOUBT, outcome.in_doubt),
+        ):
+            if positions:
+                count(delivery.id, status, len(positions))
+                self.totals[status] += len(positions)
+        if outcome.limit and self._schedule.is_counted(outcome.limit):
+            self._credit(outcome.limit, attempted)
+
+    def _return(self, part: LeasedPart, batch: BatchBook, positions: list[int], now_s: float) -> None:
+        if not part.delivery.is_leaving:
+            run = Run(part, sorted(positions))
+            self._schedule.put(batch.lane, batch.stream, part.delivery.weight, run, now_s, at_front=True)
+
+    def recovered(self, part: LeasedPart, position: int, told: Told, line: bytes) -> None:
+        """An outcome that a journal tells of, or the doubt that it leaves, for a part of a dead run."""
+        assert told.status is not None
+        self._settlement.lines.append(line)
+        self._settlement.count(part.delivery.id, told.status, 1)
+        self.totals[told.status] += 1
+        if told.limit:
+            self._credit(told.limit, 1)
+        if told.status is Status.DEFERRED:
+            self._defer(part, position, "")
+        elif told.status is Status.IN_DOUBT:
+            self._doubt(part, position, (part.id, position, told.mx_host, told.peer, told.cause))
+        self.settle(part, [position])
+
+    def _credit(self, limit: str, used: int) -> None:
+        credit = (limit, int(time.time() // BUCKET_S))
+        self._settlement.credits[credit] = self._settlement.credits.get(credit, 0) + used
+
+    # --- what comes back later ----------------------------------------------------------------
+
+    def _defer(self, part: LeasedPart, position: int, site: str) -> None:
+        delivery = part.delivery
+        now_unix_s = time.time()
+        due_s = delivery.retry.next_due(part.attempt, now_unix_s, delivery.valid_until_s)
+        # None: no attempt before its validity ends; it comes back then, to expire.
+        due_in_s = (delivery.valid_until_s if due_s is None else due_s) - now_unix_s
+        self._again(part, position, site, part.attempt, due_in_s, held=False)
+
+    def _doubt(self, part: LeasedPart, position: int, told: tuple[int, int, str, str, str]) -> None:
+        delivery = part.delivery
+        policy = delivery.view.in_doubt_policy
+        _, _, mx_host, peer, cause = told
+        self._settlement.doubts.append(
+            Doubt(
+                delivery.id,
+                part.number(position),
+                part.id,
+                part.attempt,
+                part.rows[position][0],
+                mx_host,
+                peer,
+                policy.value,
+                cause,
+            )
+        )
+        if policy is InDoubtPolicy.HOLD:
+            self._again(part, position, "", part.attempt, 0.0, held=True)
+        else:
+            self._defer(part, position, "")
+
+    def _again(self, part: LeasedPart, position: int, site: str, attempt: int, due_in_s: float, *, held: bool) -> None:
+        key = _Later(
+            part.delivery.id, part.fields, attempt, held, part.claimed.appended_at, int(max(0.0, due_in_s)), site
+        )
+        numbers, rows = self._later.setdefault(key, ([], []))
+        numbers.append(part.number(position))
+        rows.append(part.rows[position])
+
+    def surplus(self, part: LeasedPart, positions: list[int], site: str, due_in_s: float) -> None:
+        """Recipients that cannot go soon return to the queue; no attempt is counted."""
+        due_in_s = math.ceil(due_in_s / SURPLUS_STEP_S) * SURPLUS_STEP_S
+        for position in positions:
+            self._again(part, position, site, part.attempt - 1, due_in_s, held=False)
+        self.settle(part, positions)
+        self._on_work(self._lines_bytes)
+
+    # --- decided here -------------------------------------------------------------------------
+
+    def conclude(
+        self,
+        part: LeasedPart,
+        positions: Iterable[int],
+        status: Status,
+        reason: Reason,
+        reply: Reply,
+        *,
+        site: str = "",
+        is_attempt: bool,
+    ) -> None:
+        """Outcomes that need no session: no route, expired, cancelled, a site that cannot be reached."""
+        at = timestamp(time.time())
+        verdict = f"{status:d}\t{reason:d}\t{reply.code}\t{reply.enhanced}"
+        session = session_columns(site, "", "", "")
+        text = escaped(reply.text)
+        attempt = part.attempt if is_attempt else part.attempt - 1
+        done = list(positions)
+        lines = []
+        for position in done:
+            address, reference, _ = part.rows[position]
+            number = part.number(position)
+            lines.append(
+                log_line(at, part.delivery.id, number, part.id, attempt, verdict, address, reference, session, text)
+            )
+            if status is Status.DEFERRED:
+                self._defer(part, position, site)
+        encoded = "".join(lines).encode()
+        self._settlement.lines.append(encoded)
+        self._lines_bytes += len(encoded)
+        self._settlement.count(part.delivery.id, status, len(done))
+        self.totals[status] += len(done)
+        self.settle(part, done)
+        self._on_work(self._lines_bytes)
+
+    def settle(self, part: LeasedPart, positions: list[int]) -> None:
+        """These positions of a leased part are done with; the part goes when none is left."""
+        part.left -= len(positions)
+        part.delivery.held_recipients -= len(positions)
+        assert part.left >= part.out >= 0, f"part {part.id}: {part.left} left, {part.out} out"
+        if part.left:
+            self._settlement.settled.setdefault(part.id, []).extend(positions)
+        else:
+            self._settlement.settled.pop(part.id, None)
+            self._settlement.finished.append(part.id)
+            del self.parts[part.id]
+
+    def release_if_free(self, part: LeasedPart) -> None:
+        """Gives a part back to the queue once no child has any of it."""
+        if part.left and not part.out and part.id in self.parts:
+            part.delivery.held_recipients -= part.left
+            del self.parts[part.id]
+            self._settlement.released.append(part.id)
+            self._on_work(self._lines_bytes)
+
+    # --- the writer's side --------------------------------------------------------------------
+
+    def take(self) -> tuple[Settlement, dict[int, int]]:
+        """The settlement so far, and for each child the last report that is in it."""
+        settlement, self._settlement = self._settlement, Settlement()
+        later, self._later = self._later, {}
+        reported, self._reported = self._reported, {}
+        self._lines_bytes = 0
+        settlement.new_parts.extend(_new_parts(later))
+        return settlement, reported
+
+
+def _new_parts(later: dict[_Later, tuple[list[int], list[Row]]]) -> list[NewPart]:
+    """Parts for what comes back: one a site where there are enough, the rest of a kind together."""
+    merged: dict[_Later, tuple[list[int], list[Row]]] = {}
+    for key, (numbers, rows) in later.items():
+        own = key if len(rows) >= SITE_PART_MIN else key._replace(site="")
+        into = merged.setdefault(own, ([], []))
+        into[0].extend(numbers)
+        into[1].extend(rows)
+    parts = []
+    for key, (numbers, rows) in merged.items():
+        for start in range(0, len(rows), NEW_PART_RECIPIENTS_MAX):
+            end = start + NEW_PART_RECIPIENTS_MAX
+            parts.append(
+                NewPart(
+                    key.delivery_id,
+                    key.site or None,
+                    key.attempt,
+                    key.held,
+                    key.appended_at,
+                    key.fields,
+                    numbers[start:end],
+                    rows[start:end],
+                    float(key.due_in_s),
+                )
+            )
+    return parts
+
+
+NEW_PART_RECIPIENTS_MAX = 2_000  # what a node takes into memory at once when it comes back

@@ -1,0 +1,152 @@
+"""Performs what the schedule decides: sessions to open and close, batches to hand out, recipients to give back."""
+
+from __future__ import annotations
+
+import asyncio
+from itertools import count
+
+import msgspec
+
+from mta.master.books import BatchBook, LeasedPart
+from mta.master.children import Child, Children
+from mta.master.collector import Collector
+from mta.model.egress import source_for
+from mta.model.outcome import Reason, Status
+from mta.model.reply import Reply
+from mta.traffic.ready import Run
+from mta.traffic.schedule import CloseSession, GiveBack, HandOut, OpenSession, Schedule
+from mta.wire import Batch, BatchPart, Close, Forget, Open, Recall, Template
+
+_pack = msgspec.json.Encoder().encode
+
+
+class Dispatch:
+    """Owned by the master's loop. `pump` is called through `wake`, once a turn however often it is woken."""
+
+    def __init__(self, schedule: Schedule[LeasedPart], collector: Collector, children: Children, *, port: int) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._schedule = schedule
+        self._collector = collector
+        self._children = children
+        self._port = port
+        self._batches = count(1)
+        self._is_woken = False
+        self._timer: asyncio.TimerHandle | None = None
+        self.contents: dict[int, bytes] = {}  # delivery -> content, while the node works on it
+        self.hold_reason = ""  # not empty: nothing is handed out (lease, journal, drain)
+
+    def wake(self) -> None:
+        if not self._is_woken:
+            self._is_woken = True
+            self._loop.call_soon(self._pump)
+
+    def _pump(self) -> None:
+        self._is_woken = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self.hold_reason:
+            return
+        now_s = self._loop.time()
+        touched: set[int] = set()
+        for action in self._schedule.hand_out(now_s):
+            if isinstance(action, HandOut):
+                touched.add(self._hand_out(action, now_s))
+            elif isinstance(action, OpenSession):
+                touched.add(self._open(action))
+            elif isinstance(action, CloseSession):
+                child = self._children.living.get(action.session.child)
+                if child is not None:
+                    child.tell(Close(action.session.id))
+                    touched.add(child.number)
+            else:
+                self._give_back(action)
+        for number in touched:
+            if child := self._children.living.get(number):
+                child.flush()
+        if self._schedule.has_runnable:
+            self.wake()
+        elif (due_s := self._schedule.next_due_s()) < float("inf"):
+            self._timer = self._loop.call_at(due_s, self.wake)
+
+    def _open(self, action: OpenSession) -> int:
+        session = action.session
+        hop, egress = session.hop, session.group.egress
+        child = self._children.living[session.child]
+        child.tell(
+            Open(
+                session=session.id,
+                site=session.group.site.key,
+                mx_host=hop.mx_host,
+                peer=hop.peer,
+                port=self._port,
+                egress=egress.name,
+                limit=hop.limit.key,
+                source=source_for(egress, hop.peer),
+                helo=egress.helo,
+                tls=hop.rule.tls.value,
+                pipelining=hop.rule.pipelining,
+                chunking=hop.rule.chunking,
+                timeouts=hop.rule.timeouts,
+            )
+        )
+        return child.number
+
+    def _hand_out(self, action: HandOut[LeasedPart], now_s: float) -> int:
+        session = action.session
+        child = self._children.living.get(session.child)
+        if child is None:
+            # Its end is not dealt with yet: the recipients stay here.
+            for part, positions in action.taken:
+                run = Run(part, positions)
+                self._schedule.put(action.lane, action.stream, part.delivery.weight, run, now_s, at_front=True)
+            self._schedule.decided(session.id, 0, action.amount, now_s)
+            return session.child
+        self._send_template(child, action.stream.delivery_id)
+        number = next(self._batches)
+        parts = []
+        rows = []
+        open_: dict[int, set[int]] = {}
+        for part, positions in action.taken:
+            part.out += len(positions)
+            open_.setdefault(part.id, set()).update(positions)
+            parts.append(BatchPart(part.id, part.attempt, part.dated_unix_s, positions, part.numbers(positions)))
+            of_part = part.rows
+            rows.extend([of_part[position] for position in positions])
+        self._collector.batches[number] = BatchBook(session.id, child.number, action.lane, action.stream, open_)
+        child.tell(Batch(number, session.id, action.stream.delivery_id, action.stream.fields, parts, _pack(rows)))
+        return child.number
+
+    def _send_template(self, child: Child, delivery_id: int) -> None:
+        if delivery_id not in child.templates:
+            child.templates.add(delivery_id)
+            child.tell(Template(delivery_id, self.contents[delivery_id]))
+
+    def recall(self, delivery_id: int | None) -> None:
+        """Children give back what they have not begun, of one delivery or of all."""
+        self._children.tell_all(Recall(delivery_id))
+
+    def forget(self, delivery_id: int) -> None:
+        """The node works on this delivery no more."""
+        self.contents.pop(delivery_id, None)
+        for child in self._children.living.values():
+            if delivery_id in child.templates:
+                child.templates.discard(delivery_id)
+                child.tell(Forget(delivery_id))
+
+    def _give_back(self, action: GiveBack[LeasedPart]) -> None:
+        site = action.lane.site.key
+        if action.is_attempt:
+            # 4.4.1: no answer from host (RFC 3463 §3.5).
+            reply = Reply(0, f"no session with {site}: {action.cause}", "4.4.1")
+            self._collector.conclude(
+                action.part,
+                action.positions,
+                Status.DEFERRED,
+                Reason.UNREACHABLE,
+                reply,
+                site=site,
+                is_attempt=True,
+            )
+        else:
+            self._collector.surplus(action.part, action.positions, site, action.due_in_s)

@@ -1,0 +1,338 @@
+"""Taking work in: which deliveries run, which part is claimed next, where its recipients go.
+
+Claims are made only while the memory has room, from the delivery whose turn it is by weighted fair order; so ten
+million waiting recipients cost nothing here but their turn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable, Mapping
+
+import asyncpg
+import msgspec
+import structlog
+
+from mta.dns.resolver import Resolver
+from mta.master.books import DeliveryBook, LeasedPart
+from mta.master.collector import Collector
+from mta.master.dispatch import Dispatch
+from mta.model.address import domain_of
+from mta.model.egress import EgressPool
+from mta.model.errors import BadInput
+from mta.model.limits import AUTO_PART_RECIPIENTS_MAX
+from mta.model.outcome import Reason, Status
+from mta.model.reply import Reply
+from mta.model.site import NoRoute, Route, Site
+from mta.queue import claim as claims
+from mta.queue.claim import ClaimedPart, DeliveryView
+from mta.queue.connection import Conn
+from mta.queue.nodes import NodeRun
+from mta.settings.config import MasterSettings
+from mta.traffic.egress import EgressChooser
+from mta.traffic.fair import FairQueue
+from mta.traffic.ready import Run, Stream
+from mta.traffic.schedule import Schedule
+
+log = structlog.get_logger()
+
+# A delivery with less than this in memory may always claim: a small one gets in though large ones fill the room.
+FOOTHOLD_RECIPIENTS = 2 * AUTO_PART_RECIPIENTS_MAX
+
+
+class Intake:
+    """Owned by the master's loop; `run` is its only task."""
+
+    def __init__(
+        self,
+        pool: asyncpg.Pool,
+        run: NodeRun,
+        settings: MasterSettings,
+        pools: Mapping[str, EgressPool],
+        resolver: Resolver,
+        schedule: Schedule[LeasedPart],
+        collector: Collector,
+        dispatch: Dispatch,
+    ) -> None:
+        self._pool = pool
+        self._run = run
+        self._settings = settings
+        self._choosers = {name: EgressChooser(egress_pool) for name, egress_pool in pools.items()}
+        self._resolver = resolver
+        self._schedule = schedule
+        self._collector = collector
+        self._dispatch = dispatch
+        self._fair: FairQueue[int] = FairQueue(quantum=AUTO_PART_RECIPIENTS_MAX)
+        self._asked: dict[str, list[tuple[LeasedPart, list[int]]]] = {}  # domain -> who waits for its route
+        self._lookups: set[asyncio.Task[None]] = set()
+        self._news = asyncio.Event()
+        self._unknown_pools: set[str] = set()
+        self.deliveries: dict[int, DeliveryBook] = {}
+        self.due_views: dict[int, DeliveryView] = {}
+        self.is_stopping = False
+        self.trouble = ""
+
+    def notify(self) -> None:
+        """Something in the queue has changed (NOTIFY), or memory became free."""
+        self._news.set()
+
+    @property
+    def held_recipients(self) -> int:
+        return sum(book.held_recipients for book in self.deliveries.values())
+
+    @property
+    def waiting_for_dns(self) -> int:
+        return sum(len(positions) for waiting in self._asked.values() for _, positions in waiting)
+
+    async def run(self) -> None:
+        """Claims while there is room and work; looks again on news, when something is due, or after the poll time."""
+        while not self.is_stopping:
+            wait_s = self._settings.poll_idle_s
+            self._news.clear()
+            try:
+                async with self._pool.acquire(timeout=10) as conn:
+                    views = await claims.active_deliveries(conn)
+                    self._refresh(views)
+                    await self._cancel_cancelled(conn)
+                    if await claims.finish_ended_deliveries(conn):
+                        self._news.set()
+                    wait_s = min(wait_s, await self._claim_due(conn))
+                if self.trouble:
+                    log.info("database is back")
+                    self.trouble = ""
+            except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+                text = f"{type(error).__name__}: {error}"
+                if text != self.trouble:
+                    log.error("cannot claim, waiting for the database", error=text)
+                self.trouble = text
+                await asyncio.sleep(self._settings.poll_idle_s)
+                continue
+            await self._wait_for_news(wait_s)
+
+    async def _wait_for_news(self, wait_s: float) -> None:
+        try:
+            async with asyncio.timeout(wait_s):
+                await self._news.wait()
+        except TimeoutError:
+            return  # the poll time is over
+
+    # --- deliveries ---------------------------------------------------------------------------
+
+    def _refresh(self, views: list[DeliveryView]) -> None:
+        """Adopts the deliveries that run; lets go of those that do not run any more."""
+        running = {view.id: view for view in views if view.state == "running"}
+        self.due_views = {view.id: view for view in views if view.due_in_s is not None}
+        for view in running.values():
+            book = self.deliveries.get(view.id)
+            if book is None:
+                if view.due_in_s is not None and (chooser := self._chooser(view)):
+                    self.deliveries[view.id] = DeliveryBook(view, chooser)
+            elif not book.is_leaving:
+                book.update(view)
+        for book in list(self.deliveries.values()):
+            if book.id not in running and not book.is_leaving:
+                self._let_go(book)
+            elif not book.held_recipients and (book.is_leaving or book.id not in self.due_views):
+                self._forget(book)
+
+    def _chooser(self, view: DeliveryView) -> EgressChooser | None:
+        chooser = self._choosers.get(view.egress_pool)
+        if chooser is None and view.egress_pool not in self._unknown_pools:
+            self._unknown_pools.add(view.egress_pool)
+            log.warning(
+                "delivery waits: its egress pool is not configured on this node",
+                delivery=view.id,
+                pool=view.egress_pool,
+                known=sorted(self._choosers),
+            )
+        return chooser
+
+    def _let_go(self, book: DeliveryBook) -> None:
+        """Paused, cancelled or finished elsewhere: nothing of it is begun from here on."""
+        book.is_leaving = True
+        for _ in self._schedule.remove_delivery(book.id):
+            pass  # the parts know what is left of them
+        self._dispatch.recall(book.id)
+        for part in [part for part in self._collector.parts.values() if part.delivery is book]:
+            self._collector.release_if_free(part)
+
+    def _forget(self, book: DeliveryBook) -> None:
+        del self.deliveries[book.id]
+        self._fair.remove(book.id)
+        self._dispatch.forget(book.id)
+
+    async def _cancel_cancelled(self, conn: Conn) -> None:
+        """Recipients of cancelled deliveries get their outcome without an attempt."""
+        for view in self.due_views.values():
+            if view.state != "cancelled" or view.id in self.deliveries:
+                continue
+            chooser = next(iter(self._choosers.values()))
+            book = DeliveryBook(view, chooser)
+            for claimed in await claims.claim(
+                conn, self._run.id, view.id, self._settings.claim_parts_max, also_not_due=True
+            ):
+                if part := self._lease(claimed, book):
+                    reply = Reply(0, "cancelled by an operator")
+                    self._collector.conclude(
+                        part, part.open_positions(), Status.CANCELLED, Reason.NOT_DEFINED, reply, is_attempt=False
+                    )
+            self._news.set()
+
+    # --- claims -------------------------------------------------------------------------------
+
+    async def _claim_due(self, conn: Conn) -> float:
+        """Claims in fair order until memory or work is used up; seconds until something more is due."""
+        due = {}
+        next_due_s = float("inf")
+        for view in self.due_views.values():
+            assert view.due_in_s is not None
+            book = self.deliveries.get(view.id)
+            if book is None or book.is_leaving:
+                continue
+            if view.due_in_s <= 0:
+                due[view.id] = book
+                self._fair.add(view.id, book.weight)
+            else:
+                next_due_s = min(next_due_s, view.due_in_s)
+        for absent in [key for key in self.deliveries if key in self._fair and key not in due]:
+            self._fair.remove(absent)
+        is_full = False
+        while due and not self.is_stopping:
+            delivery_id = self._fair.pick()
+            assert delivery_id is not None, "what is due is in the fair queue"
+            book = due[delivery_id]
+            allowed = self._allowance(book, len(due))
+            if allowed <= 0:
+                is_full = True
+                self._fair.remove(delivery_id)
+                del due[delivery_id]
+                continue
+            parts = max(1, min(self._settings.claim_parts_max, allowed // AUTO_PART_RECIPIENTS_MAX))
+            claimed = await claims.claim(conn, self._run.id, delivery_id, parts)
+            if not claimed:
+                self._fair.remove(delivery_id)
+                del due[delivery_id]
+                continue
+            if delivery_id not in self._dispatch.contents:
+                self._dispatch.contents[delivery_id] = await claims.delivery_content(conn, delivery_id)
+            self._fair.charge(delivery_id, sum(part.count for part in claimed))
+            for part in claimed:
+                self._admit(part, book)
+            self._dispatch.wake()
+            await asyncio.sleep(0)  # let reports in between two claims
+        return 0.05 if is_full else max(0.01, next_due_s)
+
+    def _allowance(self, book: DeliveryBook, claiming: int) -> int:
+        """How many more recipients of a delivery the memory has room for."""
+        bound = self._settings.ready_recipients_max
+        held = self.held_recipients
+        if book.held_recipients < FOOTHOLD_RECIPIENTS and held < bound + bound // 4:
+            return FOOTHOLD_RECIPIENTS
+        share = bound // max(1, claiming)
+        return min(bound - held, max(share, FOOTHOLD_RECIPIENTS) - book.held_recipients)
+
+    def _lease(self, claimed: ClaimedPart, book: DeliveryBook) -> LeasedPart | None:
+        try:
+            part = LeasedPart(claimed, book)
+        except (msgspec.DecodeError, msgspec.ValidationError) as error:
+            # Nobody but a hand in the database writes such a part. It stays leased, untouched, and is named.
+            log.error("part cannot be read and is left alone", part=claimed.id, delivery=book.id, error=str(error))
+            return None
+        self._collector.parts[part.id] = part
+        book.held_recipients += part.left
+        if not part.left:
+            self._collector.settle(part, [])
+            return None
+        return part
+
+    def _admit(self, claimed: ClaimedPart, book: DeliveryBook) -> None:
+        """Groups a part's recipients by domain and sends each group on its way."""
+        part = self._lease(claimed, book)
+        if part is None:
+            return
+        if book.valid_until_s <= time.time():
+            reply = Reply(0, "the validity of the delivery has ended", "4.4.7")  # RFC 3463 §3.5
+            self._collector.conclude(
+                part, part.open_positions(), Status.EXPIRED, Reason.NOT_DEFINED, reply, is_attempt=False
+            )
+            return
+        by_domain: dict[str, list[int]] = {}
+        rows = part.rows
+        settled = set(claimed.settled)
+        for position in range(claimed.count):
+            if position in settled:
+                continue
+            domain = domain_of(rows[position][0])
+            positions = by_domain.get(domain)
+            if positions is None:
+                by_domain[domain] = [position]
+            else:
+                positions.append(position)
+        self._route_all(part, by_domain)
+
+    def _route_all(self, part: LeasedPart, by_domain: dict[str, list[int]]) -> None:
+        cached = self._resolver.cached
+        lanes: dict[tuple[Site, tuple[object, ...]], tuple[str, list[int]]] = {}
+        chooser = part.delivery.chooser
+        for domain, positions in by_domain.items():
+            route = cached(domain)
+            if isinstance(route, Site):
+                key = (route, chooser.eligible(domain))
+                lane = lanes.get(key)
+                if lane is None:
+                    lanes[key] = (domain, positions)
+                else:
+                    lane[1].extend(positions)
+            elif route is None:
+                self._ask(domain, part, positions)
+            else:
+                self._no_route(part, positions, route)
+        for (site, _), (domain, positions) in lanes.items():
+            self._ready(part, site, domain, positions)
+
+    def _ready(self, part: LeasedPart, site: Site, domain: str, positions: list[int]) -> None:
+        lane = self._schedule.lane(site, part.delivery.chooser, domain)
+        stream = Stream(part.delivery.id, part.fields)
+        now_s = asyncio.get_running_loop().time()
+        self._schedule.put(lane, stream, part.delivery.weight, Run(part, positions), now_s)
+
+    # --- routes -------------------------------------------------------------------------------
+
+    def _ask(self, domain: str, part: LeasedPart, positions: list[int]) -> None:
+        waiting = self._asked.get(domain)
+        if waiting is not None:
+            waiting.append((part, positions))
+            return
+        self._asked[domain] = [(part, positions)]
+        task = asyncio.get_running_loop().create_task(self._look_up(domain), name=f"route {domain}")
+        self._lookups.add(task)
+        task.add_done_callback(self._lookups.discard)
+
+    async def _look_up(self, domain: str) -> None:
+        try:
+            route: Route = await self._resolver.route(domain)
+        except BadInput as error:
+            route = NoRoute(True, "5.1.2", f"the domain is not valid: {error.what}")
+        for part, positions in self._asked.pop(domain):
+            if part.delivery.is_leaving:
+                continue
+            if isinstance(route, Site):
+                self._ready(part, route, domain, positions)
+            else:
+                self._no_route(part, positions, route)
+        self._dispatch.wake()
+
+    def _no_route(self, part: LeasedPart, positions: Iterable[int], route: NoRoute) -> None:
+        status = Status.FAILED if route.is_final else Status.DEFERRED
+        reply = Reply(0, route.text, route.enhanced)
+        self._collector.conclude(part, positions, status, Reason.INVALID_DOMAIN, reply, is_attempt=True)
+
+    async def stop(self) -> None:
+        """No more claims; look-ups are dropped, their recipients go back with their parts."""
+        self.is_stopping = True
+        self._news.set()
+        for task in list(self._lookups):
+            task.cancel()
+        await asyncio.gather(*self._lookups, return_exceptions=True)
+        self._asked.clear()

@@ -1,0 +1,97 @@
+"""Where mail for a domain goes: MX hosts (RFC 5321 §5.1) and the site they form.
+
+Domains that are served by the same set of MX hosts form one site: one ready queue, one backoff.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Callable, Iterable
+from itertools import groupby
+
+import msgspec
+
+_KEY_DIGEST_BYTES = 10  # whoever could find a second set with our key would share another site's queue
+
+
+class MxHost(msgspec.Struct, frozen=True, gc=False):
+    """One host of a site. ``addresses`` are IP literals, IPv4 and IPv6 as configured, in the order to try."""
+
+    name: str  # lower case, no trailing dot, A-labels
+    preference: int
+    addresses: tuple[str, ...]
+
+
+class Site(msgspec.Struct, frozen=True):
+    """A set of MX hosts, sorted by (preference, name).
+
+    ``key`` names the site in the queue, the log and the console: the most preferred host's name,
+    with ``+n`` and a short digest of the whole set when there are n more hosts; so it is equal for
+    two domains exactly when their MX host sets (names and preferences) are equal; the preference of
+    a lone host does not count. ``hosts`` are those of the set that can be used now.
+    """
+
+    key: str
+    hosts: tuple[MxHost, ...]
+
+
+class NoRoute(msgspec.Struct, frozen=True):
+    """A domain that cannot be routed: final (NXDOMAIN, null MX, only refused addresses) or not (timeout).
+
+    ``enhanced`` is the RFC 3463 code to record, ``text`` the sentence for the log.
+    """
+
+    is_final: bool
+    enhanced: str
+    text: str
+
+
+Route = Site | NoRoute
+
+
+def site_key(hosts: Iterable[tuple[int, str]]) -> str:
+    """The key of the site that these (preference, name) pairs form; any order, at least one, no pair twice.
+
+    >>> site_key([(10, "mx.example.com")])
+    'mx.example.com'
+    """
+    ordered = sorted(hosts)
+    first = ordered[0][1]
+    if len(ordered) == 1:
+        # A lone host's preference means nothing: 5 and 10 reach the same place in the same order.
+        return first
+    written = "\n".join(f"{preference} {name}" for preference, name in ordered)
+    digest = hashlib.blake2b(written.encode(), digest_size=_KEY_DIGEST_BYTES).digest()
+    return f"{first}+{len(ordered) - 1}-{base64.b32encode(digest).decode().lower()}"
+
+
+def order_hosts(site: Site, shuffle: Callable[[list[str]], None]) -> list[tuple[MxHost, str]]:
+    """The (host, address) pairs of a site in the order to try them for one attempt, no address twice.
+
+    Hosts by preference, in random order among equals (RFC 5321 §5.1); then each host's addresses, IPv4 before
+    IPv6 as they stand in the host, in random order inside a family so that a host of many addresses is loaded
+    evenly. ``shuffle`` shuffles in place, as ``random.Random(seed).shuffle`` does.
+    """
+    pairs: list[tuple[MxHost, str]] = []
+    seen: set[str] = set()
+    for _, level in groupby(site.hosts, key=_preference):
+        by_name = {host.name: host for host in level}
+        names = list(by_name)
+        shuffle(names)
+        for name in names:
+            host = by_name[name]
+            for _, family in groupby(host.addresses, key=_is_ipv6):
+                addresses = [address for address in family if address not in seen]
+                shuffle(addresses)
+                seen.update(addresses)
+                pairs.extend((host, address) for address in addresses)
+    return pairs
+
+
+def _preference(host: MxHost) -> int:
+    return host.preference
+
+
+def _is_ipv6(address: str) -> bool:
+    return ":" in address

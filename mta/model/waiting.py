@@ -1,0 +1,30 @@
+"""Why something does not go now. Every wait has a reason from here and a time."""
+
+from __future__ import annotations
+
+import enum
+
+import msgspec
+
+
+class WaitReason(enum.StrEnum):
+    """Named cause of a wait; the value is what operators read."""
+
+    DNS = "dns"  # the domain is being resolved, or its servers did not answer
+    RULE_CONNECTIONS = "rule-connections"  # connections_max of the rule is reached
+    RULE_MESSAGES_PER_HOUR = "rule-messages-per-hour"  # the slice or the hour is used up
+    BACKOFF = "backoff"  # every path failed recently
+    NO_EGRESS = "no-egress"  # the pool is unknown here, or its masks exclude the domain
+    SUSPENDED = "suspended"  # by an operator
+    SESSIONS = "sessions"  # all sessions of all children are in use
+    WINDOW = "window"  # its sessions are busy with what they have
+    LEASE = "lease"  # the node's lease is not certain: nothing is handed out
+    JOURNAL = "journal"  # the journal cannot be written
+
+
+class Wait(msgspec.Struct, frozen=True):
+    """A reason and the time (monotonic seconds) at which to look again; inf: on an event only."""
+
+    reason: WaitReason
+    until: float
+    detail: str = ""

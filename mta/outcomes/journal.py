@@ -1,0 +1,186 @@
+"""The local journal: what a child is about to send, and what came of it, before anybody counts on it.
+
+One writer a child, append-only segment files ``<node>-<child>-<n>.journal``. A record is a length, a CRC-32
+and a MessagePack value; a torn last record is what a kill in the middle of a write leaves, and is ignored:
+its intents were not yet acted upon, since the body follows the write.
+
+Records live in the page cache: they survive the death of any process, not of the machine. After a restart of
+the machine (another boot id) the journal is not believed to be complete; see `mta.master.recovery`.
+
+States of a message, as the journal knows them (what a crash finds, and who cleans up):
+
+====================  =========================  =============================================================
+intent, no outcome    in doubt                   recovery lists it, then follows the delivery's policy
+intent and outcome    known, maybe not stored    recovery stores it, unless its position is settled already
+neither               not begun                  its part goes back to the queue
+====================  =========================  =============================================================
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from mta.wire import Outcome
+
+SEGMENT_BYTES_MAX = 8 * 1024 * 1024  # some 30,000 messages: a second or two of the fastest child
+
+_HEADER = struct.Struct("!II")
+_NAME = re.compile(r"(\d+)-(\d+)-(\d+)\.journal")
+
+
+class Intent(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A body that is about to be written."""
+
+    part_id: int
+    position: int
+    mx_host: str
+    peer: str
+    limit: str  # the key of the limit that counts it
+
+
+class Record(msgspec.Struct, frozen=True, array_like=True):
+    """One write. ``sequence`` is that of the Report which will carry these outcomes to the master."""
+
+    sequence: int
+    intents: list[Intent]
+    outcomes: list[Outcome]
+    lines: bytes
+    doubts: list[tuple[int, int, str, str, str]] = []
+
+
+class JournalError(OSError):
+    """The journal cannot be written; nothing may be sent until it can."""
+
+
+@dataclass(eq=False, slots=True)
+class Segment:
+    """One file. It may go when no intent in it is open and all reports up to ``release`` are committed."""
+
+    path: Path
+    open_intents: int = 0
+    release: int = 0
+
+
+@dataclass(eq=False)
+class Journal:
+    """The writing side; owned by one child's event loop, never shared."""
+
+    directory: Path
+    node_id: int
+    child: int
+    segment_bytes_max: int = SEGMENT_BYTES_MAX
+    _fd: int = -1
+    _lock_fd: int = -1
+    _size: int = 0
+    _number: int = 0
+    _closed_segments: list[Segment] = field(default_factory=list)
+    _encoder: msgspec.msgpack.Encoder = field(default_factory=msgspec.msgpack.Encoder)
+    segment: Segment = field(init=False)
+
+    def open(self) -> None:
+        """Takes the child's lock (so that recovery can tell that this writer is gone) and opens a segment."""
+        self._lock_fd = os.open(lock_path(self.directory, self.node_id, self.child), os.O_RDWR | os.O_CREAT, 0o600)
+        fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self._open_segment()
+
+    def _open_segment(self) -> None:
+        self._number += 1
+        path = self.directory / f"{self.node_id}-{self.child}-{self._number}.journal"
+        try:
+            self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
+        except OSError as error:
+            raise JournalError(error.errno, f"cannot open {path}: {error.strerror}") from error
+        self._size = 0
+        self.segment = Segment(path)
+
+    def write(self, record: Record) -> None:
+        """Appends one record in one write. JournalError: nothing of it counts, the file is as it was before."""
+        if self._size >= self.segment_bytes_max:
+            self._rotate()
+        if self._fd < 0:
+            self._open_segment()
+        body = self._encoder.encode(record)
+        framed = _HEADER.pack(len(body), zlib.crc32(body)) + body
+        try:
+            written = os.write(self._fd, framed)
+        except OSError as error:
+            self._cut_back()
+            raise JournalError(error.errno, f"cannot write {self.segment.path}: {error.strerror}") from error
+        if written != len(framed):
+            self._cut_back()
+            raise JournalError(0, f"cannot write {self.segment.path}: {written} of {len(framed)} bytes taken")
+        self._size += written
+
+    def _cut_back(self) -> None:
+        # A half-written record would hide all that follows it. If even the cut fails, this file takes no more.
+        try:
+            os.ftruncate(self._fd, self._size)
+        except OSError:
+            self._rotate()
+
+    def _rotate(self) -> None:
+        os.close(self._fd)
+        self._fd = -1
+        self._size = 0
+        self._closed_segments.append(self.segment)
+
+    def committed(self, sequence: int) -> None:
+        """All reports up to ``sequence`` are in the database: removes the segments that are not needed any more."""
+        kept = []
+        for segment in self._closed_segments:
+            if segment.open_intents == 0 and segment.release <= sequence:
+                segment.path.unlink(missing_ok=True)
+            else:
+                kept.append(segment)
+        self._closed_segments = kept
+
+    def close(self) -> None:
+        """Closes the files and gives up the lock; what is not committed stays for recovery."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+        if self._lock_fd >= 0:
+            os.close(self._lock_fd)
+            self._lock_fd = -1
+
+
+def lock_path(directory: Path, node_id: int, child: int) -> Path:
+    return directory / f"{node_id}-{child}.lock"
+
+
+def segments_of(directory: Path, node_id: int, child: int | None = None) -> list[Path]:
+    """The segment files of a node run (or of one of its children), in the order they were written."""
+    found = []
+    for path in directory.iterdir():
+        named = _NAME.fullmatch(path.name)
+        if named and int(named[1]) == node_id and child in (None, int(named[2])):
+            found.append((int(named[2]), int(named[3]), path))
+    return [path for _, _, path in sorted(found)]
+
+
+def node_ids_in(directory: Path) -> set[int]:
+    """The node runs that left segments here."""
+    return {int(named[1]) for path in directory.iterdir() if (named := _NAME.fullmatch(path.name))}
+
+
+def read_records(path: Path) -> Iterator[Record]:
+    """The whole records of a segment; ends at the first that is torn."""
+    decoder = msgspec.msgpack.Decoder(Record)
+    content = path.read_bytes()
+    at = 0
+    while at + _HEADER.size <= len(content):
+        size, crc = _HEADER.unpack_from(content, at)
+        body = content[at + _HEADER.size : at + _HEADER.size + size]
+        if len(body) < size or zlib.crc32(body) != crc:
+            return
+        yield decoder.decode(body)
+        at += _HEADER.size + size

@@ -1,0 +1,73 @@
+"""One line of ``mta.delivery_log`` in COPY text format, built where the outcome is known.
+
+A child builds the line once; master and writer pass it on unread. So a recorded outcome costs the master nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+
+COLUMNS = (
+    "at",
+    "delivery_id",
+    "number",
+    "part_id",
+    "attempt",
+    "status",
+    "reason",
+    "code",
+    "enhanced",
+    "address",
+    "reference",
+    "site",
+    "mx_host",
+    "peer",
+    "egress",
+    "reply",
+)
+
+# PostgreSQL's COPY text format: these four would end a value or a row, NUL cannot be stored at all.
+_NEEDS_ESCAPE = re.compile(r"[\\\t\n\r\x00\ud800-\udfff]")
+_ESCAPES = {"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r", "\x00": "\\\\x00"}
+
+
+def escaped(text: str) -> str:
+    """``text`` as a COPY text value; what UTF-8 or PostgreSQL cannot hold is shown as an escape."""
+    if _NEEDS_ESCAPE.search(text) is None:
+        return text
+    return _NEEDS_ESCAPE.sub(lambda found: _ESCAPES.get(found[0]) or f"\\\\u{ord(found[0]):04x}", text)
+
+
+def timestamp(unix_s: float) -> str:
+    """A time as the log stores it: ISO 8601 in UTC."""
+    return datetime.fromtimestamp(unix_s, UTC).isoformat()
+
+
+def session_columns(site: str, mx_host: str, peer: str, egress: str) -> str:
+    """The columns that are the same for all of a session, from ``site`` to ``egress``, with their tabs."""
+    return f"{escaped(site)}\t{escaped(mx_host)}\t{peer}\t{escaped(egress)}\t"
+
+
+def log_line(
+    at: str,
+    delivery_id: int,
+    number: int,
+    part_id: int,
+    attempt: int,
+    verdict: str,
+    address: str,
+    reference: str | None,
+    session: str,
+    reply: str,
+) -> str:
+    """One line with its newline.
+
+    ``verdict`` is ``status<TAB>reason<TAB>code<TAB>enhanced``; ``session`` comes from `session_columns`; ``reply``
+    is escaped already (a server repeats itself, so callers keep the escaped text).
+    """
+    known_as = "\\N" if reference is None else escaped(reference)
+    return (
+        f"{at}\t{delivery_id}\t{number}\t{part_id}\t{attempt}\t{verdict}\t{escaped(address)}\t{known_as}"
+        f"\t{session}{reply}\n"
+    )

@@ -1,0 +1,116 @@
+"""Carries settlements into the database: collected for some milliseconds, one transaction each, in order.
+
+When the database is away it waits, says so once, and tries again with the same settlement and number until it is
+known to be recorded. What waits meanwhile is bounded by what children have in hand, since without the database
+the lease ends and nothing new is begun.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import asyncpg
+import structlog
+
+from mta.outcomes.line import COLUMNS
+from mta.queue.nodes import Fenced, NodeRun
+from mta.queue.settle import Settlement, commit
+
+RETRY_S = 1.0
+log = structlog.get_logger()
+
+
+class Writer:
+    """One per node run. ``take`` hands over the settlement so far and begins a new one."""
+
+    def __init__(
+        self,
+        pool: asyncpg.Pool,
+        run: NodeRun,
+        take: Callable[[], tuple[Settlement, Callable[[], None]]],
+        *,
+        delay_s: float,
+        lines_bytes_max: int,
+    ) -> None:
+        self._pool = pool
+        self._run = run
+        self._take = take
+        self._delay_s = delay_s
+        self._lines_bytes_max = lines_bytes_max
+        self._wanted = asyncio.Event()
+        self._urgent = asyncio.Event()
+        self._sequence = 0
+        self._is_stopping = False
+        self.trouble = ""
+
+    def wake(self, lines_bytes: int) -> None:
+        """Something waits to be recorded; much of it is recorded without further delay."""
+        self._wanted.set()
+        if lines_bytes >= self._lines_bytes_max:
+            self._urgent.set()
+
+    def stop(self) -> None:
+        """Record what is there and end."""
+        self._is_stopping = True
+        self._wanted.set()
+        self._urgent.set()
+
+    async def run(self) -> None:
+        """Until stopped. Raises Fenced when this run was declared dead."""
+        while True:
+            await self._wanted.wait()
+            if not self._is_stopping:
+                await _event_or_timeout(self._urgent, self._delay_s)
+            self._wanted.clear()
+            self._urgent.clear()
+            settlement, committed = self._take()
+            if settlement.is_empty:
+                committed()
+                if self._is_stopping:
+                    return
+                continue
+            self._sequence += 1
+            await self._until_recorded(settlement)
+            committed()
+            if self._is_stopping:
+                self._wanted.set()
+
+    async def _until_recorded(self, settlement: Settlement) -> None:
+        while True:
+            try:
+                async with self._pool.acquire(timeout=10) as conn:
+                    await commit(conn, self._run, settlement, self._sequence, COLUMNS)
+            except Fenced:
+                raise
+            except (OSError, TimeoutError, asyncpg.PostgresConnectionError, asyncpg.InterfaceError) as error:
+                self._wait_for_database(error)
+            except (
+                asyncpg.InsufficientResourcesError,
+                asyncpg.OperatorInterventionError,
+                asyncpg.TransactionRollbackError,
+                asyncpg.InternalServerError,
+            ) as error:
+                # Disk full, shut down, deadlock: the server's trouble, not the settlement's.
+                self._wait_for_database(error)
+            else:
+                if self.trouble:
+                    log.info("database is back", settlement=self._sequence)
+                    self.trouble = ""
+                return
+            await asyncio.sleep(RETRY_S)
+
+    def _wait_for_database(self, error: Exception) -> None:
+        text = f"{type(error).__name__}: {error}"
+        if text != self.trouble:
+            log.error("outcomes cannot be recorded, waiting for the database", error=text, settlement=self._sequence)
+        self.trouble = text
+
+
+async def _event_or_timeout(event: asyncio.Event, timeout_s: float) -> None:
+    waiter: Awaitable[bool] = event.wait()
+    try:
+        async with asyncio.timeout(timeout_s):
+            await waiter
+    except TimeoutError:
+        return  # the usual way: the delay is over

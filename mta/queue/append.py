@@ -1,0 +1,133 @@
+"""Appending parts: many in one transaction, each once for ever under its key.
+
+What an append has answered is durable. The same key with the same content answers what it answered the first time;
+with other content it is refused. A caller that never saw the answer simply asks again.
+"""
+
+from __future__ import annotations
+
+import datetime
+import functools
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+from mta.message.content import Content, check_content, load_content
+from mta.model.errors import BadInput
+from mta.queue.connection import Conn
+from mta.queue.deliveries import no_such_delivery
+from mta.queue.part import PackedPart, Part, pack_part
+from mta.queue.states import APPENDABLE
+
+# Shared by appends, exclusive for the seal; the same numbers stand in schema/0003_append.sql.
+_LOCK: Final = "SELECT pg_advisory_xact_lock_shared(20180, ($1::bigint & 2147483647)::int)"
+# FOR KEY SHARE conflicts with sealing only (index delivery_seal): pause and cancel never wait for an append.
+_DELIVERY: Final = "SELECT state, sealed, content FROM mta.delivery WHERE id = $1 FOR KEY SHARE"
+_FIND: Final = """
+SELECT key, append_id, recipients, digest FROM mta.delivery_append WHERE delivery_id = $1 AND key = ANY($2::text[])
+"""
+# Sorted, so that two appends of the same keys wait for one another instead of locking each other out.
+_RESERVE: Final = """
+INSERT INTO mta.delivery_append (delivery_id, key, recipients, digest)
+SELECT $1, key, recipients, digest
+FROM unnest($2::text[], $3::int[], $4::bytea[]) AS part (key, recipients, digest) ORDER BY key
+ON CONFLICT DO NOTHING RETURNING key, append_id
+"""
+_NOTIFY: Final = "SELECT pg_notify('mta', $1)"
+_COLUMNS: Final = ("delivery_id", "append_id", "fields", "count", "recipients")
+
+
+class AppendResult(msgspec.Struct, frozen=True):
+    """The answer for one part. Its recipients' numbers are ``append_id << 16 | index``."""
+
+    key: str
+    append_id: int
+    recipients: int
+    is_new: bool
+
+
+async def append_parts(
+    conn: Conn, delivery_id: int, parts: Sequence[Part | PackedPart], *, due_at: datetime.datetime | None = None
+) -> list[AppendResult]:
+    """Append all of them or none, in one transaction; answers in the order of ``parts``.
+
+    ``due_at`` (aware; None: now by the database's clock) applies to new parts. Raises BadInput for a bad row, a key
+    used before with other content, an unknown delivery, or one to which nothing can be appended any more.
+    """
+    if due_at is not None and due_at.tzinfo is None:
+        raise BadInput("due_at", "has no time zone")
+    packed = [pack_part(part) if isinstance(part, Part) else part for part in parts]
+    by_key = {part.key: part for part in packed}
+    if len(by_key) != len(packed):
+        raise BadInput(f"delivery {delivery_id}", "the same key stands twice in one append")
+    if not packed:
+        return []
+    async with conn.transaction():
+        await conn.execute(_LOCK, delivery_id)
+        delivery = await conn.fetchrow(_DELIVERY, delivery_id)
+        if delivery is None:
+            raise no_such_delivery(delivery_id)
+        # Before the state is looked at: the same append again has the same answer also after the seal.
+        results = await _find(conn, delivery_id, by_key)
+        fresh = [part for part in packed if part.key not in results]
+        if fresh:
+            if delivery["sealed"] or delivery["state"] not in APPENDABLE:
+                state = delivery["state"] if delivery["state"] not in APPENDABLE else "sealed"
+                raise BadInput(f"delivery {delivery_id}", f"is {state}: nothing can be appended")
+            _check_fields_against_content(delivery_id, delivery["content"], fresh)
+            results |= await _insert(conn, delivery_id, fresh, due_at)
+    return [results[part.key] for part in packed]
+
+
+async def _insert(
+    conn: Conn, delivery_id: int, fresh: Sequence[PackedPart], due_at: datetime.datetime | None
+) -> dict[str, AppendResult]:
+    rows = await conn.fetch(
+        _RESERVE,
+        delivery_id,
+        [part.key for part in fresh],
+        [part.count for part in fresh],
+        [part.digest for part in fresh],
+    )
+    append_ids = {row["key"]: row["append_id"] for row in rows}
+    new = [part for part in fresh if part.key in append_ids]
+    records = [(delivery_id, append_ids[part.key], part.fields, part.count, part.recipients) for part in new]
+    columns = _COLUMNS
+    if due_at is not None:
+        records = [(*record, due_at) for record in records]  # type: ignore[misc]
+        columns = (*_COLUMNS, "due_at")  # type: ignore[assignment]
+    await conn.copy_records_to_table("delivery_part", schema_name="mta", columns=columns, records=records)
+    await conn.execute(_NOTIFY, f"append {delivery_id}")
+    results = {part.key: AppendResult(part.key, append_ids[part.key], part.count, True) for part in new}
+    # The others were appended by somebody else between our look and our insert, and are committed by now.
+    return results | await _find(conn, delivery_id, {part.key: part for part in fresh if part.key not in append_ids})
+
+
+async def _find(conn: Conn, delivery_id: int, by_key: dict[str, PackedPart]) -> dict[str, AppendResult]:
+    """Answers for those keys that were appended before; BadInput when one was with other content."""
+    if not by_key:
+        return {}
+    found = {}
+    for key, append_id, recipients, digest in await conn.fetch(_FIND, delivery_id, list(by_key)):
+        if digest != by_key[key].digest:
+            raise BadInput(f"part {key}", f"was appended to delivery {delivery_id} before with other content")
+        found[key] = AppendResult(key, append_id, recipients, False)
+    return found
+
+
+def _check_fields_against_content(delivery_id: int, content: bytes, parts: Sequence[PackedPart]) -> None:
+    """A message that cannot be rendered for a part's recipients is refused now, not found out a recipient at a time."""
+    message, used = _loaded(content)
+    for fields in {part.fields for part in parts}:
+        if not used.issubset(fields):
+            try:
+                check_content(message, fields)
+            except BadInput as fault:
+                raise BadInput(f"delivery {delivery_id}, {fault.where}", fault.what) from None
+
+
+@functools.lru_cache(maxsize=4)  # a template may have megabytes, and an application appends by the small part
+def _loaded(content: bytes) -> tuple[Content, frozenset[str]]:
+    message = load_content(content, "content")
+    return message, check_content(message, None)

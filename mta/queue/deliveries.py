@@ -1,0 +1,242 @@
+"""Deliveries: made, shown, started, paused, resumed, cancelled, sealed. Every change is announced on ``NOTIFY mta``.
+
+Payloads of the channel are two words: ``delivery 17`` (its row changed), ``append 17`` (parts were added).
+"""
+
+from __future__ import annotations
+
+import datetime
+from typing import Final
+
+import asyncpg
+import msgspec
+
+from mta.message.content import check_content, load_content
+from mta.model.errors import BadInput
+from mta.model.limits import PART_RECIPIENTS_MAX
+from mta.model.outcome import InDoubtPolicy
+from mta.queue.connection import Conn
+from mta.queue.states import Action, DeliveryState, next_state
+from mta.traffic.retry import parse_retry
+
+CHANNEL: Final = "mta"
+NAME_CHARS_MAX: Final = 200
+PRIORITY_MAX: Final = 4  # 0 is the most urgent
+WEIGHT_MAX: Final = 1000
+DEFAULT_VALIDITY: Final = datetime.timedelta(days=5)  # RFC 5321 §4.5.4.1: "at least 4-5 days"
+SEAL_TIMEOUT_MS: Final = 10_000
+
+_COLUMNS = """
+SELECT d.id, d.name, d.state, d.sealed, d.priority, d.weight, d.egress_pool, d.in_doubt_policy, d.part_recipients,
+       d.starts_at, d.validity, d.created_at, d.started_at, d.valid_until, d.ended_at,
+       (SELECT coalesce(sum(recipients), 0)::bigint FROM mta.delivery_append WHERE delivery_id = d.id) AS appended,
+       (SELECT coalesce(sum(count), 0)::bigint FROM mta.delivery_part WHERE delivery_id = d.id AND held) AS held,
+       coalesce(s.delivered, 0) AS delivered, coalesce(s.failed, 0) AS failed, coalesce(s.expired, 0) AS expired,
+       coalesce(s.cancelled, 0) AS cancelled, coalesce(s.deferrals, 0) AS deferrals, coalesce(s.in_doubt, 0) AS in_doubt
+FROM mta.delivery d LEFT JOIN mta.delivery_stats s ON s.delivery_id = d.id
+"""
+_SHOW = _COLUMNS + "WHERE d.id = $1"
+_LIST = _COLUMNS + "WHERE $1::text IS NULL OR d.state = $1 ORDER BY d.id DESC LIMIT $2"
+_CREATE = """
+WITH made AS (
+    INSERT INTO mta.delivery (name, content, priority, weight, egress_pool, in_doubt_policy, part_recipients,
+                              starts_at, validity, retry)
+    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10::text::jsonb) RETURNING id
+)
+INSERT INTO mta.delivery_stats (delivery_id) SELECT id FROM made RETURNING delivery_id
+"""
+_CONTENT = "SELECT content FROM mta.delivery WHERE id = $1"
+_STATE_FOR_CHANGE = "SELECT state FROM mta.delivery WHERE id = $1 FOR NO KEY UPDATE"
+# A scheduled delivery is running at once, but its started_at lies ahead: nothing is claimed before it.
+_START = """
+UPDATE mta.delivery
+SET state = 'running', started_at = greatest(now(), starts_at), valid_until = greatest(now(), starts_at) + validity
+WHERE id = $1
+"""
+_SET_STATE = """
+UPDATE mta.delivery
+SET state = $2, ended_at = CASE WHEN $2 = 'finished' THEN now() ELSE ended_at END,
+    -- Cancelled before it was started: daemons see it all the same, and need an end of its validity.
+    valid_until = CASE WHEN $2 = 'cancelled' THEN coalesce(valid_until, now()) ELSE valid_until END
+WHERE id = $1
+"""
+_SET_LOCK_TIMEOUT = "SELECT set_config('lock_timeout', $1, true)"
+_SEAL_LOCK = "SELECT pg_advisory_xact_lock(20180, ($1::bigint & 2147483647)::int)"
+_SEAL = "UPDATE mta.delivery SET sealed = true WHERE id = $1 AND NOT sealed"
+_NOTIFY = "SELECT pg_notify('mta', $1)"
+
+
+class NewDelivery(msgspec.Struct, frozen=True, kw_only=True):
+    """What an operator says of a delivery. ``content`` is JSON, see ``mta.message.content``."""
+
+    name: str
+    content: bytes
+    priority: int = 2
+    weight: int = 1
+    egress_pool: str = "default"
+    in_doubt_policy: InDoubtPolicy = InDoubtPolicy.RESEND
+    part_recipients: int = 0  # 0: automatic
+    starts_at: datetime.datetime | None = None  # aware
+    validity: datetime.timedelta = DEFAULT_VALIDITY
+    retry: str | None = None  # JSON, see mta.traffic.retry; None: the classic schedule
+
+
+class Delivery(msgspec.Struct, frozen=True):
+    """A delivery with its counters: recipients, except for ``deferrals`` and ``in_doubt``, which count attempts."""
+
+    id: int
+    name: str
+    state: DeliveryState
+    sealed: bool
+    priority: int
+    weight: int
+    egress_pool: str
+    in_doubt_policy: InDoubtPolicy
+    part_recipients: int
+    starts_at: datetime.datetime | None
+    validity: datetime.timedelta
+    created_at: datetime.datetime
+    started_at: datetime.datetime | None
+    valid_until: datetime.datetime | None
+    ended_at: datetime.datetime | None
+    appended: int
+    held: int
+    delivered: int
+    failed: int
+    expired: int
+    cancelled: int
+    deferrals: int
+    in_doubt: int
+
+    @property
+    def final(self) -> int:
+        """Recipients with a final outcome."""
+        return self.delivered + self.failed + self.expired + self.cancelled
+
+    @property
+    def waiting(self) -> int:
+        """Recipients still without one, held ones included."""
+        return self.appended - self.final
+
+
+async def create(conn: Conn, new: NewDelivery) -> int:
+    """Make a delivery in state ``editing``; answers its id. BadInput names the field."""
+    _check_new(new)
+    # The fields that its recipients will bring are not known yet: append compares them.
+    check_content(load_content(new.content, "content"), None)
+    made: int = await conn.fetchval(
+        _CREATE,
+        new.name,
+        new.content,
+        new.priority,
+        new.weight,
+        new.egress_pool,
+        new.in_doubt_policy.value,
+        new.part_recipients,
+        new.starts_at,
+        new.validity,
+        new.retry,
+    )
+    await announce(conn, made)
+    return made
+
+
+async def show(conn: Conn, delivery_id: int) -> Delivery:
+    row = await conn.fetchrow(_SHOW, delivery_id)
+    if row is None:
+        raise no_such_delivery(delivery_id)
+    return _delivery(row)
+
+
+async def content(conn: Conn, delivery_id: int) -> bytes:
+    """The message content as stored, JSON."""
+    stored: bytes | None = await conn.fetchval(_CONTENT, delivery_id)
+    if stored is None:
+        raise no_such_delivery(delivery_id)
+    return stored
+
+
+async def list_deliveries(conn: Conn, *, state: DeliveryState | None = None, limit: int = 50) -> list[Delivery]:
+    """The newest first."""
+    return [_delivery(row) for row in await conn.fetch(_LIST, state and state.value, limit)]
+
+
+async def start(conn: Conn, delivery_id: int) -> DeliveryState:
+    """Begin sending, from ``starts_at`` on when it has one; its validity runs from then."""
+    return await change_state(conn, delivery_id, Action.START)
+
+
+async def pause(conn: Conn, delivery_id: int) -> DeliveryState:
+    """Stop handing out its recipients. Never waits for an append that is open. Its validity runs on."""
+    return await change_state(conn, delivery_id, Action.PAUSE)
+
+
+async def resume(conn: Conn, delivery_id: int) -> DeliveryState:
+    return await change_state(conn, delivery_id, Action.RESUME)
+
+
+async def cancel(conn: Conn, delivery_id: int) -> DeliveryState:
+    """Send no more of it; a daemon records its waiting recipients as CANCELLED."""
+    return await change_state(conn, delivery_id, Action.CANCEL)
+
+
+async def change_state(conn: Conn, delivery_id: int, action: Action) -> DeliveryState:
+    """Apply the table of ``mta.queue.states``; answers the state after it. BadInput when it cannot be."""
+    async with conn.transaction():
+        state = await conn.fetchval(_STATE_FOR_CHANGE, delivery_id)
+        if state is None:
+            raise no_such_delivery(delivery_id)
+        after = next_state(delivery_id, DeliveryState(state), action)
+        if after != state:
+            if action is Action.START:
+                await conn.execute(_START, delivery_id)
+            else:
+                await conn.execute(_SET_STATE, delivery_id, after.value)
+            await announce(conn, delivery_id)
+    return after
+
+
+async def seal(conn: Conn, delivery_id: int, *, timeout_ms: int = SEAL_TIMEOUT_MS) -> None:
+    """Nothing more will be appended: waits for appends that are open, at most ``timeout_ms``. Idempotent."""
+    try:
+        async with conn.transaction():
+            await conn.execute(_SET_LOCK_TIMEOUT, str(timeout_ms))
+            await conn.execute(_SEAL_LOCK, delivery_id)
+            if await conn.fetchval(_STATE_FOR_CHANGE, delivery_id) is None:
+                raise no_such_delivery(delivery_id)
+            await conn.execute(_SEAL, delivery_id)
+            await announce(conn, delivery_id)
+    except asyncpg.LockNotAvailableError as error:
+        what = f"cannot be sealed now: a transaction that appends to it was still open after {timeout_ms / 1000:g} s"
+        raise BadInput(f"delivery {delivery_id}", what) from error
+
+
+async def announce(conn: Conn, delivery_id: int) -> None:
+    """Tell every daemon that this delivery's row has changed (when the transaction commits)."""
+    await conn.execute(_NOTIFY, f"delivery {delivery_id}")
+
+
+def no_such_delivery(delivery_id: int) -> BadInput:
+    return BadInput(f"delivery {delivery_id}", "does not exist")
+
+
+def _delivery(row: asyncpg.Record) -> Delivery:
+    return msgspec.convert(dict(row), Delivery)
+
+
+def _check_new(new: NewDelivery) -> None:
+    for where, text in (("name", new.name), ("egress_pool", new.egress_pool)):
+        if not text.strip() or len(text) > NAME_CHARS_MAX or not text.isprintable():
+            raise BadInput(where, f"must be 1 to {NAME_CHARS_MAX} printable characters, and not only spaces")
+    for where, value, least, most in (
+        ("priority", new.priority, 0, PRIORITY_MAX),
+        ("weight", new.weight, 1, WEIGHT_MAX),
+        ("part_recipients", new.part_recipients, 0, PART_RECIPIENTS_MAX),
+    ):
+        if not least <= value <= most:
+            raise BadInput(where, f"is {value}, allowed are {least} to {most}")
+    if new.starts_at is not None and new.starts_at.tzinfo is None:
+        raise BadInput("starts_at", "has no time zone")
+    if new.validity <= datetime.timedelta(0):
+        raise BadInput("validity", "must be longer than nothing")
+    parse_retry(new.retry, "retry")

@@ -1,0 +1,101 @@
+"""What waits, where and since when; who leases it; what the log knows of an address. For people, not for daemons."""
+
+from __future__ import annotations
+
+import datetime
+
+import msgspec
+
+from mta.model.address import parse_mailbox
+from mta.model.outcome import Reason, Status
+from mta.queue.connection import Conn
+
+# One pass over the waiting parts: costs with the length of the queue, so it is asked by people only.
+_WAITING = """
+SELECT p.delivery_id, d.name, d.state, p.site, count(*) AS parts, sum(p.count)::bigint AS recipients,
+       coalesce(sum(p.count) FILTER (WHERE p.owner IS NULL AND NOT p.held AND p.due_at <= now()), 0)::bigint AS due,
+       coalesce(sum(p.count) FILTER (WHERE p.owner IS NOT NULL), 0)::bigint AS leased,
+       coalesce(sum(p.count) FILTER (WHERE p.held), 0)::bigint AS held,
+       extract(epoch FROM now() - min(p.appended_at))::float8 AS oldest_age_s,
+       extract(epoch FROM min(p.due_at) FILTER (WHERE p.owner IS NULL AND NOT p.held) - now())::float8 AS next_due_in_s
+FROM mta.delivery_part p JOIN mta.delivery d ON d.id = p.delivery_id
+GROUP BY p.delivery_id, d.name, d.state, p.site ORDER BY p.delivery_id, recipients DESC LIMIT $1
+"""
+_NODES = """
+SELECT n.id, n.name, n.started_at, n.ended_at IS NULL AND n.alive_until > now() AS alive,
+       extract(epoch FROM n.alive_until - now())::float8 AS lease_left_s,
+       count(p.id) AS parts, coalesce(sum(p.count), 0)::bigint AS recipients
+FROM mta.node n LEFT JOIN mta.delivery_part p ON p.owner = n.id
+WHERE n.ended_at IS NULL OR p.id IS NOT NULL GROUP BY n.id ORDER BY n.id
+"""
+FIND_BY_ADDRESS = """
+SELECT at, delivery_id, number, attempt, status, reason, code, enhanced, address, reference, site, mx_host, peer,
+       egress, reply
+FROM mta.delivery_log WHERE address = $1 ORDER BY at DESC, attempt DESC LIMIT $2
+"""
+
+
+class Waiting(msgspec.Struct, frozen=True):
+    """What waits of one delivery for one site (None: not known yet). Counts are recipients, but for ``parts``.
+
+    Positions that are settled already count until their part ends.
+    """
+
+    delivery_id: int
+    name: str
+    state: str
+    site: str | None
+    parts: int
+    recipients: int
+    due: int
+    leased: int
+    held: int
+    oldest_age_s: float
+    next_due_in_s: float | None
+
+
+class NodeLeases(msgspec.Struct, frozen=True):
+    """A run of a daemon that has not ended, or still owns parts."""
+
+    id: int
+    name: str
+    started_at: datetime.datetime
+    alive: bool
+    lease_left_s: float
+    parts: int
+    recipients: int
+
+
+class LogLine(msgspec.Struct, frozen=True):
+    """One attempt as recorded."""
+
+    at: datetime.datetime
+    delivery_id: int
+    number: int
+    attempt: int
+    status: Status
+    reason: Reason
+    code: int
+    enhanced: str
+    address: str
+    reference: str | None
+    site: str
+    mx_host: str
+    peer: str
+    egress: str
+    reply: str
+
+
+async def waiting(conn: Conn, *, limit: int = 1000) -> list[Waiting]:
+    """By delivery, and in it by site, the fullest first."""
+    return [Waiting(*row.values()) for row in await conn.fetch(_WAITING, limit)]
+
+
+async def leases_by_node(conn: Conn) -> list[NodeLeases]:
+    return [NodeLeases(*row.values()) for row in await conn.fetch(_NODES)]
+
+
+async def find_in_log(conn: Conn, address: str, *, limit: int = 100) -> list[LogLine]:
+    """Every attempt for an address, in any of its forms, the newest first."""
+    canonical = parse_mailbox(address, "address").text
+    return [msgspec.convert(dict(row), LogLine) for row in await conn.fetch(FIND_BY_ADDRESS, canonical, limit)]

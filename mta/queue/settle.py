@@ -1,0 +1,197 @@
+"""The outcome transaction: log lines, what is settled, what comes back later, counters and credits, all or none.
+
+A settlement is idempotent by construction at a higher level: whoever builds one knows (from `part_settled` and
+from the part's existence) which positions are still open, and its transaction holds the fencing token.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import datetime
+
+import msgspec
+
+from mta.model.outcome import Status
+from mta.queue import nodes
+from mta.queue.connection import Conn
+
+Row = tuple[str, str | None, msgspec.Raw]
+_pack = msgspec.json.Encoder().encode
+
+
+class NewPart(msgspec.Struct, frozen=True):
+    """Recipients that leave a leased part for a part of their own: deferrals, surplus, held ones.
+
+    ``due_in_s`` counts from the database's now at commit.
+    """
+
+    delivery_id: int
+    site: str | None
+    attempt: int  # attempts made so far
+    held: bool
+    appended_at: datetime
+    fields: tuple[str, ...]
+    numbers: list[int]
+    rows: list[Row]
+    due_in_s: float
+
+
+class Doubt(msgspec.Struct, frozen=True):
+    """A message in doubt, as it is listed for good."""
+
+    delivery_id: int
+    number: int
+    part_id: int
+    attempt: int
+    address: str
+    mx_host: str
+    peer: str
+    policy: str
+    cause: str
+
+
+@dataclass(eq=False)
+class Settlement:
+    """What one transaction will record. Filled by the collector, consumed by `commit`."""
+
+    lines: list[bytes] = field(default_factory=list)
+    settled: dict[int, list[int]] = field(default_factory=dict)  # part -> positions, of parts that go on
+    finished: list[int] = field(default_factory=list)  # parts of which every position is settled now
+    released: list[int] = field(default_factory=list)  # parts given back with what is left in them
+    new_parts: list[NewPart] = field(default_factory=list)
+    doubts: list[Doubt] = field(default_factory=list)
+    counts: dict[int, dict[Status, int]] = field(default_factory=dict)  # delivery -> status -> recipients
+    credits: dict[tuple[str, int], int] = field(default_factory=dict)  # (quota key, bucket) -> used
+
+    @property
+    def is_empty(self) -> bool:
+        return not (
+            self.lines
+            or self.settled
+            or self.finished
+            or self.released
+            or self.new_parts
+            or self.doubts
+            or self.credits
+        )
+
+    def count(self, delivery_id: int, status: Status, recipients: int) -> None:
+        """Moves a delivery's counter."""
+        of_delivery = self.counts.setdefault(delivery_id, {})
+        of_delivery[status] = of_delivery.get(status, 0) + recipients
+
+
+_SETTLED = """
+INSERT INTO mta.part_settled (part_id, positions)
+SELECT u.part_id, u.positions::smallint[] FROM unnest($1::bigint[], $2::text[]) AS u (part_id, positions)
+"""
+_FINISHED = """
+WITH gone AS (DELETE FROM mta.part_settled WHERE part_id = ANY($1::bigint[]))
+DELETE FROM mta.delivery_part WHERE id = ANY($1::bigint[])
+"""
+_RELEASED = "UPDATE mta.delivery_part SET owner = NULL WHERE owner = $1 AND id = ANY($2::bigint[])"
+_NEW_PARTS = """
+INSERT INTO mta.delivery_part
+    (delivery_id, site, attempt, held, appended_at, fields, numbers, count, recipients, due_at)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, now() + make_interval(secs => $10))
+"""
+_DOUBTS = """
+INSERT INTO mta.in_doubt (delivery_id, number, part_id, attempt, address, mx_host, peer, policy, cause)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+"""
+# Deliveries in the order of their ids, so that two nodes never wait for each other.
+_COUNTS = """
+INSERT INTO mta.delivery_stats AS s (delivery_id, delivered, failed, expired, cancelled, deferrals, in_doubt)
+SELECT * FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[])
+ON CONFLICT (delivery_id) DO UPDATE SET
+    delivered = s.delivered + excluded.delivered, failed = s.failed + excluded.failed,
+    expired = s.expired + excluded.expired, cancelled = s.cancelled + excluded.cancelled,
+    deferrals = s.deferrals + excluded.deferrals, in_doubt = s.in_doubt + excluded.in_doubt
+"""
+_CREDITS = """
+INSERT INTO mta.quota_counter AS q (node, key, bucket, used)
+SELECT $1, * FROM unnest($2::text[], $3::bigint[], $4::int[])
+ON CONFLICT (node, key, bucket) DO UPDATE SET used = q.used + excluded.used
+"""
+_COUNTED = (Status.DELIVERED, Status.FAILED, Status.EXPIRED, Status.CANCELLED, Status.DEFERRED, Status.IN_DOUBT)
+
+
+async def commit(conn: Conn, run: nodes.NodeRun, settlement: Settlement, sequence: int, columns: Iterable[str]) -> None:
+    """Records all of it in one transaction. Raises nodes.Fenced, with nothing recorded, when the run is dead.
+
+    ``sequence`` counts the settlements of a run. The same number again is a retry after a lost connection: when
+    the first try was committed after all, nothing is done. ``columns`` are those of the log lines, in their order.
+    """
+    async with conn.transaction():
+        if not await nodes.advance(conn, run.id, sequence):
+            return
+        if settlement.lines:
+            await conn.copy_to_table(
+                "delivery_log",
+                schema_name="mta",
+                columns=list(columns),
+                source=io.BytesIO(b"".join(settlement.lines)),
+                format="text",
+            )
+        await _settle_parts(conn, run.id, settlement)
+        if settlement.doubts:
+            await conn.executemany(_DOUBTS, [msgspec.structs.astuple(doubt) for doubt in settlement.doubts])
+        await _move_counters(conn, run.name, settlement)
+
+
+async def _settle_parts(conn: Conn, node_id: int, settlement: Settlement) -> None:
+    if settlement.new_parts:
+        await conn.executemany(_NEW_PARTS, [_stored(part) for part in settlement.new_parts])
+    if settlement.settled:
+        positions = [f"{{{','.join(map(str, open_))}}}" for open_ in settlement.settled.values()]
+        await conn.execute(_SETTLED, list(settlement.settled), positions)
+    if settlement.finished:
+        await conn.execute(_FINISHED, settlement.finished)
+    if settlement.released:
+        await conn.execute(_RELEASED, node_id, settlement.released)
+
+
+def _stored(part: NewPart) -> tuple[object, ...]:
+    return (
+        part.delivery_id,
+        part.site,
+        part.attempt,
+        part.held,
+        part.appended_at,
+        list(part.fields),
+        part.numbers,
+        len(part.rows),
+        _pack(part.rows),
+        part.due_in_s,
+    )
+
+
+async def _move_counters(conn: Conn, node_name: str, settlement: Settlement) -> None:
+    if settlement.counts:
+        ids = sorted(settlement.counts)
+        moved = [[settlement.counts[i].get(status, 0) for i in ids] for status in _COUNTED]
+        await conn.execute(_COUNTS, ids, *moved)
+    if settlement.credits:
+        used = sorted(settlement.credits.items())
+        await conn.execute(
+            _CREDITS,
+            node_name,
+            [key for (key, _), _ in used],
+            [bucket for (_, bucket), _ in used],
+            [count for _, count in used],
+        )
+
+
+async def load_credits(conn: Conn, node_name: str, since_bucket: int) -> list[tuple[str, int, int]]:
+    """(key, bucket, used) since a bucket: what limits must remember across a restart."""
+    rows = await conn.fetch(
+        "SELECT key, bucket, used FROM mta.quota_counter WHERE node = $1 AND bucket >= $2", node_name, since_bucket
+    )
+    return [(row["key"], row["bucket"], row["used"]) for row in rows]
+
+
+async def forget_credits(conn: Conn, node_name: str, before_bucket: int) -> None:
+    """Drops counters that no window reaches any more."""
+    await conn.execute("DELETE FROM mta.quota_counter WHERE node = $1 AND bucket < $2", node_name, before_bucket)

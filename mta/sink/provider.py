@@ -1,0 +1,216 @@
+"""A mailbox provider with limits of its own, which refuses whoever exceeds them and remembers it.
+
+Pure: it is handed the time of each event (monotonic seconds, never going back) and decides at once.
+The limits of a client hold for its address, or for its address and ours together (``scope``).
+An attempt beyond a limit is a *violation*; greylisting and the block that follows a violation
+refuse too, but only the attempt that exceeds is counted, and so is each connection that ignores a block.
+
+Limits come from a TOML file; what is absent or 0 is not enforced::
+
+    scope = "client"                    # or "path": client address and local address
+    connections_max = 10                # open at the same time
+    messages_per_connection_max = 20    # accepted on one connection
+    messages_per_period_max = 1000      # accepted in any period_s seconds
+    period_s = 3600
+    recipients_per_message_max = 100
+    greylist_s = 300                    # first try of (client, sender, recipient): 451; welcome after so long
+    block_s = 60                        # after a violation: 421 to everything for so long
+"""
+
+from __future__ import annotations
+
+import enum
+import tomllib
+from collections import Counter, OrderedDict, deque
+from pathlib import Path
+from typing import Final, Literal
+
+import msgspec
+
+from mta.model.errors import BadInput, LocalFault
+
+GREYLIST_ENTRIES_MAX: Final = 1_000_000  # the oldest leave first
+CLIENTS_MAX: Final = 100_000  # clients without an open connection leave first
+
+
+class Violation(enum.StrEnum):
+    """A limit that a client did not keep."""
+
+    CONNECTIONS = "connections"
+    MESSAGES_PER_CONNECTION = "messages-per-connection"
+    MESSAGES_PER_PERIOD = "messages-per-period"
+    RECIPIENTS_PER_MESSAGE = "recipients-per-message"
+    BLOCK_IGNORED = "block-ignored"
+
+
+class ProviderLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The limits of a provider file; 0 does not limit."""
+
+    scope: Literal["client", "path"] = "client"
+    connections_max: int = 0
+    messages_per_connection_max: int = 0
+    messages_per_period_max: int = 0
+    period_s: float = 3600.0
+    recipients_per_message_max: int = 0
+    greylist_s: float = 0.0
+    block_s: float = 0.0
+
+
+class Refusal(msgspec.Struct, frozen=True, array_like=True):
+    """What the provider answers instead of yes. ``violation`` is None for greylisting."""
+
+    reply: str
+    closes: bool
+    violation: Violation | None
+
+
+class _Client:
+    __slots__ = ("accepted_at", "blocked_until", "open")
+
+    def __init__(self) -> None:
+        self.open = 0
+        self.accepted_at: deque[float] = deque()  # of the last period
+        self.blocked_until = float("-inf")
+
+
+class _Connection:
+    __slots__ = ("address", "client", "messages", "recipients", "sender")
+
+    def __init__(self, client: _Client, address: str) -> None:
+        self.client = client
+        self.address = address
+        self.messages = 0
+        self.recipients = 0
+        self.sender = ""
+
+
+class Provider:
+    """Decides for every connection of a sink. Each method is O(1), amortised.
+
+    ``connect`` must come first for a connection id, ``closed`` last, whatever the answers were.
+    """
+
+    def __init__(self, limits: ProviderLimits) -> None:
+        self._limits = limits
+        self._clients: OrderedDict[str, _Client] = OrderedDict()
+        self._connections: dict[str, _Connection] = {}
+        self._first_tries: OrderedDict[tuple[str, str, str], float] = OrderedDict()
+        self.violations: Counter[Violation] = Counter()
+
+    def connect(self, connection: str, client_address: str, local_address: str, now: float) -> Refusal | None:
+        """A connection was opened; ``connection`` names it from here on."""
+        if connection in self._connections:
+            raise LocalFault(f"connection {connection} is open already")
+        key = client_address if self._limits.scope == "client" else f"{client_address}>{local_address}"
+        client = self._client(key)
+        self._connections[connection] = _Connection(client, client_address)
+        client.open += 1
+        if now < client.blocked_until:
+            self.violations[Violation.BLOCK_IGNORED] += 1
+            return _block(Violation.BLOCK_IGNORED)
+        limit = self._limits.connections_max
+        if limit and client.open > limit:
+            return self._violated(client, Violation.CONNECTIONS, now, "421 4.7.0 too many connections from you")
+        return None
+
+    def mail(self, connection: str, sender: str, now: float) -> Refusal | None:
+        """MAIL: may this connection send one more message?"""
+        state = self._connections[connection]
+        state.sender, state.recipients = sender, 0
+        if now < state.client.blocked_until:
+            return _block(None)
+        limit = self._limits.messages_per_connection_max
+        if limit and state.messages >= limit:
+            text = "421 4.7.0 too many messages on this connection"
+            return self._violated(state.client, Violation.MESSAGES_PER_CONNECTION, now, text)
+        return self._check_period(state.client, now)
+
+    def rcpt(self, connection: str, recipient: str, now: float) -> Refusal | None:
+        """RCPT: one more recipient for the current message?"""
+        state = self._connections[connection]
+        limit = self._limits.recipients_per_message_max
+        if limit and state.recipients >= limit:
+            self.violations[Violation.RECIPIENTS_PER_MESSAGE] += 1
+            # 452 asks for another transaction with the rest (RFC 5321 §4.5.3.1.10): no block.
+            return Refusal("452 4.5.3 too many recipients", False, Violation.RECIPIENTS_PER_MESSAGE)
+        if self._limits.greylist_s and self._is_grey(state.address, state.sender, recipient, now):
+            return Refusal("451 4.7.1 greylisted, try again later", False, None)
+        state.recipients += 1
+        return None
+
+    def dot(self, connection: str, now: float) -> Refusal | None:
+        """The final dot: None counts the message as accepted."""
+        state = self._connections[connection]
+        if now < state.client.blocked_until:
+            return _block(None)
+        refusal = self._check_period(state.client, now)
+        if refusal is not None:
+            return refusal
+        state.messages += 1
+        if self._limits.messages_per_period_max:
+            state.client.accepted_at.append(now)
+        return None
+
+    def closed(self, connection: str) -> None:
+        """The connection is gone, by whoever's will."""
+        self._connections.pop(connection).client.open -= 1
+
+    def _client(self, key: str) -> _Client:
+        client = self._clients.get(key)
+        if client is None:
+            client = self._clients[key] = _Client()
+            if len(self._clients) > CLIENTS_MAX:
+                self._forget_idle()
+        return client
+
+    def _forget_idle(self) -> None:
+        """Drops the oldest tenth of the idle clients; a client with an open connection always stays."""
+        idle = [key for key, client in self._clients.items() if client.open == 0]
+        for key in idle[: max(1, CLIENTS_MAX // 10)]:
+            del self._clients[key]
+
+    def _check_period(self, client: _Client, now: float) -> Refusal | None:
+        limit = self._limits.messages_per_period_max
+        if not limit:
+            return None
+        times = client.accepted_at
+        horizon = now - self._limits.period_s
+        while times and times[0] <= horizon:
+            times.popleft()
+        if len(times) < limit:
+            return None
+        return self._violated(client, Violation.MESSAGES_PER_PERIOD, now, "421 4.7.28 too many messages, slow down")
+
+    def _is_grey(self, address: str, sender: str, recipient: str, now: float) -> bool:
+        key = (address, sender, recipient.lower())
+        first = self._first_tries.setdefault(key, now)
+        if len(self._first_tries) > GREYLIST_ENTRIES_MAX:
+            self._first_tries.popitem(last=False)
+        return now - first < self._limits.greylist_s
+
+    def _violated(self, client: _Client, violation: Violation, now: float, reply: str) -> Refusal:
+        self.violations[violation] += 1
+        if self._limits.block_s:
+            client.blocked_until = max(client.blocked_until, now + self._limits.block_s)
+        return Refusal(reply, True, violation)
+
+
+def _block(violation: Violation | None) -> Refusal:
+    return Refusal("421 4.7.0 you are blocked for a while", True, violation)
+
+
+def read_provider(path: Path) -> ProviderLimits:
+    """Reads and checks a provider file; BadInput names the file and the key."""
+    try:
+        limits = msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), ProviderLimits)
+    except OSError as error:
+        raise BadInput(str(path), f"cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
+        raise BadInput(str(path), str(error)) from error
+    for key in ProviderLimits.__struct_fields__:
+        value = getattr(limits, key)
+        if not isinstance(value, str) and not 0 <= value <= 1e9:
+            raise BadInput(f"{path}: {key}", f"{value} is not within 0 and 1000000000")
+    if limits.messages_per_period_max and not limits.period_s:
+        raise BadInput(f"{path}: period_s", "must be above 0 when messages_per_period_max is set")
+    return limits

@@ -1,0 +1,155 @@
+"""Replies of an SMTP server, from bytes (RFC 5321 §4.2; enhanced codes RFC 2034 §4, RFC 3463 §2).
+
+    Reply-line = *( Reply-code "-" [ textstring ] CRLF ) Reply-code [ SP textstring ] CRLF
+    Reply-code = %x32-35 %x30-35 %x30-39
+
+Strict about what decides (three digits, the first 2 to 5, the same code on all lines of a reply), lenient about what
+does not: the second digit may be any (an unknown code counts by its first digit, RFC 5321 §4.2.1), a lone LF ends a
+line as CRLF does, text may hold any bytes and is made legible, never rejected.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from mta.model.errors import RemoteProtocolError
+from mta.model.reply import REPLY_TEXT_BYTES_MAX, Reply
+
+# Caps on what one reply may make us hold. RFC 5321 §4.5.3.1.5 asks for 512 octets a line and servers exceed it;
+# aiosmtplib takes 8 KB and 32 KB, KumoMTA 4 KB a line. 256 lines are ten times the longest EHLO answer seen.
+LINE_BYTES_MAX: Final = 8 * 1024
+REPLY_BYTES_MAX: Final = 32 * 1024
+REPLY_LINES_MAX: Final = 256
+
+# Servers say the same few sentences; parsed ones are kept per process. Two generations bound the memory without a
+# list of uses: a full young one becomes the old one, and what is still in use comes back young.
+CACHED_LINES_MAX: Final = 512  # a generation
+CACHED_LINE_BYTES_MAX: Final = 128
+
+assert REPLY_TEXT_BYTES_MAX < LINE_BYTES_MAX < REPLY_BYTES_MAX
+
+_LINE: Final = re.compile(rb"([2-5][0-9]{2})(?:([ -])(.*))?", re.DOTALL)
+_ENHANCED: Final = re.compile(r"([245])\.[0-9]{1,3}\.[0-9]{1,3}(?= |\Z)")
+
+_young: dict[bytes, Reply] = {}
+_old: dict[bytes, Reply] = {}
+
+
+class ReplyParser:
+    """Bytes in, complete replies out, for one session.
+
+    ``feed`` raises RemoteProtocolError when the server broke the grammar or a cap, and from then on always. Replies
+    that were complete *before* the fault in the same bytes are returned first, with ``fault`` set, so that the
+    outcome does not depend on how the network cut the bytes.
+    """
+
+    __slots__ = ("_bytes", "_code", "_lines", "_rest", "fault")
+
+    def __init__(self) -> None:
+        self._rest = b""  # an unfinished line
+        self._code = 0  # of the reply whose lines are being collected
+        self._lines: list[bytes] = []  # their texts; empty between replies
+        self._bytes = 0
+        self.fault: RemoteProtocolError | None = None
+
+    @property
+    def is_mid_reply(self) -> bool:
+        """A reply has begun and is not complete."""
+        return bool(self._rest or self._lines)
+
+    def feed(self, data: bytes) -> list[Reply]:
+        """Take bytes, return the replies that they complete (often none)."""
+        if self.fault is not None:
+            raise self.fault
+        lines = (self._rest + data if self._rest else data).split(b"\n")
+        rest = self._rest = lines.pop()
+        replies: list[Reply] = []
+        try:
+            for line in lines:
+                # A cached line is a whole reply, unless it ends a reply of several lines.
+                reply = _young.get(line) if not self._lines else None
+                if reply is None:
+                    reply = self._line(line)
+                if reply is not None:
+                    replies.append(reply)
+            if len(rest) > LINE_BYTES_MAX or self._bytes + len(rest) > REPLY_BYTES_MAX:
+                raise RemoteProtocolError(f"a reply line longer than {LINE_BYTES_MAX} octets")
+        except RemoteProtocolError as fault:
+            self.fault = fault
+            self._rest = b""
+            self._lines = []
+            if not replies:
+                raise
+        return replies
+
+    def _line(self, line: bytes) -> Reply | None:
+        """One line without its LF: the reply that it completes, if it does."""
+        if not self._lines:
+            reply = _old.get(line)
+            if reply is not None:
+                return _remembered(line, reply)
+        if len(line) > LINE_BYTES_MAX:
+            raise RemoteProtocolError(f"a reply line longer than {LINE_BYTES_MAX} octets")
+        stripped = line[:-1] if line.endswith(b"\r") else line
+        match = _LINE.fullmatch(stripped)
+        if match is None:
+            raise RemoteProtocolError(f"not a reply line: {_legible(line[:80])!r}")
+        code_digits, separator, text = match.groups(b"")
+        code = int(code_digits)
+        if not self._lines:
+            if separator != b"-":
+                return _remembered(line, _reply(code, _legible(text)))
+            self._code = code
+            self._bytes = 0
+        elif code != self._code:
+            raise RemoteProtocolError(f"a reply with two codes, {self._code} and {code}")
+        self._lines.append(text)
+        self._bytes += len(line) + 1
+        if len(self._lines) > REPLY_LINES_MAX or self._bytes > REPLY_BYTES_MAX:
+            raise RemoteProtocolError(f"a reply of more than {REPLY_LINES_MAX} lines or {REPLY_BYTES_MAX} octets")
+        if separator == b"-":
+            return None
+        texts, self._lines, self._bytes = self._lines, [], 0
+        return _reply_of_lines(code, texts)
+
+
+def _remembered(line: bytes, reply: Reply) -> Reply:
+    global _young, _old
+    if len(line) <= CACHED_LINE_BYTES_MAX:
+        if len(_young) >= CACHED_LINES_MAX:
+            _old, _young = _young, {}
+        _young[line] = reply
+    return reply
+
+
+def _reply(code: int, text: str) -> Reply:
+    """Split the enhanced code off, if its class is the code's (RFC 2034 §4); else it stays text."""
+    match = _ENHANCED.match(text)
+    if match is None or int(match[1]) != code // 100:
+        return Reply(code, text)
+    return Reply(code, text[match.end() :].lstrip(), match[0])
+
+
+def _reply_of_lines(code: int, texts: list[bytes]) -> Reply:
+    """RFC 2034 repeats the enhanced code on each line; it is kept once."""
+    first = _reply(code, _legible(texts[0]))
+    pieces = [first.text]
+    for raw in texts[1:]:
+        piece = _reply(code, _legible(raw))
+        pieces.append(piece.text if piece.enhanced == first.enhanced else f"{piece.enhanced} {piece.text}".strip())
+    return Reply(code, _cut(" ".join(filter(None, pieces))), first.enhanced)
+
+
+def _legible(raw: bytes) -> str:
+    """Text that may stand in a log: what is not printable, or not UTF-8, is escaped (threats C6, H10)."""
+    text = raw.decode("utf-8", "backslashreplace")
+    if not text.isprintable():
+        text = "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
+    return _cut(text.strip())
+
+
+def _cut(text: str) -> str:
+    if len(text) * 4 <= REPLY_TEXT_BYTES_MAX:
+        return text
+    return text.encode()[:REPLY_TEXT_BYTES_MAX].decode("utf-8", "ignore")

@@ -1,0 +1,222 @@
+"""Frames between master and child: MessagePack by msgspec, each with its length in front."""
+
+from __future__ import annotations
+
+import struct
+
+import msgspec
+
+from mta.model.errors import LocalFault
+from mta.model.limits import FRAME_BYTES_MAX
+from mta.model.timeouts import SessionTimeouts
+
+# --- master to child ---------------------------------------------------------------------------
+
+
+class ChildOptions(msgspec.Struct, frozen=True, array_like=True, tag=1):
+    """The first frame: who the child is. ``journal_dir`` is where its journal segments go."""
+
+    node_id: int
+    child: int
+    journal_dir: str
+    verp_key: bytes
+    lease_until_s: float  # CLOCK_MONOTONIC, which all processes of a machine share
+
+
+class Template(msgspec.Struct, frozen=True, array_like=True, tag=2):
+    """The content of a delivery, sent once before its first batch. ``content`` is its stored JSON."""
+
+    delivery_id: int
+    content: bytes
+
+
+class Forget(msgspec.Struct, frozen=True, array_like=True, tag=3):
+    """No batch of this delivery will come without its template being sent anew."""
+
+    delivery_id: int
+
+
+class Open(msgspec.Struct, frozen=True, array_like=True, tag=4):
+    """Open this session. Answered by Opened or OpenFailed, and at its end by SessionClosed."""
+
+    session: int
+    site: str
+    mx_host: str
+    peer: str
+    port: int
+    egress: str
+    limit: str  # the key of the limit that counts its attempts
+    source: str | None
+    helo: str
+    tls: str
+    pipelining: bool
+    chunking: bool
+    timeouts: SessionTimeouts
+
+
+class BatchPart(msgspec.Struct, frozen=True, array_like=True):
+    """The recipients of one part within a batch; positions and numbers are parallel, as are the batch's rows."""
+
+    part_id: int
+    attempt: int  # of this attempt: 1 is the first
+    dated_unix_s: int  # basis of the Date header
+    positions: list[int]
+    numbers: list[int]
+
+
+class Batch(msgspec.Struct, frozen=True, array_like=True, tag=5):
+    """Recipients of one delivery for one session, in the order in which they are to be sent.
+
+    ``rows`` is JSON: ``[[address, reference or null, [value, ...]], ...]``, the rows of all ``parts`` in order.
+    """
+
+    batch: int
+    session: int
+    delivery_id: int
+    fields: tuple[str, ...]
+    parts: list[BatchPart]
+    rows: bytes
+
+
+class Close(msgspec.Struct, frozen=True, array_like=True, tag=6):
+    """Send what the session was given, then end it with QUIT."""
+
+    session: int
+
+
+class Recall(msgspec.Struct, frozen=True, array_like=True, tag=7):
+    """Give back, as not attempted, all that is not begun: of one delivery, or (None) of all."""
+
+    delivery_id: int | None
+
+
+class Lease(msgspec.Struct, frozen=True, array_like=True, tag=8):
+    """The node's lease is certain until then (CLOCK_MONOTONIC); no body is begun after it."""
+
+    until_s: float
+
+
+class Committed(msgspec.Struct, frozen=True, array_like=True, tag=9):
+    """All reports up to this sequence number are in the database: their journal may go."""
+
+    sequence: int
+
+
+class Drain(msgspec.Struct, frozen=True, array_like=True, tag=10):
+    """Give back what is not begun, finish the rest, close all sessions and exit."""
+
+
+MasterFrame = ChildOptions | Template | Forget | Open | Batch | Close | Recall | Lease | Committed | Drain
+
+# --- child to master ---------------------------------------------------------------------------
+
+
+class Opened(msgspec.Struct, frozen=True, array_like=True, tag=1):
+    session: int
+    is_tls: bool
+
+
+class OpenFailed(msgspec.Struct, frozen=True, array_like=True, tag=2):
+    """The session could not be set up; its batches have been given back by a Report before."""
+
+    session: int
+    stage: str
+    code: int  # of the reply that refused it, 0 when there was none
+    cause: str
+
+
+class SessionClosed(msgspec.Struct, frozen=True, array_like=True, tag=3):
+    """The server has seen the end of this session (or the link is gone); it no longer counts."""
+
+    session: int
+    cause: str  # empty: in good order
+
+
+class Outcome(msgspec.Struct, frozen=True, array_like=True):
+    """What became of positions of one part in one batch. Positions in none of the lists are still out."""
+
+    batch: int
+    part_id: int
+    limit: str = ""  # the key of the limit that counts its attempts
+    delivered: list[int] = []
+    failed: list[int] = []
+    deferred: list[int] = []
+    in_doubt: list[int] = []
+    returned: list[int] = []  # not attempted: no log line, no attempt counted
+
+
+class Report(msgspec.Struct, frozen=True, array_like=True, tag=4):
+    """Outcomes, with their lines for the log in COPY text format.
+
+    ``doubts`` gives for each position in doubt (in the order of outcomes and positions) MX host, peer and cause.
+    """
+
+    sequence: int
+    outcomes: list[Outcome]
+    lines: bytes
+    doubts: list[tuple[int, int, str, str, str]] = []  # part, position, MX host, peer, cause
+
+
+class Health(msgspec.Struct, frozen=True, array_like=True, tag=5):
+    """Once a second. CPU in seconds since the start; memory in bytes."""
+
+    rss_bytes: int
+    cpu_s: float
+    messages: int
+    sessions: int
+    bytes_sent: int
+
+
+class JournalState(msgspec.Struct, frozen=True, array_like=True, tag=6):
+    """The journal cannot be written (text says why), or can again (empty)."""
+
+    trouble: str
+
+
+ChildFrame = Opened | OpenFailed | SessionClosed | Report | Health | JournalState
+
+_LENGTH = struct.Struct("!I")
+_encoder = msgspec.msgpack.Encoder()
+_master_decoder: msgspec.msgpack.Decoder[MasterFrame] = msgspec.msgpack.Decoder(MasterFrame)
+_child_decoder: msgspec.msgpack.Decoder[ChildFrame] = msgspec.msgpack.Decoder(ChildFrame)
+
+
+def encode_frame(frame: MasterFrame | ChildFrame) -> bytes:
+    """The frame as bytes, its length in front."""
+    body = _encoder.encode(frame)
+    if len(body) > FRAME_BYTES_MAX:
+        raise LocalFault(f"{type(frame).__name__} of {len(body)} bytes is over the bound of {FRAME_BYTES_MAX}")
+    return _LENGTH.pack(len(body)) + body
+
+
+def decode_master_frame(body: bytes) -> MasterFrame:
+    return _master_decoder.decode(body)
+
+
+def decode_child_frame(body: bytes) -> ChildFrame:
+    return _child_decoder.decode(body)
+
+
+class FrameSplitter:
+    """Cuts a byte stream into frame bodies. Holds at most one unfinished frame."""
+
+    def __init__(self) -> None:
+        self._pending = bytearray()
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """The bodies completed by ``data``, in order."""
+        pending = self._pending
+        pending += data
+        bodies = []
+        start, end = 0, len(pending)
+        while end - start >= 4:
+            (size,) = _LENGTH.unpack_from(pending, start)
+            if size > FRAME_BYTES_MAX:
+                raise LocalFault(f"a frame announces {size} bytes, over the bound of {FRAME_BYTES_MAX}")
+            if end - start - 4 < size:
+                break
+            bodies.append(bytes(pending[start + 4 : start + 4 + size]))
+            start += 4 + size
+        if start:
+            del pending[:start]
+        return bodies

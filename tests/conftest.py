@@ -1,0 +1,60 @@
+"""Fixtures that every kind of test may ask for: a real PostgreSQL server, and a database of the test's own."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Iterator
+
+import asyncpg
+import pytest
+
+from mta.queue.embedded import EmbeddedPostgres
+from tests.support import postgres as support
+from tests.support.postgres import Database
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[EmbeddedPostgres]:
+    """One server for the whole run, with a migrated template database in it."""
+    with support.server() as server:
+        # In a thread: this fixture may be asked for inside a running loop.
+        failures: list[BaseException] = []
+
+        def prepare() -> None:
+            try:
+                asyncio.run(support.make_template(server))
+            except BaseException as error:
+                failures.append(error)
+
+        worker = threading.Thread(target=prepare)
+        worker.start()
+        worker.join()
+        if failures:
+            raise failures[0]
+        yield server
+
+
+@pytest.fixture
+async def database(postgres: EmbeddedPostgres) -> AsyncIterator[Database]:
+    """A fresh database with the current schema, empty."""
+    name = await support.create_database(postgres)
+    dsn = postgres.database_dsn(name)
+    pool = await asyncpg.create_pool(dsn, min_size=0, max_size=10)
+    try:
+        yield Database(dsn, pool)
+    finally:
+        # The database itself goes with the server: dropping it would cost a checkpoint a test.
+        await asyncio.wait_for(pool.close(), 10)
+
+
+@pytest.fixture
+def dsn(database: Database) -> str:
+    return database.dsn
+
+
+@pytest.fixture
+async def conn(database: Database) -> AsyncIterator[asyncpg.Connection]:
+    """A connection to the test's own database."""
+    async with database.pool.acquire() as connection:
+        yield connection

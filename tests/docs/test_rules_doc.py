@@ -1,0 +1,68 @@
+"""docs/rules.md says what the code does: every key, every default, every example."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from mta.model.timeouts import SessionTimeouts
+from mta.settings.rules_file import RULE_KEYS, RULES_MAX, TIMEOUT_S_MAX, TIMEOUT_S_MIN, parse_rules
+from mta.settings.toml_source import FILE_BYTES_MAX, TomlSource
+from mta.traffic.backoff import DELAY_S_MAX, INITIAL_DELAY_S
+from mta.traffic.rules import DEFAULT_RULE, Rule, Scope, Tls
+
+TEXT = (Path(__file__).parents[2] / "docs" / "rules.md").read_text()
+SECTIONS = dict(re.findall(r"^### `(\w+)`\n(.*?)(?=^##|\Z)", TEXT, re.MULTILINE | re.DOTALL))
+EXAMPLES = re.findall(r"^```toml\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
+
+
+def test_each_key_of_a_rule_has_its_section_and_the_reverse() -> None:
+    assert set(SECTIONS) == set(RULE_KEYS)
+
+
+def test_each_timeout_stands_in_the_table_with_its_default() -> None:
+    rows = re.findall(r"^\| `(\w+_s)` \| (\d+) \|", SECTIONS["timeouts"], re.MULTILINE)
+    assert {key: float(value) for key, value in rows} == msgspec.structs.asdict(SessionTimeouts())
+
+
+@pytest.mark.parametrize(("key", "choices"), [("scope", Scope), ("tls", Tls)])
+def test_each_choice_is_named_and_the_default_marked(key: str, choices: type[Scope | Tls]) -> None:
+    assert all(f'`"{choice.value}"`' in SECTIONS[key] for choice in choices)
+    assert f'`"{getattr(Rule("r", "*"), key)}"` (default)' in SECTIONS[key]
+
+
+@pytest.mark.parametrize("key", ["pipelining", "chunking"])
+def test_switches_are_on_by_default(key: str) -> None:
+    assert getattr(Rule("r", "*"), key) is True
+    assert "`true` (default)" in SECTIONS[key]
+
+
+def test_the_built_in_rule_is_described_as_it_is() -> None:
+    differing = {
+        key: getattr(DEFAULT_RULE, key)
+        for key in RULE_KEYS
+        if key not in ("name", "mx") and getattr(DEFAULT_RULE, key) != getattr(Rule("r", "*"), key)
+    }
+    assert set(differing) == {"scope", "connections_max", "messages_per_connection_max"}
+    paragraph = TEXT.partition("the built-in rule `default` holds")[2].partition("\n\n")[0]
+    for key, value in differing.items():
+        assert f'`{key} = "{value}"`' in paragraph or f"`{key} = {value}`" in paragraph
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_each_example_is_loaded(example: str) -> None:
+    whole = example if "[[rule]]" in example else '[[rule]]\nname = "r"\n' + example
+    if "mx =" not in whole:
+        whole += 'mx = "*"\n'
+    assert len(parse_rules(TomlSource(whole, "docs/rules.md")))
+
+
+def test_the_figures_named_are_those_of_the_code() -> None:
+    assert (TIMEOUT_S_MIN, TIMEOUT_S_MAX) == (0.05, 86_400)
+    assert "from 0.05 to 86,400" in TEXT
+    assert FILE_BYTES_MAX == 1 << 20
+    assert RULES_MAX == 2_000
+    assert (INITIAL_DELAY_S, DELAY_S_MAX) == (4, 600)

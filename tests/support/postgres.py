@@ -1,0 +1,65 @@
+"""A real server for the tests, and a fresh database for each test, cloned from a migrated template."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import asyncpg
+
+from mta.queue.connection import connection
+from mta.queue.embedded import EmbeddedPostgres
+from mta.queue.migrate import migrate
+from mta.queue.partitions import ensure_partitions
+
+TEMPLATE = "mta_template"
+_PREFIX = "mta-test-pg-"
+_serial = itertools.count(1)
+
+
+@dataclass(frozen=True)
+class Database:
+    """A database of the test's own: ``dsn`` for processes, ``pool`` for the test itself."""
+
+    dsn: str
+    pool: asyncpg.Pool
+
+
+@contextlib.contextmanager
+def server() -> Iterator[EmbeddedPostgres]:
+    """A server in a directory named after this process; those of processes that died are cleared away."""
+    base = Path(tempfile.gettempdir())
+    for left in base.glob(_PREFIX + "*"):
+        pid = left.name.removeprefix(_PREFIX).split("-")[0]
+        if pid.isdigit() and not Path(f"/proc/{pid}").exists():
+            EmbeddedPostgres(left).kill()
+            shutil.rmtree(left, ignore_errors=True)
+    postgres = EmbeddedPostgres(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-"))
+    try:
+        postgres.start()
+        yield postgres
+    finally:
+        postgres.kill()  # nobody needs its last checkpoint
+        postgres.remove()
+
+
+async def make_template(postgres: EmbeddedPostgres) -> None:
+    async with connection(postgres.dsn) as conn:
+        await conn.execute(f"CREATE DATABASE {TEMPLATE}")
+    async with connection(postgres.database_dsn(TEMPLATE)) as conn:
+        await migrate(conn)
+        await ensure_partitions(conn)
+
+
+async def create_database(postgres: EmbeddedPostgres, template: str = TEMPLATE) -> str:
+    """A new database; answers its name."""
+    name = f"test_{next(_serial)}"
+    async with connection(postgres.dsn) as conn:
+        await conn.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+    return name
