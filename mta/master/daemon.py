@@ -143,7 +143,10 @@ class Daemon:
         self.schedule: Schedule[LeasedPart] = Schedule(
             rules,
             Bounds(
-                settings.children.batch_recipients, settings.children.sessions_max, settings.master.ready_per_site_max
+                settings.children.batch_recipients,
+                settings.children.sessions_max,
+                settings.master.ready_per_site_max,
+                settings.master.ready_recipients_max,
             ),
             unix_offset_s=time.time() - loop.time(),
             shuffle=random.SystemRandom().shuffle,

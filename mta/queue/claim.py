@@ -91,13 +91,21 @@ SELECT p.id, p.delivery_id, p.site, p.attempt, p.appended_at, p.append_id, p.num
 FROM mta.delivery_part p WHERE p.owner = $1 AND p.id > $2 ORDER BY p.id LIMIT $3
 """
 _RELEASE = "UPDATE mta.delivery_part SET owner = NULL WHERE id = ANY($2::bigint[]) AND owner = $1"
+_ENDED = """
+SELECT d.id FROM mta.delivery d
+WHERE d.state IN ('running', 'cancelled') AND d.ended_at IS NULL
+  AND (d.sealed OR d.state = 'cancelled' OR d.valid_until <= now())
+  AND (d.starts_at IS NULL OR d.starts_at <= now() OR d.state = 'cancelled')
+  AND NOT EXISTS (SELECT 1 FROM mta.delivery_part p WHERE p.delivery_id = d.id)
+"""
+# The lock of appends, taken before the statement that looks for parts: its snapshot then sees every append that
+# was ever answered. Where an append is open the delivery is simply looked at again later.
+_NO_APPENDS = "SELECT pg_try_advisory_xact_lock(20180, ($1::bigint & 2147483647)::int)"
 _FINISH = """
 UPDATE mta.delivery d SET state = CASE WHEN d.state = 'running' THEN 'finished' ELSE d.state END,
-       ended_at = coalesce(d.ended_at, now())
-WHERE d.state IN ('running', 'cancelled') AND (d.sealed OR d.state = 'cancelled' OR d.valid_until <= now())
-  AND d.ended_at IS NULL AND (d.starts_at IS NULL OR d.starts_at <= now())
+       ended_at = least(now(), CASE WHEN d.sealed OR d.state = 'cancelled' THEN now() ELSE d.valid_until END)
+WHERE d.id = $1 AND d.state IN ('running', 'cancelled') AND d.ended_at IS NULL
   AND NOT EXISTS (SELECT 1 FROM mta.delivery_part p WHERE p.delivery_id = d.id)
-  AND pg_try_advisory_xact_lock(20180, (d.id & 2147483647)::int)
 RETURNING d.id
 """
 
@@ -147,4 +155,9 @@ async def release(conn: Conn, node_id: int, part_ids: list[int]) -> None:
 
 async def finish_ended_deliveries(conn: Conn) -> list[int]:
     """Marks as finished what is sealed (or past its validity) and has no part left; returns their ids."""
-    return [row["id"] for row in await conn.fetch(_FINISH)]
+    finished = []
+    for row in await conn.fetch(_ENDED):
+        async with conn.transaction():
+            if await conn.fetchval(_NO_APPENDS, row["id"]) and await conn.fetchval(_FINISH, row["id"]):
+                finished.append(row["id"])
+    return finished

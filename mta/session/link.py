@@ -18,7 +18,7 @@ WRITE_BUFFER_LOW_BYTES: Final = 0
 
 
 class LinkListener(Protocol):
-    """Who is told. Calls come in this order within one turn; each may call the link back."""
+    """Who is told. Each call may call the link back; what that brings comes in a later call, never inside this one."""
 
     def verdicts(self, link: Link, verdicts: list[Verdict]) -> None: ...
 
@@ -161,7 +161,7 @@ class Link(asyncio.Protocol):
         self._is_closed = True
         cause = "closed by the server" if exc is None else f"{type(exc).__name__}: {exc}"
         self.dialogue.connection_lost(cause, int(self._is_paused))
-        self._report()
+        self._collect()
         self._listener.closed(self, self.dialogue.closing_cause)
 
     # -- inside ------------------------------------------------------------------------------------------------

@@ -148,6 +148,7 @@ class Lane(Generic[PartT]):
         "rate_since_s",
         "ready",
         "sent",
+        "since_s",
         "site",
         "surplus_until_s",
         "ticket",
@@ -164,6 +165,7 @@ class Lane(Generic[PartT]):
         self.ticket = 0
         self.is_runnable = False
         self.parked_at_s = 0.0
+        self.since_s = 0.0
         self.sent = 0
         self.rate_per_s = 0.0
         self.rate_since_s = 0.0

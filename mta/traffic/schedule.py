@@ -35,6 +35,7 @@ HAND_OUTS_PER_CALL = 256  # then the loop lets reports in
 PATIENCE_S = 30.0
 HORIZON_S = 60.0  # a lane that waits keeps what it could send in this time; the rest is surplus
 LANE_READY_MIN = 50
+UNKNOWN_PACE_S = 3.0  # a new lane: nothing is known yet of what its site takes
 SURPLUS_DELAY_S_MIN, SURPLUS_DELAY_S_MAX = 5.0, 900.0
 
 
@@ -82,6 +83,7 @@ class Bounds(NamedTuple):
     batch_recipients: int = 50
     sessions_per_child_max: int = 1000
     ready_per_lane_max: int = 5_000
+    ready_max: int = 100_000
 
 
 class Schedule(Generic[PartT]):
@@ -132,6 +134,8 @@ class Schedule(Generic[PartT]):
     ) -> None:
         """Adds recipients. What a waiting lane cannot send soon comes back as surplus from `hand_out`."""
         self.ready_count += len(run)
+        if not lane.since_s:
+            lane.since_s = lane.rate_since_s = now_s
         lane.ready.put(stream, weight, run, at_front=at_front)
         if lane.wait is None:
             self._make_runnable(lane)
@@ -145,18 +149,18 @@ class Schedule(Generic[PartT]):
                 yield part, positions
 
     def _shed_surplus(self, lane: Lane[PartT], now_s: float) -> None:
-        excess = lane.ready.count - self._ready_max(lane)
-        # A little over is cheaper kept than written; a quarter over is worth one part.
-        if excess > max(16, lane.ready.count // 4) or (
-            excess > 0 and lane.ready.count > self._bounds.ready_per_lane_max
-        ):
-            self._give_back(lane, excess, now_s, is_attempt=False, cause="")
+        waiting = lane.ready.count
+        # A few over are cheaper kept than written; a quarter over are worth a part.
+        if waiting > LANE_READY_MIN and waiting > (most := self._ready_max(lane, now_s)) + most // 4:
+            self._give_back(lane, waiting - most, now_s, is_attempt=False, cause="")
 
-    def _ready_max(self, lane: Lane[PartT]) -> int:
-        bound = self._bounds.ready_per_lane_max
-        if lane.wait is None or lane.wait.reason in (WaitReason.WINDOW, WaitReason.SESSIONS, WaitReason.LEASE):
-            return bound
-        return max(LANE_READY_MIN, min(bound, int(self._pace(lane) * HORIZON_S)))
+    def _ready_max(self, lane: Lane[PartT], now_s: float) -> int:
+        """What the lane can send in `HORIZON_S`, as far as that is known; more would only hold up other sites."""
+        if lane.wait is not None and lane.wait.reason in (WaitReason.RULE_MESSAGES_PER_HOUR, WaitReason.BACKOFF):
+            return max(LANE_READY_MIN, min(self._bounds.ready_per_lane_max, int(self._pace(lane) * HORIZON_S)))
+        if now_s - lane.since_s < UNKNOWN_PACE_S:
+            return self._bounds.ready_max
+        return max(self._bounds.ready_per_lane_max, int(lane.rate_per_s * HORIZON_S))
 
     def _pace(self, lane: Lane[PartT]) -> float:
         """Messages a second that the lane may hope for: its rules' hourly limits, else what it did lately."""
@@ -485,7 +489,7 @@ class Schedule(Generic[PartT]):
         """For the lane's pace: messages decided, averaged over some seconds."""
         lane.sent += attempted
         elapsed_s = now_s - lane.rate_since_s
-        if elapsed_s >= 2.0:
+        if elapsed_s >= 1.0:
             pace = lane.sent / elapsed_s
             lane.rate_per_s = pace if lane.rate_per_s == 0.0 else 0.5 * (pace + lane.rate_per_s)
             lane.sent = 0

@@ -63,10 +63,14 @@ class Owner:
             return await self.cause
 
 
+def target(server: HostileServer) -> SessionTarget:
+    return SessionTarget("mx.example.test", "127.0.0.1", "client.example.com", server.port)
+
+
 async def linked(
     server: HostileServer, body: list[bytes] = BODY, limits: SessionTimeouts = LIMITS
 ) -> tuple[Link, Owner]:
-    session = await open_session(SessionTarget("mx.example.test", "127.0.0.1", "client.example.com", server.port))
+    session = await open_session(target(server))
     owner = Owner(body)
     return Link(session, Dialogue(session.extensions), owner, limits, now_s=0.0), owner
 
@@ -223,6 +227,65 @@ def test_a_server_that_never_reads_is_cut_off_and_the_message_was_not_attempted(
             assert owner.kinds == [Kind.NOT_ATTEMPTED] * 2
             assert owner.all[0].stage is Stage.BODY
             await owner.wait_closed()
+
+    run(main())
+
+
+def test_the_limit_for_the_dot_runs_only_when_the_body_has_left(run: Run) -> None:
+    may_read = asyncio.Event()
+
+    async def play(peer: Peer) -> None:
+        await greet(peer)
+        await peer.hear_until("DATA")
+        await peer.say("250 ok", "250 ok", "354 go")
+        await may_read.wait()
+        await peer.gone()
+
+    async def main() -> None:
+        async with HostileServer(play, receive_buffer_bytes=1024) as server:
+            link, owner = await linked(server, [b"x" * 70 + b"\r\n"] * 300_000)
+            link.offer([envelope(1)])
+            await until(lambda: link._is_paused)
+            link.check_deadline(1.0)
+            link.check_deadline(100.0)
+            may_read.set()
+            await until(lambda: not link._is_paused)
+            late_s = 100.0 + LIMITS.dot_s
+            link.check_deadline(late_s - 1)
+            assert owner.all == []
+            link.check_deadline(late_s)
+            assert owner.kinds == [Kind.IN_DOUBT]
+            await owner.wait_closed()
+
+    run(main())
+
+
+def test_a_listener_is_never_called_inside_its_own_call(run: Run) -> None:
+    class Recalling(Owner):
+        is_inside = False
+
+        def verdicts(self, link: Link, verdicts: list[Verdict]) -> None:
+            assert not self.is_inside
+            self.is_inside = True
+            super().verdicts(link, verdicts)
+            link.recall()
+            link.offer([envelope(100 + len(self.all))] if len(self.all) < 5 else [])
+            self.is_inside = False
+
+    async def play(peer: Peer) -> None:
+        await greet(peer)
+        await serve(peer, 1)
+        peer.drop()
+
+    async def main() -> None:
+        async with HostileServer(play) as server:
+            session = await open_session(target(server))
+            owner = Recalling(BODY)
+            link = Link(session, Dialogue(session.extensions), owner, LIMITS, now_s=0.0)
+            link.offer(envelope(token) for token in range(4))
+            await owner.wait_closed()
+            assert len(owner.all) == len({verdict.token for verdict in owner.all}) >= 5
+            assert link.load == 0
 
     run(main())
 

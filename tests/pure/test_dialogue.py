@@ -289,6 +289,25 @@ def test_octets_that_are_not_owed_never_become_the_start_of_an_answer() -> None:
     assert kinds(before_body) == [(1, 0, Kind.NOT_ATTEMPTED, Stage.BODY)]
 
 
+def test_octets_that_follow_the_last_owed_reply_are_ahead_of_the_next_command() -> None:
+    dialogue = opened(Extensions())
+    dialogue.receive(b"250 ok\r\n250 for")  # RCPT is not on the wire yet
+    assert dialogue.is_closed
+    assert taken(dialogue) == b""
+    assert kinds(dialogue) == [(1, 0, Kind.NOT_ATTEMPTED, Stage.RCPT)]
+
+
+def test_421_to_rset_in_front_of_bdat_leaves_no_doubt() -> None:
+    dialogue = opened(CHUNKING, tokens=2)
+    dialogue.body(1, BODY)
+    dialogue.receive(b"250 ok\r\n250 ok\r\n554 5.7.1 no\r\n")
+    dialogue.body(2, BODY)
+    taken(dialogue)
+    assert dialogue.awaiting is Stage.RSET
+    dialogue.receive(b"421 4.3.2 bye\r\n")
+    assert [kind for _, _, kind, _ in kinds(dialogue)] == [Kind.REFUSED, Kind.NOT_ATTEMPTED]
+
+
 def test_421_while_idle_is_an_orderly_end_with_its_reply_as_the_cause() -> None:
     dialogue = Dialogue(PIPELINING)
     dialogue.receive(b"421 4.4.2 idle too long\r\n")
