@@ -1,0 +1,42 @@
+"""Log lines built in a child arrive in the database as they were meant, whatever stands in them."""
+
+from __future__ import annotations
+
+import io
+
+import asyncpg
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mta.outcomes.line import COLUMNS, escaped, log_line, session_columns
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), max_size=60)
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(address=TEXT, reference=st.none() | TEXT, reply=TEXT, site=TEXT)
+async def test_any_text_goes_through_copy_and_back(
+    conn: asyncpg.Connection, address: str, reference: str | None, reply: str, site: str
+) -> None:
+    line = log_line(
+        "2026-01-02T03:04:05+00:00",
+        1,
+        65536,
+        2,
+        1,
+        "1\t0\t250\t2.0.0",
+        address,
+        reference,
+        session_columns(site, "mx.test", "127.0.0.1", "e"),
+        escaped(reply),
+    )
+    await conn.execute("TRUNCATE mta.delivery_log")
+    await conn.copy_to_table(
+        "delivery_log", schema_name="mta", columns=list(COLUMNS), source=io.BytesIO(line.encode()), format="text"
+    )
+    [row] = await conn.fetch("SELECT address, reference, reply, site, egress FROM mta.delivery_log")
+    assert tuple(row) == (address, reference, reply, site, "e")
+
+
+def test_what_postgresql_cannot_hold_is_shown_as_an_escape() -> None:
+    assert escaped("a\x00b\ud800") == "a\\\\x00b\\\\ud800"
