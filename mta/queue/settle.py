@@ -6,8 +6,7 @@ from the part's existence) which positions are still open, and its transaction h
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -132,13 +131,18 @@ async def commit(conn: Conn, run: nodes.NodeRun, settlement: Settlement, sequenc
                 "delivery_log",
                 schema_name="mta",
                 columns=list(columns),
-                source=io.BytesIO(b"".join(settlement.lines)),
+                source=_chunks(settlement.lines),
                 format="text",
             )
         await _settle_parts(conn, run.id, settlement)
         if settlement.doubts:
             await conn.executemany(_DOUBTS, [msgspec.structs.astuple(doubt) for doubt in settlement.doubts])
         await _move_counters(conn, run.name, settlement)
+
+
+async def _chunks(lines: list[bytes]) -> AsyncIterator[bytes]:
+    # asyncpg reads a file in a thread, block by block; what is in memory goes at once.
+    yield b"".join(lines)
 
 
 async def _settle_parts(conn: Conn, node_id: int, settlement: Settlement) -> None:
