@@ -8,12 +8,14 @@ import sys
 import uvloop
 
 from mta.child.worker import serve
+from mta.telemetry.logs import configure
 
 
 def main() -> None:
     # Ctrl-C in a terminal reaches the whole group; the master decides when a child ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    configure()
     uvloop.run(serve(int(sys.argv[1])))
 
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from typing import TYPE_CHECKING
 
-from mta.child.letters import BatchCursor, Letter, LetterFailed
-from mta.failure.triage import Decision, triage
+from mta.child.letters import BatchCursor, LetterFailed
+from mta.failure.triage import RETURNED, Decision, triage
 from mta.model.outcome import Reason, Status
 from mta.model.reply import Reply
 from mta.outcomes.line import session_columns
 from mta.session.link import Link
 from mta.session.open import OpenSession, SessionFailed, SessionTarget, TlsPolicy, open_session
-from mta.smtp.dialogue import Dialogue, Envelope, Verdict
+from mta.smtp.dialogue import Dialogue, Envelope, Kind, Verdict
 from mta.wire import Open, Opened, OpenFailed, SessionClosed
 
 if TYPE_CHECKING:
@@ -30,12 +31,13 @@ TLS_POLICIES: dict[str, TlsPolicy] = {
 class Carrier:
     """Listener of one Link. Its letters are in the worker's table while they are under way."""
 
-    __slots__ = ("_is_closing", "_is_over", "batches", "columns", "link", "order", "worker")
+    __slots__ = ("_is_closing", "_is_over", "batches", "columns", "link", "opening", "order", "worker")
 
     def __init__(self, worker: Worker, order: Open) -> None:
         self.worker = worker
         self.order = order
         self.link: Link | None = None
+        self.opening: asyncio.Task[None] | None = None  # kept by the worker
         self.batches: deque[BatchCursor] = deque()
         self.columns = session_columns(order.site, order.mx_host, order.peer, order.egress)
         self._is_closing = False
@@ -59,18 +61,27 @@ class Carrier:
             dialogue = Dialogue(session.extensions, pipelining=order.pipelining, chunking=order.chunking)
             self.link = Link(session, dialogue, self, order.timeouts, self.worker.now_s())
         except SessionFailed as failed:
-            self._is_over = True
-            self.give_back_all()
             code = failed.reply.code if failed.reply else 0
             said = f"{failed.cause}: {failed.reply}" if failed.reply else failed.cause
-            self.worker.tell(OpenFailed(order.session, failed.stage.name, code, said))
-            self.worker.forget(self)
+            self._not_opened(OpenFailed(order.session, failed.stage.name, code, said))
+            return
+        except asyncio.CancelledError:
+            if not self._is_closing:
+                raise
+            # It was to be closed before it was open: nobody waits for the rest of a slow handshake.
+            self._not_opened(SessionClosed(order.session, ""))
             return
         self.worker.tell(Opened(order.session, session.is_tls))
         if self._is_closing and not self.batches:
             self.link.close()
         else:
             self.feed()
+
+    def _not_opened(self, told: OpenFailed | SessionClosed) -> None:
+        self._is_over = True
+        self.give_back_all()
+        self.worker.tell(told)
+        self.worker.forget(self)
 
     @property
     def takes_batches(self) -> bool:
@@ -114,7 +125,11 @@ class Carrier:
         worker = self.worker
         for verdict in verdicts:
             letter = worker.letters.pop(verdict.token)
-            worker.settle(letter, triage(verdict.kind, verdict.stage, verdict.reply, verdict.cause))
+            if verdict.kind is Kind.NOT_ATTEMPTED and letter.segments is not None:
+                decision = RETURNED  # nothing of its content was written
+            else:
+                decision = triage(verdict.kind, verdict.stage, verdict.reply, verdict.cause)
+            worker.settle(letter, decision)
         self.feed()
 
     def bodies_due(self, link: Link, envelopes: list[Envelope]) -> None:
@@ -133,23 +148,25 @@ class Carrier:
         while self.batches:
             self._give_back(self.batches.popleft())
 
-    def recall(self, delivery_id: int | None) -> None:
-        """Gives back what is not begun, of one delivery or of all; what is on the wire is finished."""
+    def recall(self, delivery_id: int | None, tokens: set[int]) -> None:
+        """Gives back what is not begun, of one delivery or of all; what is on the wire is finished.
+
+        ``tokens`` are those of its letters that are meant.
+        """
         for cursor in self.batches:
             if delivery_id in (None, cursor.batch.delivery_id):
                 self._give_back(cursor)
         if self.link is not None:
-            self.link.recall(self.worker.tokens_of(self, delivery_id))
+            self.link.recall(tokens)
 
     def close(self) -> None:
         """Finish what it was given, then QUIT."""
         self._is_closing = True
         if self.link is not None:
             self.feed()
+        elif not self.batches and self.opening is not None:
+            self.opening.cancel()
 
     def _give_back(self, cursor: BatchCursor) -> None:
         for part, position in cursor.rest():
             self.worker.give_back(cursor.batch, part, position, self.order.limit)
-
-    def letters(self) -> list[Letter]:
-        return [letter for letter in self.worker.letters.values() if letter.carrier is self]

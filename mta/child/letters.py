@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, NoReturn
 
 import msgspec
 
-from mta.message import Renderer, RenderError
+from mta.message import Rendered, Renderer, RenderError
 from mta.model.address import parse_mailbox
 from mta.model.errors import BadInput
 from mta.smtp.dialogue import Envelope
@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from mta.outcomes.journal import Segment
     from mta.wire import Batch, BatchPart
 
+Row = tuple[str, str | None, list[str] | None]
 _rows_decoder = msgspec.json.Decoder(list[tuple[str, str | None, list[str]]])
+_raw_rows_decoder = msgspec.json.Decoder(list[tuple[str, str | None, msgspec.Raw]])
+_values_decoder = msgspec.json.Decoder(list[str])
 
 # Addresses were validated when they were appended; what an application inserted by SQL was checked less. So the
 # plain form passes here at once, and anything else is validated again before it can reach a wire.
@@ -63,15 +66,44 @@ class Letter:
         self.segment: Segment | None = None  # of the journal, where its intent stands
 
 
+class NoRenderer:
+    """Stands in for a renderer that cannot be made; each recipient it is asked for fails with the reason."""
+
+    def __init__(self, error: RenderError | BadInput) -> None:
+        self._error = error
+
+    def render(
+        self, address: str, reference: str | None, values: Sequence[str], number: int, date_unix_s: int
+    ) -> NoReturn:
+        raise self._error
+
+
+def _rows(packed: bytes) -> Sequence[Row]:
+    """The rows of a batch; values that are no list of texts (nobody appends such, but SQL can) are None."""
+    try:
+        return _rows_decoder.decode(packed)
+    except msgspec.DecodeError:
+        return [
+            (address, reference, _values(values)) for address, reference, values in _raw_rows_decoder.decode(packed)
+        ]
+
+
+def _values(raw: msgspec.Raw) -> list[str] | None:
+    try:
+        return _values_decoder.decode(raw)
+    except msgspec.DecodeError:
+        return None
+
+
 class BatchCursor:
     """A batch and how far it is worked off; letters are made one at a time, when they are about to be sent."""
 
     __slots__ = ("_at", "_end", "_rows", "_walk", "batch", "renderer")
 
-    def __init__(self, batch: Batch, renderer: Renderer) -> None:
+    def __init__(self, batch: Batch, renderer: Renderer | NoRenderer) -> None:
         self.batch = batch
         self.renderer = renderer
-        self._rows = _rows_decoder.decode(batch.rows)
+        self._rows = _rows(batch.rows)
         self._at = 0
         self._end = len(self._rows)
         self._walk = self._recipients()
@@ -95,8 +127,10 @@ class BatchCursor:
         self._at += 1
         letter = Letter(carrier, self.batch, part, position, number, address, reference)
         try:
+            if values is None:
+                raise BadInput("values", "are not a list of texts")
             mailbox = address if _PLAIN_ADDRESS.fullmatch(address) else parse_mailbox(address, "address").text
-            rendered = self.renderer.render(mailbox, reference, values, number, part.dated_unix_s)
+            rendered: Rendered = self.renderer.render(mailbox, reference, values, number, part.dated_unix_s)
         except (RenderError, BadInput) as error:
             raise LetterFailed(letter, str(error)) from None
         letter.segments = rendered.segments

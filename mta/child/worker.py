@@ -11,19 +11,21 @@ import asyncio
 import gc
 import os
 import resource
+import socket
 from pathlib import Path
 from typing import cast
 
 import structlog
 
 from mta.child.carrier import Carrier
-from mta.child.letters import BatchCursor, Letter
+from mta.child.letters import BatchCursor, Letter, NoRenderer
 from mta.child.tally import OutcomeList, Tally
 from mta.failure.triage import Decision
-from mta.message import Renderer, Template, compile_content, load_content
-from mta.model.errors import LocalFault
+from mta.message import Renderer, RenderError, Template, compile_content, load_content
+from mta.model.errors import BadInput, LocalFault
 from mta.outcomes.journal import Intent, Journal, JournalError, Record
 from mta.smtp.dialogue import Envelope
+from mta.telemetry.faults import end_on_fault
 from mta.wire import (
     Batch,
     BatchPart,
@@ -61,6 +63,7 @@ class Worker(asyncio.Protocol):
         self._loop = loop
         self.now_s = loop.time  # uvloop and asyncio both count CLOCK_MONOTONIC
         self.finished: asyncio.Future[None] = loop.create_future()
+        self.unlinked = asyncio.Event()  # the socket to the master is closed
         self.letters: dict[int, Letter] = {}
         self._splitter = FrameSplitter()
         self._transport: asyncio.Transport | None = None
@@ -68,8 +71,8 @@ class Worker(asyncio.Protocol):
         self._journal: Journal | None = None
         self._trouble = ""
         self._carriers: dict[int, Carrier] = {}
-        self._templates: dict[int, Template] = {}
-        self._renderers: dict[tuple[int, tuple[str, ...]], Renderer] = {}
+        self._templates: dict[int, Template | BadInput] = {}
+        self._renderers: dict[tuple[int, tuple[str, ...]], Renderer | NoRenderer] = {}
         self._opening: set[asyncio.Task[None]] = set()
         self._tally = Tally()
         self._report = OutcomeList()
@@ -82,6 +85,8 @@ class Worker(asyncio.Protocol):
         self._is_draining = False
         self._messages = 0
         self._bytes_sent = 0
+        # Held open: a process that is out of files must still be able to say how it is.
+        self._statm_fd = os.open("/proc/self/statm", os.O_RDONLY)
 
     # --- from the master ------------------------------------------------------------------------
 
@@ -96,6 +101,7 @@ class Worker(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         # The master is gone: whoever comes after it reads the journal. Nothing may be sent from here on.
+        self.unlinked.set()
         if not self.finished.done():
             self.finished.set_result(None)
 
@@ -106,31 +112,31 @@ class Worker(asyncio.Protocol):
             case Open():
                 self._open(frame)
             case Close():
-                if carrier := self._carriers.get(frame.session):
-                    carrier.close()
+                self._close(frame)
             case Committed():
                 self._written_journal().committed(frame.sequence)
             case Lease():
                 self._lease_until_s = frame.until_s
                 self._resume()
             case TemplateFrame():
-                assert self._options is not None
-                content = load_content(frame.content, f"delivery {frame.delivery_id}")
-                self._templates[frame.delivery_id] = compile_content(
-                    content, delivery_id=frame.delivery_id, verp_key=self._options.verp_key
-                )
+                self._templates[frame.delivery_id] = self._compiled(frame)
             case Forget():
-                self._templates.pop(frame.delivery_id, None)
-                for key in [key for key in self._renderers if key[0] == frame.delivery_id]:
-                    del self._renderers[key]
+                self._forget_template(frame.delivery_id)
             case Recall():
-                for carrier in list(self._carriers.values()):
-                    carrier.recall(frame.delivery_id)
-                self._end_turn_soon()
+                self._recall(frame.delivery_id)
             case Drain():
                 self._drain()
             case ChildOptions():
                 self._begin(frame)
+
+    def _forget_template(self, delivery_id: int) -> None:
+        self._templates.pop(delivery_id, None)
+        for key in [key for key in self._renderers if key[0] == delivery_id]:
+            del self._renderers[key]
+
+    def _close(self, order: Close) -> None:
+        if carrier := self._carriers.get(order.session):
+            carrier.close()
 
     def _begin(self, options: ChildOptions) -> None:
         self._options = options
@@ -143,14 +149,19 @@ class Worker(asyncio.Protocol):
 
     def _open(self, order: Open) -> None:
         carrier = self._carriers[order.session] = Carrier(self, order)
-        task = self._loop.create_task(carrier.open(), name=f"open session {order.session}")
+        carrier.opening = task = self._loop.create_task(carrier.open(), name=f"open session {order.session}")
         self._opening.add(task)
         task.add_done_callback(self._opened)
 
     def _opened(self, task: asyncio.Task[None]) -> None:
         self._opening.discard(task)
-        if not task.cancelled() and (error := task.exception()) and not self.finished.done():
-            self.finished.set_exception(error)  # a bug of ours: the process ends, its work is recovered
+        if not task.cancelled() and (error := task.exception()):
+            self.fail(error)
+
+    def fail(self, error: BaseException) -> None:
+        """A bug of ours: the process ends, and its work is recovered from the journal."""
+        if not self.finished.done():
+            self.finished.set_exception(error)
 
     def _take_batch(self, batch: Batch) -> None:
         carrier = self._carriers.get(batch.session)
@@ -162,22 +173,35 @@ class Worker(asyncio.Protocol):
             return
         carrier.add(BatchCursor(batch, self._renderer(batch)))
 
-    def _renderer(self, batch: Batch) -> Renderer:
+    def _compiled(self, frame: TemplateFrame) -> Template | BadInput:
+        """The template, or why it cannot be used: who wrote the content past the checks must not stop the others."""
+        assert self._options is not None
+        try:
+            content = load_content(frame.content, f"delivery {frame.delivery_id}")
+            return compile_content(content, delivery_id=frame.delivery_id, verp_key=self._options.verp_key)
+        except BadInput as error:
+            log.error("content cannot be used", delivery=frame.delivery_id, error=str(error))
+            return error
+
+    def _renderer(self, batch: Batch) -> Renderer | NoRenderer:
         key = (batch.delivery_id, batch.fields)
         renderer = self._renderers.get(key)
         if renderer is None:
             template = self._templates.get(batch.delivery_id)
             if template is None:
                 raise LocalFault(f"batch {batch.batch}: the template of delivery {batch.delivery_id} was never sent")
-            renderer = self._renderers[key] = template.bind(batch.fields)
+            try:
+                renderer = NoRenderer(template) if isinstance(template, BadInput) else template.bind(batch.fields)
+            except RenderError as error:
+                renderer = NoRenderer(error)
+            self._renderers[key] = renderer
         return renderer
 
     def _drain(self) -> None:
         self._is_draining = True
+        self._recall(None)
         for carrier in list(self._carriers.values()):
-            carrier.recall(None)
             carrier.close()
-        self._end_turn_soon()
         self._end_if_drained()
 
     # --- from the carriers ----------------------------------------------------------------------
@@ -213,20 +237,22 @@ class Worker(asyncio.Protocol):
 
     def tell(self, frame: ChildFrame) -> None:
         """Tells the master something about a session, after the outcomes that came before it."""
-        self._end_turn()
-        self._send_report()
+        self._report_now()
         self._send(frame)
 
     def forget(self, carrier: Carrier) -> None:
         self._carriers.pop(carrier.order.session, None)
         self._end_if_drained()
 
-    def tokens_of(self, carrier: Carrier, delivery_id: int | None) -> set[int]:
-        return {
-            token
-            for token, letter in self.letters.items()
-            if letter.carrier is carrier and delivery_id in (None, letter.batch.delivery_id)
-        }
+    def _recall(self, delivery_id: int | None) -> None:
+        """What is not begun goes back, of one delivery or of all."""
+        tokens: dict[Carrier, set[int]] = {}
+        for token, letter in self.letters.items():
+            if delivery_id in (None, letter.batch.delivery_id):
+                tokens.setdefault(letter.carrier, set()).add(token)
+        for carrier in list(self._carriers.values()):
+            carrier.recall(delivery_id, tokens.get(carrier, set()))
+        self._end_turn_soon()
 
     # --- the end of a turn ----------------------------------------------------------------------
 
@@ -249,7 +275,7 @@ class Worker(asyncio.Protocol):
             if self._report.count >= REPORT_OUTCOMES:
                 self._send_report()
             elif self._report_timer is None:
-                self._report_timer = self._loop.call_later(REPORT_DELAY_S, self._send_report)
+                self._report_timer = self._loop.call_later(REPORT_DELAY_S, self._report_now)
         for carrier, envelope in due:
             letter = self.letters.get(envelope.token)
             # Gone when the link ended since it was due: its verdict is given.
@@ -261,14 +287,11 @@ class Worker(asyncio.Protocol):
     def _write_journal(self, due: list[tuple[Carrier, Envelope]], tick: OutcomeList) -> list[tuple[Carrier, Envelope]]:
         """Writes one record; what of ``due`` may be sent now: all of it, or nothing when the journal fails."""
         journal = self._written_journal()
-        intents = []
-        begun: list[Letter] = []
-        for carrier, envelope in due:
-            letter = self.letters.get(envelope.token)
-            if letter is not None:
-                order = carrier.order
-                intents.append(Intent(letter.part.part_id, letter.position, order.mx_host, order.peer, order.limit))
-                begun.append(letter)
+        intended = [letter for _, envelope in due if (letter := self.letters.get(envelope.token)) is not None]
+        if journal.is_full:
+            # The intents that are open begin the new segment, so that none keeps an old one.
+            intended += [letter for letter in self.letters.values() if letter.segment is not None]
+        intents = [_intent(letter) for letter in intended]
         record = Record(self._sequence, intents, tick.outcomes(), tick.encoded_lines(), tick.doubts)
         try:
             journal.write(record)
@@ -280,8 +303,10 @@ class Worker(asyncio.Protocol):
             return []
         segment = journal.segment
         segment.release = max(segment.release, self._sequence)
-        segment.open_intents += len(begun)
-        for letter in begun:
+        segment.open_intents += len(intended)
+        for letter in intended:
+            if letter.segment is not None:
+                letter.segment.open_intents -= 1
             letter.segment = segment
         if self._trouble:
             self._trouble = ""
@@ -299,6 +324,11 @@ class Worker(asyncio.Protocol):
             log.error("journal cannot be written", error=str(error))
         self._trouble = str(error)
         self._send(JournalState(self._trouble))
+
+    def _report_now(self) -> None:
+        # With all that is settled by now: a segment may go when the report under way at a settling is committed.
+        self._end_turn()
+        self._send_report()
 
     def _send_report(self) -> None:
         if self._report_timer is not None:
@@ -318,6 +348,7 @@ class Worker(asyncio.Protocol):
     # --- once a second --------------------------------------------------------------------------
 
     def _sweep(self) -> None:
+        self._loop.call_later(SWEEP_S, self._sweep)
         now_s = self.now_s()
         for carrier in list(self._carriers.values()):
             if carrier.link is not None:
@@ -326,9 +357,17 @@ class Worker(asyncio.Protocol):
             self._probe_journal()
         usage = resource.getrusage(resource.RUSAGE_SELF)
         self._send(
-            Health(_rss_bytes(), usage.ru_utime + usage.ru_stime, self._messages, len(self._carriers), self._bytes_sent)
+            Health(
+                self._rss_bytes(),
+                usage.ru_utime + usage.ru_stime,
+                self._messages,
+                len(self._carriers),
+                self._bytes_sent,
+            )
         )
-        self._loop.call_later(SWEEP_S, self._sweep)
+
+    def _rss_bytes(self) -> int:
+        return int(os.pread(self._statm_fd, 200, 0).split()[1]) * _PAGE_BYTES
 
     def _probe_journal(self) -> None:
         try:
@@ -352,22 +391,20 @@ class Worker(asyncio.Protocol):
 
     def _end_if_drained(self) -> None:
         if self._is_draining and not self._carriers and not self.finished.done():
-            self._end_turn()
-            self._send_report()
+            self._report_now()
             self.finished.set_result(None)
 
 
-def _rss_bytes() -> int:
-    with open("/proc/self/statm", "rb") as statm:
-        return int(statm.read().split()[1]) * _PAGE_BYTES
+def _intent(letter: Letter) -> Intent:
+    order = letter.carrier.order
+    return Intent(letter.part.part_id, letter.position, order.mx_host, order.peer, order.limit)
 
 
 async def serve(fd: int) -> None:
     """Runs a child on its socket to the master until the master is gone or the child is drained."""
-    import socket
-
     loop = asyncio.get_running_loop()
     worker = Worker(loop)
+    end_on_fault(loop, worker.fail)
     transport, _ = await loop.create_unix_connection(lambda: worker, sock=socket.socket(fileno=fd))
     # What lives as long as the process is never looked at again; letters and replies hold no cycles.
     gc.freeze()
@@ -379,6 +416,4 @@ async def serve(fd: int) -> None:
             # The master is dead. Connections must not outlive it: end without ceremony.
             os._exit(3)
         transport.close()  # after what is written: the last report goes out first
-        await asyncio.sleep(0)
-        while transport.get_write_buffer_size():
-            await asyncio.sleep(0.001)
+        await worker.unlinked.wait()

@@ -50,7 +50,7 @@ def create(
     sender: Annotated[str | None, typer.Option("--from", help='"Shop" <news@example.com>', show_default=False)] = None,
     text: InputFile = None,
     html: InputFile = None,
-    priority: Annotated[int, typer.Option(help="0 (first) to 4.")] = 2,
+    priority: Annotated[int, typer.Option(help="0 (least) to 4 (most urgent).")] = 2,
     weight: Annotated[int, typer.Option(help="Share among deliveries of one priority, 1 to 1000.")] = 1,
     pool: Annotated[str, typer.Option(help="Egress pool.")] = "default",
     in_doubt: Annotated[

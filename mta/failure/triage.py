@@ -4,15 +4,18 @@
 verdict        what happened                              outcome      the session
 =============  =========================================  ===========  ====================================
 accepted       2yz to the end of the content              delivered    goes on
-refused, 4yz   MAIL, RCPT, DATA or end of content         deferred     goes on; after 421 it is closed
+refused, 4yz   MAIL, RCPT, DATA or end of content         deferred     goes on
 refused, 5yz   the same                                   failed       goes on
+refused, 421   to the end of the content                  deferred     is closed by the server
+refused, 421   to MAIL, RCPT or DATA                      none         is closed by the server
 in doubt       content sent, no reply came                in doubt     is gone; no other host is tried
-not attempted  link lost within its transaction           deferred     is gone
-not attempted  never begun, recalled, session ended       none         its recipient is handed out again
+not attempted  link lost while content was being sent     deferred     is gone
+not attempted  link lost before, recalled, never begun    none         its recipient is handed out again
 =============  =========================================  ===========  ====================================
 
-A transaction that was cut off counts as an attempt: else a message that breaks every connection would go
-round for ever.
+"None" is no attempt: a 421 or a lost link before the content speaks of the session (threats C10), and the backoff of
+its path keeps the next try in bounds. Once content was sent it counts, else a message that breaks every
+connection would go round for ever.
 """
 
 from __future__ import annotations
@@ -41,8 +44,10 @@ _ENHANCED_REASONS = {
     "2.1": Reason.ACCOUNT_DISABLED,
     "2.2": Reason.MAILBOX_FULL,
 }
-_IN_TRANSACTION = frozenset({Stage.MAIL, Stage.RCPT, Stage.DATA, Stage.BODY, Stage.DOT})
-_RETURNED = Decision(None, Reason.NOT_DEFINED, Reply(0))
+_BEFORE_CONTENT = frozenset({Stage.RSET, Stage.MAIL, Stage.RCPT, Stage.DATA})
+_CONTENT = frozenset({Stage.BODY, Stage.DOT})
+SERVICE_CLOSING = 421  # RFC 5321 §3.8
+RETURNED = Decision(None, Reason.NOT_DEFINED, Reply(0))  # no attempt was made
 
 
 def triage(kind: Kind, stage: Stage, reply: Reply | None, cause: str) -> Decision:
@@ -53,19 +58,21 @@ def triage(kind: Kind, stage: Stage, reply: Reply | None, cause: str) -> Decisio
             return Decision(Status.DELIVERED, Reason.NOT_DEFINED, reply)
         case Kind.REFUSED:
             assert reply is not None
+            if reply.code == SERVICE_CLOSING and stage in _BEFORE_CONTENT:
+                return RETURNED
             return Decision(Status.FAILED if reply.is_permanent else Status.DEFERRED, reason_of(reply), reply)
         case Kind.IN_DOUBT:
             return Decision(Status.IN_DOUBT, Reason.UNREACHABLE, Reply(0, f"in doubt: {cause}"))
         case Kind.NOT_ATTEMPTED:
-            if stage in _IN_TRANSACTION and reply is None:
+            if stage in _CONTENT and reply is None:
                 # 4.4.2: bad connection (RFC 3463 §3.5).
                 return Decision(Status.DEFERRED, Reason.UNREACHABLE, Reply(0, f"{stage.name}: {cause}", "4.4.2"))
-            return _RETURNED
+            return RETURNED
 
 
 def reason_of(reply: Reply) -> Reason:
     """The numbered reason that the codes alone can tell."""
-    if reply.code == 421:
+    if reply.code == SERVICE_CLOSING:
         return Reason.NOT_CONNECTED
     if reply.enhanced:
         subject = reply.enhanced.partition(".")[2]

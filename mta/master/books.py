@@ -6,39 +6,71 @@ batch, or settled. ``LeasedPart.left`` counts all but the settled ones.
 
 from __future__ import annotations
 
+import time
 from typing import NamedTuple
 
 import msgspec
+import structlog
 
-from mta.model.limits import PART_INDEX_BITS
+from mta.model.errors import BadInput
+from mta.model.limits import PART_INDEX_BITS, PART_RECIPIENTS_MAX
 from mta.queue.claim import ClaimedPart, DeliveryView
 from mta.queue.settle import Row
 from mta.traffic.egress import EgressChooser
 from mta.traffic.fair import effective_weight
 from mta.traffic.lanes import Lane
 from mta.traffic.ready import Stream
-from mta.traffic.retry import RetrySchedule, parse_retry
+from mta.traffic.retry import CLASSIC, RetrySchedule, parse_retry
 
+log = structlog.get_logger()
 _rows_decoder: msgspec.json.Decoder[list[Row]] = msgspec.json.Decoder(list[tuple[str, str | None, msgspec.Raw]])
 
 
 class DeliveryBook:
     """What the node knows of a delivery that it works on."""
 
-    __slots__ = ("chooser", "held_recipients", "id", "is_leaving", "retry", "valid_until_s", "view", "weight")
+    __slots__ = (
+        "chooser",
+        "held_recipients",
+        "id",
+        "is_leaving",
+        "part_recipients",
+        "retry",
+        "valid_until_s",
+        "view",
+        "weight",
+    )
 
     def __init__(self, view: DeliveryView, chooser: EgressChooser) -> None:
         self.id = view.id
         self.chooser = chooser
         self.held_recipients = 0  # unsettled recipients of its leased parts
         self.is_leaving = False  # paused or cancelled: its parts go back as they become free
+        self.part_recipients = PART_RECIPIENTS_MAX  # of its largest part lately, so that claims can be sized
+        self.view = view
+        self.retry = _retry_of(view)
         self.update(view)
 
     def update(self, view: DeliveryView) -> None:
+        if view.retry != self.view.retry:
+            self.retry = _retry_of(view)
         self.view = view
         self.weight = effective_weight(view.priority, view.weight)
-        self.retry: RetrySchedule = parse_retry(view.retry, f"delivery {view.id}: retry")
         self.valid_until_s = view.valid_until.timestamp()
+
+    @property
+    def is_expired(self) -> bool:
+        """Its validity is over: nothing of it is begun any more."""
+        return time.time() >= self.valid_until_s
+
+
+def _retry_of(view: DeliveryView) -> RetrySchedule:
+    try:
+        return parse_retry(view.retry, f"delivery {view.id}: retry")
+    except BadInput as error:
+        # Checked when it was made, so this was written into the database by hand; others must not suffer.
+        log.error("retry schedule cannot be read, the classic one holds", error=str(error))
+        return CLASSIC
 
 
 class LeasedPart:

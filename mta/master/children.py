@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 import socket
 import sys
@@ -26,9 +27,19 @@ from mta.wire import (
     encode_frame,
 )
 
-SILENCE_S = 30.0  # a child that says nothing for so long is stopped or stuck; it reports health every second
-RESTART_DELAY_S = 1.0  # at most one new child a second after a death
+QUICK_DEATH_S = 5.0  # a child that lives no longer than this, and reports nothing, could not do its work at all
+RESTART_DELAY_S_MAX = 30.0  # after one quick death after another
+FILES_BESIDE_SESSIONS = 64  # journal, sockets to the master, libraries
 log = structlog.get_logger()
+
+
+def raise_file_limit(sessions_max: int) -> None:
+    """Lets this process, and the children it starts, open as many files as the system allows them."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    wanted = sessions_max + FILES_BESIDE_SESSIONS
+    if hard != resource.RLIM_INFINITY and hard < wanted:
+        log.warning("fewer files than sessions may be opened", files=hard, wanted=wanted, before=soft)
 
 
 class Child(asyncio.Protocol):
@@ -43,6 +54,7 @@ class Child(asyncio.Protocol):
         self.journal_trouble = ""
         self.templates: set[int] = set()
         self.last_report = 0
+        self.started_at_s = 0.0
         self.heard_at_s = 0.0
         self.is_draining = False
         self.ended = asyncio.Event()
@@ -61,13 +73,18 @@ class Child(asyncio.Protocol):
         """Starts the process; it is ready at once, frames wait in the socket."""
         loop = asyncio.get_running_loop()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        with theirs:
-            self.process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "mta.child", str(theirs.fileno()), pass_fds=(theirs.fileno(),)
-            )
-        self.heard_at_s = loop.time()
+        try:
+            with theirs:
+                self.process = await asyncio.create_subprocess_exec(
+                    sys.executable, "-m", "mta.child", str(theirs.fileno()), pass_fds=(theirs.fileno(),)
+                )
+        except BaseException:
+            ours.close()  # if it was started after all, it ends by this
+            raise
+        self.started_at_s = self.heard_at_s = loop.time()
         await loop.create_unix_connection(lambda: self, sock=ours)
-        self.tell(options)
+        # Before whatever it was told while it was being started (a drain, say).
+        self._frames.insert(0, encode_frame(options))
         self.flush()
 
     def tell(self, frame: MasterFrame) -> None:
@@ -75,8 +92,10 @@ class Child(asyncio.Protocol):
         self._frames.append(encode_frame(frame))
 
     def flush(self) -> None:
+        if self._transport is None:
+            return  # it is being started; its options go first
         frames, self._frames = self._frames, []
-        if frames and self._transport is not None and not self._transport.is_closing():
+        if frames and not self._transport.is_closing():
             self._transport.write(b"".join(frames))
 
     def kill(self) -> None:
@@ -102,37 +121,87 @@ class Child(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._on_end(self)
-        self.ended.set()
+
+    async def bury(self) -> None:
+        """Waits until the process is gone: before that it might still write to its journal, or to a server."""
+        assert self.process is not None
+        self.kill()
+        await self.process.wait()
 
 
 class Children:
-    """The family: a fixed number of living children, whatever happens to each."""
+    """The family: a fixed number of living children, whatever happens to each.
+
+    ``on_loss`` is called at once when a child's socket is at its end, so that it is given nothing more; whoever
+    has dealt with what it left behind says so by ``ended``.
+    """
 
     def __init__(
         self,
         wanted: int,
+        silence_s: float,
         options: Callable[[int], ChildOptions],
         on_frame: Callable[[Child, ChildFrame], None],
-        on_end: Callable[[Child], None],
+        on_loss: Callable[[Child], None],
     ) -> None:
         self._wanted = wanted
+        self._silence_s = silence_s
         self._options = options
         self._on_frame = on_frame
-        self._on_end = on_end
+        self._on_loss = on_loss
         self._numbers = count(1)
+        self._delay_s = 0.0
+        self._next_start_s = 0.0
         self.living: dict[int, Child] = {}
+        self._unburied: dict[int, Child] = {}  # not ended yet
 
-    async def start_one(self) -> Child:
-        child = Child(next(self._numbers), self._on_frame, self._on_end)
-        await child.start(self._options(child.number))
+    async def start_one(self) -> Child | None:
+        """A new child; None when there can be none now, or it died before it could be used."""
+        child = Child(next(self._numbers), self._on_frame, self._lost)
         self.living[child.number] = child
+        try:
+            await child.start(self._options(child.number))
+        except OSError as error:
+            log.error("child cannot be started", child=child.number, error=str(error))
+            self.living.pop(child.number, None)
+            self._slow_down()
+            return None
         log.info("child started", child=child.number, pid=child.pid)
-        return child
+        return self.living.get(child.number)
+
+    def _lost(self, child: Child) -> None:
+        self.living.pop(child.number, None)
+        self._unburied[child.number] = child
+        age_s = asyncio.get_running_loop().time() - child.started_at_s
+        if age_s < QUICK_DEATH_S and not child.last_report and not child.is_draining:
+            self._slow_down()
+        else:
+            self._delay_s = 0.0
+        self._on_loss(child)
+
+    def _slow_down(self) -> None:
+        # The first replacement comes at once; children that cannot live at all are not started in a tight circle.
+        self._next_start_s = asyncio.get_running_loop().time() + self._delay_s
+        self._delay_s = min(RESTART_DELAY_S_MAX, 2 * self._delay_s or 1.0)
+
+    def ended(self, child: Child) -> None:
+        """What it left behind is dealt with."""
+        self._unburied.pop(child.number, None)
+        child.ended.set()
+
+    @property
+    def not_ended(self) -> list[Child]:
+        """Those that live, and those whose end is not dealt with yet."""
+        return [*self.living.values(), *self._unburied.values()]
 
     @property
     def missing(self) -> int:
         """How many are to be started; one that drains is replaced already while it finishes."""
         return self._wanted - sum(not child.is_draining for child in self.living.values())
+
+    def may_start(self, now_s: float) -> bool:
+        """One is missing, and it is not too soon after quick deaths."""
+        return self.missing > 0 and now_s >= self._next_start_s
 
     def tell_all(self, frame: MasterFrame) -> None:
         for child in self.living.values():
@@ -149,7 +218,13 @@ class Children:
         child.flush()
 
     def silent(self, now_s: float) -> list[Child]:
-        return [child for child in self.living.values() if now_s - child.heard_at_s > SILENCE_S]
+        """Those that said nothing for too long: stopped or stuck, since they report their health every second."""
+        return [child for child in self.living.values() if now_s - child.heard_at_s > self._silence_s]
+
+    def listen_anew(self, now_s: float) -> None:
+        """We did not listen ourselves for a while: silence counts from now."""
+        for child in self.living.values():
+            child.heard_at_s = now_s
 
     @property
     def journal_trouble(self) -> str:

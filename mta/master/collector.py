@@ -120,9 +120,12 @@ class Collector:
             self._credit(outcome.limit, attempted)
 
     def _return(self, part: LeasedPart, batch: BatchBook, positions: list[int], now_s: float) -> None:
-        if not part.delivery.is_leaving:
+        if part.delivery.is_expired:
+            self.expire(part, positions)
+        elif not part.delivery.is_leaving:
+            # At the back: one that ends every session it is begun in lets the others go first.
             run = Run(part, sorted(positions))
-            self._schedule.put(batch.lane, batch.stream, part.delivery.weight, run, now_s, at_front=True)
+            self._schedule.put(batch.lane, batch.stream, part.delivery.weight, run, now_s)
 
     def recovered(self, part: LeasedPart, position: int, told: Told, line: bytes) -> None:
         """An outcome that a journal tells of, or the doubt that it leaves, for a part of a dead run."""
@@ -148,8 +151,8 @@ class Collector:
         delivery = part.delivery
         now_unix_s = time.time()
         due_s = delivery.retry.next_due(part.attempt, now_unix_s, delivery.valid_until_s)
-        # None: no attempt before its validity ends; it comes back then, to expire.
-        due_in_s = (delivery.valid_until_s if due_s is None else due_s) - now_unix_s
+        # None: no attempt before its validity ends; it comes back then, to expire, and not a moment earlier.
+        due_in_s = math.ceil(delivery.valid_until_s - now_unix_s) if due_s is None else round(due_s - now_unix_s)
         self._again(part, position, site, part.attempt, due_in_s, held=False)
 
     def _doubt(self, part: LeasedPart, position: int, told: tuple[int, int, str, str, str]) -> None:
@@ -170,23 +173,21 @@ class Collector:
             )
         )
         if policy is InDoubtPolicy.HOLD:
-            self._again(part, position, "", part.attempt, 0.0, held=True)
+            self._again(part, position, "", part.attempt, 0, held=True)
         else:
             self._defer(part, position, "")
 
-    def _again(self, part: LeasedPart, position: int, site: str, attempt: int, due_in_s: float, *, held: bool) -> None:
-        key = _Later(
-            part.delivery.id, part.fields, attempt, held, part.claimed.appended_at, int(max(0.0, due_in_s)), site
-        )
+    def _again(self, part: LeasedPart, position: int, site: str, attempt: int, due_in_s: int, *, held: bool) -> None:
+        key = _Later(part.delivery.id, part.fields, attempt, held, part.claimed.appended_at, max(0, due_in_s), site)
         numbers, rows = self._later.setdefault(key, ([], []))
         numbers.append(part.number(position))
         rows.append(part.rows[position])
 
     def surplus(self, part: LeasedPart, positions: list[int], site: str, due_in_s: float) -> None:
         """Recipients that cannot go soon return to the queue; no attempt is counted."""
-        due_in_s = math.ceil(due_in_s / SURPLUS_STEP_S) * SURPLUS_STEP_S
+        step_s = math.ceil(due_in_s / SURPLUS_STEP_S) * SURPLUS_STEP_S
         for position in positions:
-            self._again(part, position, site, part.attempt - 1, due_in_s, held=False)
+            self._again(part, position, site, part.attempt - 1, step_s, held=False)
         self.settle(part, positions)
         self._on_work(self._lines_bytes)
 
@@ -227,6 +228,11 @@ class Collector:
         self.settle(part, done)
         self._on_work(self._lines_bytes)
 
+    def expire(self, part: LeasedPart, positions: Iterable[int]) -> None:
+        """Recipients whose delivery's validity is over: no attempt any more."""
+        reply = Reply(0, "the validity of the delivery has ended", "4.4.7")  # RFC 3463 §3.5
+        self.conclude(part, positions, Status.EXPIRED, Reason.NOT_DEFINED, reply, is_attempt=False)
+
     def settle(self, part: LeasedPart, positions: list[int]) -> None:
         """These positions of a leased part are done with; the part goes when none is left."""
         part.left -= len(positions)
@@ -238,6 +244,11 @@ class Collector:
             self._settlement.settled.pop(part.id, None)
             self._settlement.finished.append(part.id)
             del self.parts[part.id]
+
+    def set_aside(self, part_id: int) -> None:
+        """A part that cannot be read is held, untouched, for an operator."""
+        self._settlement.set_aside.append(part_id)
+        self._on_work(self._lines_bytes)
 
     def release_if_free(self, part: LeasedPart) -> None:
         """Gives a part back to the queue once no child has any of it."""

@@ -7,33 +7,33 @@ rest goes back to the queue), a second one stops at once (the journal tells the 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import gc
 import os
 import random
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 
 import asyncpg
 import structlog
 
 from mta.dns.resolver import Resolver
 from mta.master import recovery
-from mta.master.books import BatchBook, LeasedPart
-from mta.master.children import Child, Children
+from mta.master.books import LeasedPart
+from mta.master.children import Child, Children, raise_file_limit
 from mta.master.collector import Collector
 from mta.master.dispatch import Dispatch
 from mta.master.intake import Intake
-from mta.model.outcome import Status
-from mta.outcomes.journal import lock_path
-from mta.outcomes.replay import Journals
+from mta.master.remains import Remains
+from mta.outcomes.journal import JournalError, mark_run, remove_run
 from mta.outcomes.writer import Writer
 from mta.queue import migrate, nodes, partitions
-from mta.queue.connection import Conn
-from mta.queue.nodes import Fenced
+from mta.queue.connection import DATABASE_AWAY, Conn
 from mta.queue.settle import Settlement, forget_credits, load_credits
 from mta.settings.config import Settings
 from mta.settings.rules_file import load_rules
+from mta.telemetry.faults import end_on_fault
 from mta.telemetry.systemd import notify
 from mta.traffic.quota import BUCKET_S, HOUR_S
 from mta.traffic.rules import RuleSet
@@ -44,16 +44,29 @@ from mta.wire import (
     Committed,
     Opened,
     OpenFailed,
-    Outcome,
     Report,
     SessionClosed,
 )
 
 LEASE_MARGIN_S = 1.0  # between our last moment and the one at which another may take over
-TAKE_OVER_GRACE_S = 45.0  # after a lease has ended: its node may be about to come back with its journal
 DRAIN_S = 660.0  # a final dot may be answered after ten minutes (RFC 5321 §4.5.3.2.6)
-LINES_BYTES_URGENT = 1_000_000
+STOP_NOW_S = 2.0  # for what is to be recorded, when the database is there
+STALL_S = 5.0  # without a turn of the house: then we were stopped ourselves
+LINE_BYTES = 200  # of the log, about; the writer counts bytes, the settings say rows
+RENEW_TIMEOUT_S_MAX = 10.0  # the watchdog is told after each try, whatever came of it
 log = structlog.get_logger()
+
+
+@contextlib.asynccontextmanager
+async def _closing(pool: asyncpg.Pool) -> AsyncIterator[None]:
+    """In good order after a good end; after a bad one nobody waits for a database that may not answer."""
+    try:
+        yield
+        async with asyncio.timeout(10):
+            await pool.close()
+    except BaseException:
+        pool.terminate()
+        raise
 
 
 class Daemon:
@@ -67,7 +80,7 @@ class Daemon:
         self._is_draining = False
         self._lease_until_s = 0.0
         self._journal_lock = -1
-        self._dead_journals: list[tuple[int, Journals]] = []
+        self._lost: asyncio.Queue[Child] = asyncio.Queue()  # children to bury; never more than there were
         self.started = asyncio.Event()
 
     # --- from outside -------------------------------------------------------------------------
@@ -80,7 +93,7 @@ class Daemon:
 
     def reload_rules(self) -> None:
         """Reads the rules file anew. Raises BadInput, with the running rules unchanged, when it cannot be used."""
-        self.schedule.set_rules(self._load_rules())
+        self.schedule.set_rules(self._load_rules(), asyncio.get_running_loop().time())
         self.dispatch.wake()
         log.info("rules reloaded", file=str(self._settings.rules_file))
 
@@ -89,17 +102,34 @@ class Daemon:
         self._lock_journal_dir()
         rules = self._load_rules()
         try:
-            pool = await self._connect()
-            async with pool:
-                self._pool = pool
-                await self._prepare(rules)
-                try:
-                    await self._serve()
-                finally:
-                    self._kill_children()
-                    await self._resolver.close()
+            while pool := await self._connect():
+                async with _closing(pool):
+                    self._pool = pool
+                    if await self._prepared(rules):
+                        await self._serve_and_end()
+                        return
+            log.info("stopped before the database was there")
         finally:
             os.close(self._journal_lock)
+
+    async def _prepared(self, rules: RuleSet) -> bool:
+        """False: the database went away meanwhile. What is recovered by then is recovered."""
+        try:
+            await self._prepare(rules)
+        except JournalError:
+            raise
+        except DATABASE_AWAY as error:
+            log.warning("cannot start, waiting for the database", error=f"{type(error).__name__}: {error}")
+            await asyncio.sleep(1.0)
+            return False
+        return True
+
+    async def _serve_and_end(self) -> None:
+        try:
+            await self._serve()
+        finally:
+            self._kill_children()
+            await self._resolver.close()
 
     def _load_rules(self) -> RuleSet:
         path = self._settings.rules_file
@@ -115,8 +145,8 @@ class Daemon:
 
     # --- start --------------------------------------------------------------------------------
 
-    async def _connect(self) -> asyncpg.Pool:
-        """Waits for the database as long as it takes, and says so."""
+    async def _connect(self) -> asyncpg.Pool | None:
+        """Waits for the database as long as it takes, and says so; None when told to stop meanwhile."""
         said = ""
         while True:
             try:
@@ -127,19 +157,31 @@ class Daemon:
                     command_timeout=60,
                     server_settings={"application_name": f"mta {self._settings.node.name}", "timezone": "UTC"},
                 )
-                async with pool.acquire() as conn:
-                    await migrate.require_current(conn)
+                try:
+                    async with pool.acquire() as conn:
+                        await migrate.require_current(conn)
+                except BaseException:
+                    pool.terminate()
+                    raise
                 return pool
-            except (OSError, TimeoutError, asyncpg.PostgresConnectionError, asyncpg.CannotConnectNowError) as error:
+            # Also no such database, a wrong password, too many connections: somebody will mend it over there.
+            except (OSError, TimeoutError, asyncpg.PostgresError) as error:
                 if str(error) != said:
                     said = str(error)
                     log.warning("waiting for the database", error=said)
                     notify(f"STATUS=waiting for the database: {said}")
-                await asyncio.sleep(1.0)
+                try:
+                    async with asyncio.timeout(1.0):
+                        await self._stop_wanted.wait()
+                    return None
+                except TimeoutError:
+                    continue
 
     async def _prepare(self, rules: RuleSet) -> None:
         settings = self._settings
         loop = asyncio.get_running_loop()
+        self._fault: asyncio.Future[None] = loop.create_future()
+        end_on_fault(loop, self._fail)
         self.schedule: Schedule[LeasedPart] = Schedule(
             rules,
             Bounds(
@@ -158,16 +200,29 @@ class Daemon:
             self._verp_key: bytes = await conn.fetchval("SELECT verp_key FROM mta.installation")
             self.node = await nodes.register(conn, settings.node.name, recovery.boot_id(), settings.master.lease_s)
         self._lease_until_s = loop.time() + settings.master.lease_s - LEASE_MARGIN_S
-        await self._recover_earlier_runs()
+        mark_run(self._journal_dir, self.node.id)
+        self._remains = Remains(self._journal_dir, self.node.id, self.collector)
+        await recovery.recover_earlier_runs(self._pool, self.node, settings.master.lease_s, self._journal_dir)
         async with self._pool.acquire() as conn:
             await nodes.renew(conn, self.node.id, settings.master.lease_s)
             hour_ago = int((time.time() - HOUR_S) // BUCKET_S) - 1
             self.schedule.load_credits(await load_credits(conn, self.node.name, hour_ago), loop.time())
         self._resolver = Resolver(settings.dns, random=random.SystemRandom())
         self.children = Children(
-            settings.children.effective_count, self._child_options, self._on_frame, self._on_child_end
+            settings.children.effective_count,
+            settings.children.silence_s,
+            self._child_options,
+            self._on_frame,
+            self._on_child_loss,
         )
         self.dispatch = Dispatch(self.schedule, self.collector, self.children, port=settings.smtp.port)
+        self._writer = Writer(
+            self._pool,
+            self.node,
+            self._take_settlement,
+            delay_s=settings.master.write_delay_ms / 1000,
+            lines_bytes_max=settings.master.write_rows_max * LINE_BYTES,
+        )
         self.intake = Intake(
             self._pool,
             self.node,
@@ -177,25 +232,8 @@ class Daemon:
             self.schedule,
             self.collector,
             self.dispatch,
+            self._writer.flushed,
         )
-        self._writer = Writer(
-            self._pool,
-            self.node,
-            self._take_settlement,
-            delay_s=settings.master.write_delay_ms / 1000,
-            lines_bytes_max=LINES_BYTES_URGENT,
-        )
-
-    async def _recover_earlier_runs(self) -> None:
-        async with self._pool.acquire() as conn:
-            earlier = await nodes.earlier_runs(conn, self.node)
-        for dead in earlier:
-            await recovery.wait_for_writers(self._journal_dir, dead.id)
-            journals = Journals(self._journal_dir, dead.id)
-            same_boot = dead.boot_id == self.node.boot_id
-            doubts = await recovery.recover_run(self._pool, dead, journals, self.collector, is_complete=same_boot)
-            recovery.remove_locks(self._journal_dir, dead.id)
-            log.warning("an earlier run was recovered", run=dead.id, in_doubt=doubts, same_boot=same_boot)
 
     def _child_options(self, child: int) -> ChildOptions:
         return ChildOptions(self.node.id, child, str(self._journal_dir), self._verp_key, self._lease_until_s)
@@ -205,14 +243,17 @@ class Daemon:
     async def _serve(self) -> None:
         assert self._writer is not None
         gc.freeze()
+        raise_file_limit(self._settings.children.sessions_max)
         for _ in range(self.children.missing):
-            self.schedule.add_child((await self.children.start_one()).number)
+            await self._start_child()
         async with asyncio.TaskGroup() as tasks:
             writer = tasks.create_task(self._writer.run(), name="writer")
             background = [
                 tasks.create_task(self._keep_lease(), name="lease"),
                 tasks.create_task(self._keep_house(), name="house"),
                 tasks.create_task(self._listen(), name="listen"),
+                tasks.create_task(self._bury(), name="bury"),
+                tasks.create_task(self._raise_fault(), name="fault"),
             ]
             intake = tasks.create_task(self.intake.run(), name="intake")
             self.started.set()
@@ -223,13 +264,28 @@ class Daemon:
             for task in background:
                 task.cancel()
             self._writer.stop()
-            await writer
-        if not self.collector.parts:
-            async with self._pool.acquire() as conn:
+            is_all_recorded = await self._wait_for_writer(writer)
+        if is_all_recorded and not self.collector.parts:
+            await self._end_run()
+        log.info("stopped", left_in_hand=len(self.collector.parts), all_recorded=is_all_recorded)
+
+    async def _wait_for_writer(self, writer: asyncio.Task[None]) -> bool:
+        """Until the last outcome is recorded; False when told to stop now while the database is away."""
+        stop_now = asyncio.create_task(self._stop_now.wait())
+        await asyncio.wait([writer, stop_now], return_when=asyncio.FIRST_COMPLETED)
+        stop_now.cancel()
+        if not writer.done():
+            await asyncio.wait([writer], timeout=STOP_NOW_S)
+        return writer.done() or not writer.cancel()
+
+    async def _end_run(self) -> None:
+        try:
+            async with self._pool.acquire(timeout=10) as conn:
                 await nodes.end(conn, self.node.id)
-            Journals(self._journal_dir, self.node.id).remove()
-            recovery.remove_locks(self._journal_dir, self.node.id)
-        log.info("stopped", left_in_hand=len(self.collector.parts))
+        except DATABASE_AWAY as error:
+            log.warning("the next start must end this run", error=f"{type(error).__name__}: {error}")
+        else:
+            remove_run(self._journal_dir, self.node.id)
 
     async def _drain(self, intake: asyncio.Task[None]) -> None:
         """Nothing new; children finish what is on the wire; all else goes back to the queue."""
@@ -255,8 +311,8 @@ class Daemon:
     async def _all_children_gone(self) -> None:
         stop_now = asyncio.create_task(self._stop_now.wait())
         try:
-            while self.children.living and not stop_now.done():
-                ended = [asyncio.ensure_future(child.ended.wait()) for child in self.children.living.values()]
+            while (left := self.children.not_ended) and not stop_now.done():
+                ended = [asyncio.ensure_future(child.ended.wait()) for child in left]
                 await asyncio.wait([stop_now, *ended], return_when=asyncio.FIRST_COMPLETED)
                 for waiter in ended:
                     waiter.cancel()
@@ -271,9 +327,9 @@ class Daemon:
         while True:
             asked_s = loop.time()
             try:
-                async with asyncio.timeout(lease_s / 3), self._pool.acquire() as conn:
+                async with asyncio.timeout(min(lease_s / 3, RENEW_TIMEOUT_S_MAX)), self._pool.acquire() as conn:
                     await nodes.renew(conn, self.node.id, lease_s)
-            except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            except DATABASE_AWAY as error:
                 if not trouble:
                     trouble = f"{type(error).__name__}: {error}"
                     log.error("lease cannot be renewed", error=trouble)
@@ -304,30 +360,39 @@ class Daemon:
     async def _keep_house(self) -> None:
         """What is done now and then: children replaced, partitions made, the dead taken over, the empty dropped."""
         loop = asyncio.get_running_loop()
-        next_hour_s = next_minute_s = loop.time()
+        next_hour_s = next_look_s = turned_s = loop.time()
+        take_over_after_s = self._settings.master.take_over_after_s
         while True:
             await asyncio.sleep(1.0)
             now_s = loop.time()
-            if self.children.missing > 0:
-                child = await self.children.start_one()
-                self.schedule.add_child(child.number)
-                self.dispatch.wake()
+            if now_s - turned_s > STALL_S:
+                self.children.listen_anew(now_s)
+            turned_s = now_s
+            for _ in range(self.children.missing):
+                if self.children.may_start(now_s) and not self._is_draining:
+                    await self._start_child()
+                    self.dispatch.wake()
             self._recycle_children()
             for child in self.children.silent(now_s):
                 log.error("child is silent and is killed", child=child.number, pid=child.pid)
                 child.kill()
             try:
-                if now_s >= next_minute_s:
-                    next_minute_s = now_s + 15
+                if now_s >= next_look_s:
+                    next_look_s = now_s + min(15.0, take_over_after_s / 2)
                     self.schedule.forget_empty(now_s)
-                    await self._take_over()
+                    await recovery.take_over_dead_nodes(self._pool, self.node, take_over_after_s)
                 if now_s >= next_hour_s:
                     next_hour_s = now_s + 3600
                     async with self._pool.acquire(timeout=10) as conn:
                         await partitions.ensure_partitions(conn)
                         await forget_credits(conn, self.node.name, int((time.time() - 2 * HOUR_S) // BUCKET_S))
-            except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            except DATABASE_AWAY as error:
                 log.warning("housekeeping is put off", error=f"{type(error).__name__}: {error}")
+
+    async def _start_child(self) -> None:
+        child = await self.children.start_one()
+        if child is not None:
+            self.schedule.add_child(child.number)
 
     def _recycle_children(self) -> None:
         bounds = self._settings.children
@@ -342,24 +407,13 @@ class Daemon:
                 self.schedule.retire_child(child.number)
                 self.children.drain(child)
 
-    async def _take_over(self) -> None:
-        async with self._pool.acquire(timeout=10) as conn:
-            dead_runs = await nodes.dead_runs(conn, self.node.name, TAKE_OVER_GRACE_S)
-        for dead in dead_runs:
-            spare = Collector(self.schedule, lambda _: None)
-            try:
-                doubts = await recovery.recover_run(self._pool, dead, None, spare, is_complete=False)
-            except Fenced:
-                continue  # another node was quicker
-            log.warning("a dead node was taken over", node=dead.name, run=dead.id, in_doubt=doubts)
-
     async def _listen(self) -> None:
         """Wakes the intake on NOTIFY; without it (connection lost) the poll still finds everything."""
         while True:
             try:
                 async with self._pool.acquire(timeout=10) as conn:
                     await self._listen_on(conn)
-            except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            except DATABASE_AWAY as error:
                 log.debug("not listening", error=str(error))
             await asyncio.sleep(1.0)
 
@@ -399,71 +453,35 @@ class Daemon:
                 self.schedule.session_closed(frame.session, now_s, frame.cause)
                 self.dispatch.wake()
 
-    def _on_child_end(self, child: Child) -> None:
-        """Its socket is at its end, so all that it reported is here; the journal tells the rest."""
-        now_s = asyncio.get_running_loop().time()
-        self.children.living.pop(child.number, None)
-        child.kill()
-        was_draining = child.is_draining
+    def _on_child_loss(self, child: Child) -> None:
+        """Its socket is at its end, so all that it reported is here. It gets nothing more."""
         self.schedule.retire_child(child.number)
-        journals = Journals(self._journal_dir, self.node.id, child.number)
-        for record in journals.records:
-            if record.sequence > child.last_report and record.outcomes:
-                self.collector.report(
-                    child.number,
-                    Report(record.sequence, self._still_out(record.outcomes), record.lines, record.doubts),
-                    now_s,
-                )
-        doubts = self._settle_open_batches(child, journals, now_s)
-        for session in self.schedule.sessions_of(child.number):
-            self.schedule.session_closed(session.id, now_s, "")
-        if not was_draining or doubts:
-            log.error("child died", child=child.number, in_doubt=doubts)
-        self._dead_journals.append((child.number, journals))
-        self._on_work(0)
-        self.dispatch.wake()
+        self._lost.put_nowait(child)
 
-    def _still_out(self, outcomes: list[Outcome]) -> list[Outcome]:
-        return [outcome for outcome in outcomes if outcome.batch in self.collector.batches]
+    async def _bury(self) -> None:
+        """What lost children left behind is dealt with once they are gone for certain."""
+        while True:
+            child = await self._lost.get()
+            await child.bury()
+            now_s = asyncio.get_running_loop().time()
+            doubts = self._remains.settle(child, now_s)
+            for session in self.schedule.sessions_of(child.number):
+                self.schedule.session_closed(session.id, now_s, "")
+            if not child.is_draining or doubts:
+                log.error("child died", child=child.number, in_doubt=doubts)
+            self.children.ended(child)
+            self._on_work(0)
+            self.dispatch.wake()
 
-    def _settle_open_batches(self, child: Child, journals: Journals, now_s: float) -> int:
-        """What was out in a dead child: begun and unanswered is in doubt, the rest is ready again."""
-        doubts = 0
-        for number, batch in list(self.collector.batches.items()):
-            if batch.child != child.number:
-                continue
-            for part_id, positions in list(batch.open.items()):
-                doubts += self._settle_open_part(child, number, batch, part_id, sorted(positions), journals, now_s)
-        return doubts
+    # --- faults -------------------------------------------------------------------------------
 
-    def _settle_open_part(
-        self,
-        child: Child,
-        number: int,
-        batch: BatchBook,
-        part_id: int,
-        positions: list[int],
-        journals: Journals,
-        now_s: float,
-    ) -> int:
-        part = self.collector.parts[part_id]
-        outcome = Outcome(number, part_id)
-        lines = []
-        told_doubts = []
-        for position in positions:
-            told = journals.told(part_id, position)
-            if told is None or told.status is not None:
-                outcome.returned.append(position)
-                continue
-            cause = "the process died before the reply came"
-            told = told._replace(status=Status.IN_DOUBT, cause=cause)
-            outcome.in_doubt.append(position)
-            outcome = Outcome(number, part_id, told.limit, in_doubt=outcome.in_doubt, returned=outcome.returned)
-            lines.append(recovery.doubt_line(part, position, told))
-            told_doubts.append((part_id, position, told.mx_host, told.peer, cause))
-        report = Report(child.last_report, [outcome], b"".join(lines), told_doubts)
-        self.collector.report(child.number, report, now_s)
-        return len(outcome.in_doubt)
+    def _fail(self, error: BaseException) -> None:
+        if not self._fault.done():
+            self._fault.set_exception(error)
+
+    async def _raise_fault(self) -> None:
+        """A bug in a callback ends the run: books that may be wrong decide nothing more, the journals are right."""
+        await self._fault
 
     def _kill_children(self) -> None:
         for child in self.children.living.values():
@@ -477,7 +495,7 @@ class Daemon:
 
     def _take_settlement(self) -> tuple[Settlement, Callable[[], None]]:
         settlement, reported = self.collector.take()
-        dead, self._dead_journals = self._dead_journals, []
+        remains = self._remains.take()
 
         def committed() -> None:
             for number, sequence in reported.items():
@@ -485,9 +503,7 @@ class Daemon:
                 if child is not None:
                     child.tell(Committed(sequence))
                     child.flush()
-            for number, journals in dead:
-                journals.remove()
-                lock_path(self._journal_dir, self.node.id, number).unlink(missing_ok=True)
+            self._remains.remove(remains)
             if settlement.finished or settlement.released:
                 self.intake.notify()
 

@@ -11,12 +11,15 @@ from mta.master.books import BatchBook, LeasedPart
 from mta.master.children import Child, Children
 from mta.master.collector import Collector
 from mta.model.egress import source_for
+from mta.model.limits import PART_BYTES_MAX
 from mta.model.outcome import Reason, Status
 from mta.model.reply import Reply
 from mta.traffic.ready import Run
 from mta.traffic.schedule import CloseSession, GiveBack, HandOut, OpenSession, Schedule
 from mta.wire import Batch, BatchPart, Close, Forget, Open, Recall, Template
 
+# A part's rows are below PART_BYTES_MAX, so a batch stays below twice this, and far below a frame's bound.
+BATCH_BYTES_MAX = PART_BYTES_MAX
 _pack = msgspec.json.Encoder().encode
 
 
@@ -94,6 +97,11 @@ class Dispatch:
 
     def _hand_out(self, action: HandOut[LeasedPart], now_s: float) -> int:
         session = action.session
+        if action.taken[0][0].delivery.is_expired:  # all of a stream are of one delivery
+            for part, positions in action.taken:
+                self._collector.expire(part, positions)
+            self._schedule.decided(session.id, 0, action.amount, now_s)
+            return session.child
         child = self._children.living.get(session.child)
         if child is None:
             # Its end is not dealt with yet: the recipients stay here.
@@ -103,19 +111,31 @@ class Dispatch:
             self._schedule.decided(session.id, 0, action.amount, now_s)
             return session.child
         self._send_template(child, action.stream.delivery_id)
-        number = next(self._batches)
-        parts = []
-        rows = []
-        open_: dict[int, set[int]] = {}
+        parts: list[BatchPart] = []
+        rows: list[bytes] = []
+        size_bytes = 0
         for part, positions in action.taken:
-            part.out += len(positions)
-            open_.setdefault(part.id, set()).update(positions)
-            parts.append(BatchPart(part.id, part.attempt, part.dated_unix_s, positions, part.numbers(positions)))
             of_part = part.rows
-            rows.extend([of_part[position] for position in positions])
-        self._collector.batches[number] = BatchBook(session.id, child.number, action.lane, action.stream, open_)
-        child.tell(Batch(number, session.id, action.stream.delivery_id, action.stream.fields, parts, _pack(rows)))
+            packed = _pack([of_part[position] for position in positions])[1:-1]
+            if parts and size_bytes + len(packed) > BATCH_BYTES_MAX:
+                self._send_batch(child, action, parts, rows)
+                parts, rows, size_bytes = [], [], 0
+            part.out += len(positions)
+            parts.append(BatchPart(part.id, part.attempt, part.dated_unix_s, positions, part.numbers(positions)))
+            rows.append(packed)
+            size_bytes += len(packed)
+        self._send_batch(child, action, parts, rows)
         return child.number
+
+    def _send_batch(self, child: Child, action: HandOut[LeasedPart], parts: list[BatchPart], rows: list[bytes]) -> None:
+        number = next(self._batches)
+        open_: dict[int, set[int]] = {}
+        for part in parts:
+            open_.setdefault(part.part_id, set()).update(part.positions)
+        session, stream = action.session, action.stream
+        self._collector.batches[number] = BatchBook(session.id, child.number, action.lane, stream, open_)
+        packed = b"[" + b",".join(rows) + b"]"
+        child.tell(Batch(number, session.id, stream.delivery_id, stream.fields, parts, packed))
 
     def _send_template(self, child: Child, delivery_id: int) -> None:
         if delivery_id not in child.templates:
@@ -135,6 +155,8 @@ class Dispatch:
                 child.tell(Forget(delivery_id))
 
     def _give_back(self, action: GiveBack[LeasedPart]) -> None:
+        if action.part.delivery.is_leaving:
+            return  # it goes back as a whole, or has gone: recipients in a part of their own would be there twice
         site = action.lane.site.key
         if action.is_attempt:
             # 4.4.1: no answer from host (RFC 3463 §3.5).

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 
 import asyncpg
 import msgspec
@@ -27,7 +27,7 @@ from mta.model.reply import Reply
 from mta.model.site import NoRoute, Route, Site
 from mta.queue import claim as claims
 from mta.queue.claim import ClaimedPart, DeliveryView
-from mta.queue.connection import Conn
+from mta.queue.connection import DATABASE_AWAY, Conn
 from mta.queue.nodes import NodeRun
 from mta.settings.config import MasterSettings
 from mta.traffic.egress import EgressChooser
@@ -38,6 +38,7 @@ from mta.traffic.schedule import Schedule
 log = structlog.get_logger()
 
 # A delivery with less than this in memory may always claim: a small one gets in though large ones fill the room.
+FINISH_PERIOD_S = 0.5  # between looks for deliveries that are done
 FOOTHOLD_RECIPIENTS = 2 * AUTO_PART_RECIPIENTS_MAX
 
 
@@ -54,8 +55,10 @@ class Intake:
         schedule: Schedule[LeasedPart],
         collector: Collector,
         dispatch: Dispatch,
+        flushed: Callable[[], Awaitable[None]],
     ) -> None:
         self._pool = pool
+        self._flushed = flushed  # returns when all that is collected is recorded
         self._run = run
         self._settings = settings
         self._choosers = {name: EgressChooser(egress_pool) for name, egress_pool in pools.items()}
@@ -66,10 +69,12 @@ class Intake:
         self._fair: FairQueue[int] = FairQueue(quantum=AUTO_PART_RECIPIENTS_MAX)
         self._asked: dict[str, list[tuple[LeasedPart, list[int]]]] = {}  # domain -> who waits for its route
         self._lookups: set[asyncio.Task[None]] = set()
+        self._expiries: dict[int, asyncio.TimerHandle] = {}  # delivery -> the end of its validity
         self._news = asyncio.Event()
         self._unknown_pools: set[str] = set()
         self.deliveries: dict[int, DeliveryBook] = {}
         self.due_views: dict[int, DeliveryView] = {}
+        self._finished_at_s = 0.0
         self.is_stopping = False
         self.trouble = ""
 
@@ -92,23 +97,40 @@ class Intake:
             self._news.clear()
             try:
                 async with self._pool.acquire(timeout=10) as conn:
-                    views = await claims.active_deliveries(conn)
-                    self._refresh(views)
+                    if self.trouble:
+                        await self._release_strays(conn)
+                        log.info("database is back")
+                        self.trouble = ""
+                    self._refresh(await claims.active_deliveries(conn))
                     await self._cancel_cancelled(conn)
-                    if await claims.finish_ended_deliveries(conn):
-                        self._news.set()
+                    await self._finish_ended(conn)
                     wait_s = min(wait_s, await self._claim_due(conn))
-                if self.trouble:
-                    log.info("database is back")
-                    self.trouble = ""
-            except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            except DATABASE_AWAY as error:
                 text = f"{type(error).__name__}: {error}"
                 if text != self.trouble:
                     log.error("cannot claim, waiting for the database", error=text)
                 self.trouble = text
-                await asyncio.sleep(self._settings.poll_idle_s)
-                continue
             await self._wait_for_news(wait_s)
+
+    async def _finish_ended(self, conn: Conn) -> None:
+        now_s = asyncio.get_running_loop().time()
+        if now_s - self._finished_at_s >= FINISH_PERIOD_S:
+            self._finished_at_s = now_s
+            if await claims.finish_ended_deliveries(conn):
+                self._news.set()
+
+    async def _release_strays(self, conn: Conn) -> None:
+        """A claim whose answer was lost leased parts that nobody here knows of: they go back to the queue."""
+        known = set(self._collector.parts)
+        strays = set(await claims.owned_part_ids(conn, self._run.id)) - known
+        if strays:
+            # Parts that are done with leave `parts` before the database: what is collected must be recorded first.
+            await self._flushed()
+            strays &= set(await claims.owned_part_ids(conn, self._run.id))
+            strays -= set(self._collector.parts)
+        if strays:
+            log.warning("parts of a lost claim go back to the queue", parts=len(strays))
+            await claims.release(conn, self._run.id, sorted(strays))
 
     async def _wait_for_news(self, wait_s: float) -> None:
         try:
@@ -127,7 +149,7 @@ class Intake:
             book = self.deliveries.get(view.id)
             if book is None:
                 if view.due_in_s is not None and (chooser := self._chooser(view)):
-                    self.deliveries[view.id] = DeliveryBook(view, chooser)
+                    self._adopt(DeliveryBook(view, chooser))
             elif not book.is_leaving:
                 book.update(view)
         for book in list(self.deliveries.values()):
@@ -136,8 +158,32 @@ class Intake:
             elif not book.held_recipients and (book.is_leaving or book.id not in self.due_views):
                 self._forget(book)
 
+    def _adopt(self, book: DeliveryBook) -> None:
+        self.deliveries[book.id] = book
+        delay_s = max(0.0, book.valid_until_s - time.time())
+        self._expiries[book.id] = asyncio.get_running_loop().call_later(delay_s, self._expire, book)
+
+    def _expire(self, book: DeliveryBook) -> None:
+        """Its validity ends: what is not begun never will be. By timer, so that it also holds without a database."""
+        if book.is_leaving:
+            return
+        if not book.is_expired:  # the clock was set back, or the validity was made longer
+            self._adopt(book)
+            return
+        for part, positions in self._schedule.remove_delivery(book.id):
+            self._collector.expire(part, positions)
+        for waiting in self._asked.values():
+            for part, positions in waiting:
+                if part.delivery is book:
+                    self._collector.expire(part, positions)
+            waiting[:] = [one for one in waiting if one[0].delivery is not book]
+        self._dispatch.recall(book.id)
+        self._news.set()
+
     def _chooser(self, view: DeliveryView) -> EgressChooser | None:
         chooser = self._choosers.get(view.egress_pool)
+        if chooser is None and view.valid_until.timestamp() <= time.time():
+            return next(iter(self._choosers.values()))  # only to end it: nothing is sent any more
         if chooser is None and view.egress_pool not in self._unknown_pools:
             self._unknown_pools.add(view.egress_pool)
             log.warning(
@@ -151,6 +197,8 @@ class Intake:
     def _let_go(self, book: DeliveryBook) -> None:
         """Paused, cancelled or finished elsewhere: nothing of it is begun from here on."""
         book.is_leaving = True
+        if expiry := self._expiries.pop(book.id, None):
+            expiry.cancel()
         for _ in self._schedule.remove_delivery(book.id):
             pass  # the parts know what is left of them
         self._dispatch.recall(book.id)
@@ -159,6 +207,8 @@ class Intake:
 
     def _forget(self, book: DeliveryBook) -> None:
         del self.deliveries[book.id]
+        if expiry := self._expiries.pop(book.id, None):
+            expiry.cancel()
         self._fair.remove(book.id)
         self._dispatch.forget(book.id)
 
@@ -190,7 +240,7 @@ class Intake:
             book = self.deliveries.get(view.id)
             if book is None or book.is_leaving:
                 continue
-            if view.due_in_s <= 0:
+            if view.due_in_s <= 0 or book.is_expired:
                 due[view.id] = book
                 self._fair.add(view.id, book.weight)
             else:
@@ -208,15 +258,16 @@ class Intake:
                 self._fair.remove(delivery_id)
                 del due[delivery_id]
                 continue
-            parts = max(1, min(self._settings.claim_parts_max, allowed // AUTO_PART_RECIPIENTS_MAX))
-            claimed = await claims.claim(conn, self._run.id, delivery_id, parts)
+            if delivery_id not in self._dispatch.contents:
+                self._dispatch.contents[delivery_id] = await claims.delivery_content(conn, delivery_id)
+            parts = max(1, min(self._settings.claim_parts_max, allowed // book.part_recipients))
+            claimed = await claims.claim(conn, self._run.id, delivery_id, parts, also_not_due=book.is_expired)
             if not claimed:
                 self._fair.remove(delivery_id)
                 del due[delivery_id]
                 continue
-            if delivery_id not in self._dispatch.contents:
-                self._dispatch.contents[delivery_id] = await claims.delivery_content(conn, delivery_id)
             self._fair.charge(delivery_id, sum(part.count for part in claimed))
+            book.part_recipients = max(part.count for part in claimed)
             for part in claimed:
                 self._admit(part, book)
             self._dispatch.wake()
@@ -227,6 +278,9 @@ class Intake:
         """How many more recipients of a delivery the memory has room for."""
         bound = self._settings.ready_recipients_max
         held = self.held_recipients
+        held_bytes = sum(len(part.claimed.recipients) for part in self._collector.parts.values())
+        if held_bytes >= self._settings.ready_mbytes_max << 20:
+            return 0
         if book.held_recipients < FOOTHOLD_RECIPIENTS and held < bound + bound // 4:
             return FOOTHOLD_RECIPIENTS
         share = bound // max(1, claiming)
@@ -236,8 +290,9 @@ class Intake:
         try:
             part = LeasedPart(claimed, book)
         except (msgspec.DecodeError, msgspec.ValidationError) as error:
-            # Nobody but a hand in the database writes such a part. It stays leased, untouched, and is named.
-            log.error("part cannot be read and is left alone", part=claimed.id, delivery=book.id, error=str(error))
+            # Nobody but a hand in the database writes such a part. It is held, untouched, and named.
+            log.error("part cannot be read and is held", part=claimed.id, delivery=book.id, error=str(error))
+            self._collector.set_aside(claimed.id)
             return None
         self._collector.parts[part.id] = part
         book.held_recipients += part.left
@@ -251,11 +306,8 @@ class Intake:
         part = self._lease(claimed, book)
         if part is None:
             return
-        if book.valid_until_s <= time.time():
-            reply = Reply(0, "the validity of the delivery has ended", "4.4.7")  # RFC 3463 §3.5
-            self._collector.conclude(
-                part, part.open_positions(), Status.EXPIRED, Reason.NOT_DEFINED, reply, is_attempt=False
-            )
+        if book.is_expired:
+            self._collector.expire(part, part.open_positions())
             return
         by_domain: dict[str, list[int]] = {}
         rows = part.rows
@@ -332,6 +384,8 @@ class Intake:
         """No more claims; look-ups are dropped, their recipients go back with their parts."""
         self.is_stopping = True
         self._news.set()
+        for expiry in self._expiries.values():
+            expiry.cancel()
         for task in list(self._lookups):
             task.cancel()
         await asyncio.gather(*self._lookups, return_exceptions=True)

@@ -1,17 +1,20 @@
 """After a death: what the dead had in hand is settled before anything is claimed.
 
-Three cases, one book-keeping:
+Four cases, one book-keeping:
 
 =====================================  ==========================  ========================================
 who died                               what is known               recipients without a known outcome
 =====================================  ==========================  ========================================
 an earlier run of this node            its journals, complete      intent: in doubt; none: back to the queue
-the same, and the machine restarted    its journals, maybe torn    all in doubt
+the same, and the machine restarted,   its journals, maybe torn    all in doubt
+or a journal is damaged
+the same, and its mark is not in our   nothing                     all in doubt, once its lease has ended
+journal directory
 another node, whose lease has ended    nothing                     all in doubt
 =====================================  ==========================  ========================================
 
-The last two name more recipients than were sent, never fewer: a repeat that nobody named is the one thing that
-must not happen.
+All but the first name more recipients than were sent, never fewer: a repeat that nobody named is the one thing
+that must not happen.
 """
 
 from __future__ import annotations
@@ -23,27 +26,36 @@ import time
 from pathlib import Path
 
 import asyncpg
+import msgspec
 import structlog
 
 from mta.master.books import DeliveryBook, LeasedPart
 from mta.master.collector import Collector
 from mta.model.egress import EgressPool
+from mta.model.errors import LocalFault
 from mta.model.outcome import Status
+from mta.outcomes.journal import marked_runs, remove_run, runs_in
 from mta.outcomes.line import COLUMNS, log_line, session_columns, timestamp
 from mta.outcomes.replay import Journals, Told
 from mta.queue import claim as claims
 from mta.queue import nodes
-from mta.queue.nodes import NodeRun
+from mta.queue.claim import ClaimedPart
+from mta.queue.nodes import Fenced, NodeRun
 from mta.queue.settle import commit
 from mta.traffic.egress import EgressChooser
+from mta.traffic.rules import RuleSet
+from mta.traffic.schedule import Bounds, Schedule
 
 PARTS_PER_SETTLEMENT = 50
+_CAUSE_NO_REPLY = "the process died before the reply came"
+_CAUSE_INCOMPLETE = "the node died and its journal is not complete"
+_CAUSE_NO_JOURNAL = "the node died and its journal is not here"
 log = structlog.get_logger()
 
 
 async def wait_for_writers(directory: Path, node_id: int) -> None:
     """Until every child of a dead run has let go of its lock. They end by themselves when their master is gone."""
-    for path in sorted(directory.glob(f"{node_id}-*.lock")):
+    for path in _locks(directory, node_id):
         fd = os.open(path, os.O_RDWR)
         try:
             waited_s = 0.0
@@ -56,6 +68,10 @@ async def wait_for_writers(directory: Path, node_id: int) -> None:
             os.close(fd)
 
 
+def _locks(directory: Path, node_id: int) -> list[Path]:
+    return sorted(directory.glob(f"{node_id}-*.lock"))
+
+
 def _try_lock(fd: int) -> bool:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -64,17 +80,70 @@ def _try_lock(fd: int) -> bool:
     return True
 
 
+async def recover_earlier_runs(pool: asyncpg.Pool, own: NodeRun, lease_s: float, directory: Path) -> None:
+    """Settles what earlier runs of this node left, and clears their files away. Before anything is claimed."""
+    marked = marked_runs(directory)
+    async with pool.acquire() as conn:
+        earlier = await nodes.earlier_runs(conn, own, marked)
+    for dead in earlier:
+        journals = None
+        if dead.id in marked:
+            await wait_for_writers(directory, dead.id)
+            journals = Journals(directory, dead.id)
+        else:
+            await _until_lease_is_over(pool, dead, own, lease_s)
+        same_boot = dead.boot_id == own.boot_id
+        is_complete = same_boot and journals is not None and not journals.is_damaged
+        doubts = await recover_run(pool, dead, journals, is_complete=is_complete)
+        log.warning("an earlier run was recovered", run=dead.id, in_doubt=doubts, journal_complete=is_complete)
+    async with pool.acquire() as conn:
+        for run_id in await nodes.ended_among(conn, runs_in(directory)):
+            remove_run(directory, run_id)
+
+
+async def _until_lease_is_over(pool: asyncpg.Pool, dead: NodeRun, own: NodeRun, lease_s: float) -> None:
+    """A run of our name whose journal is not here may be alive elsewhere: nobody but its lease can tell."""
+    is_said = False
+    while True:
+        async with pool.acquire() as conn:
+            if await nodes.is_lease_over(conn, dead.id):
+                return
+            await nodes.renew(conn, own.id, lease_s)
+        if not is_said:
+            is_said = True
+            log.warning("an earlier run keeps its journal elsewhere, waiting for the end of its lease", run=dead.id)
+        await asyncio.sleep(0.5)
+
+
+async def take_over_dead_nodes(pool: asyncpg.Pool, own: NodeRun, grace_s: float) -> None:
+    """Settles what other nodes left whose lease ended more than ``grace_s`` ago."""
+    async with pool.acquire(timeout=10) as conn:
+        dead_runs = await nodes.dead_runs(conn, own.name, grace_s)
+    for dead in dead_runs:
+        try:
+            doubts = await recover_run(pool, dead, None, is_complete=False, gives_way=True)
+        except Fenced:
+            continue  # its own node is back, or another was quicker
+        log.warning("a dead node was taken over", node=dead.name, run=dead.id, in_doubt=doubts)
+
+
 async def recover_run(
-    pool: asyncpg.Pool, dead: NodeRun, journals: Journals | None, collector: Collector, *, is_complete: bool
+    pool: asyncpg.Pool, dead: NodeRun, journals: Journals | None, *, is_complete: bool, gives_way: bool = False
 ) -> int:
     """Settles all that a dead run had leased and ends it; the number of recipients found in doubt.
 
     ``journals`` None: they are not here. ``is_complete``: a recipient that they do not tell of was never begun.
+    ``gives_way``: not while somebody else recovers it. Raises Fenced when another has done it, or does.
+
+    It may be cut short anywhere and be begun anew: what is settled is not owned by the dead run any more.
     """
     doubts = 0
     books: dict[int, DeliveryBook] = {}
+    collector = Collector(_no_schedule(), lambda _: None)
     async with pool.acquire() as conn:
-        sequence = await nodes.settled_sequence(conn, dead.id)
+        if not await nodes.begin_recovery(conn, dead.id) and gives_way:
+            raise Fenced(f"node run {dead.id} is being recovered by another")
+        sequence = await nodes.declare_dead(conn, dead.id)
         after_id = 0
         while parts := await claims.owned_parts(conn, dead.id, after_id, PARTS_PER_SETTLEMENT):
             after_id = parts[-1].id
@@ -84,34 +153,50 @@ async def recover_run(
                     view = await claims.delivery_view(conn, claimed.delivery_id)
                     book = books[claimed.delivery_id] = DeliveryBook(view, _no_chooser())
                     book.is_leaving = True
-                doubts += _recover_part(LeasedPart(claimed, book), journals, collector, is_complete=is_complete)
+                doubts += _recover_claimed(claimed, book, journals, collector, is_complete=is_complete)
             settlement, _ = collector.take()
             sequence += 1
             await commit(conn, dead, settlement, sequence, COLUMNS)
         await nodes.end(conn, dead.id)
-    if journals is not None:
-        journals.remove()
     return doubts
+
+
+def _recover_claimed(
+    claimed: ClaimedPart, book: DeliveryBook, journals: Journals | None, collector: Collector, *, is_complete: bool
+) -> int:
+    try:
+        part = LeasedPart(claimed, book)
+    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+        log.error("part cannot be read and is held", part=claimed.id, delivery=book.id, error=str(error))
+        collector.set_aside(claimed.id)
+        return 0
+    return _recover_part(part, journals, collector, is_complete=is_complete)
 
 
 def _recover_part(part: LeasedPart, journals: Journals | None, collector: Collector, *, is_complete: bool) -> int:
     collector.parts[part.id] = part
     part.delivery.held_recipients += part.left
+    if not part.left:
+        collector.settle(part, [])
+        return 0
     doubts = 0
-    cause = "the node died and its journal is not complete" if journals else "the node died and its journal is not here"
     for position in part.open_positions():
         told = journals.told(part.id, position) if journals else None
         if told is None:
             if is_complete:
                 continue
-            told = Told(None, "", "", cause, "")
+            told = Told(None, "", "", _CAUSE_INCOMPLETE if journals else _CAUSE_NO_JOURNAL, "")
         if told.status is None:
-            told = told._replace(status=Status.IN_DOUBT, cause=told.cause or "the process died before the reply came")
-        line = journals.line(part.id, part.number(position)) if journals else None
-        if line is None or told.status is Status.IN_DOUBT:
+            told = told._replace(status=Status.IN_DOUBT, cause=told.cause or _CAUSE_NO_REPLY)
             line = doubt_line(part, position, told)
+            doubts += 1
+        else:
+            known = journals.line(part.id, part.number(position)) if journals else None
+            if known is None:
+                raise LocalFault(f"part {part.id}: position {position} has an outcome in the journal and no line")
+            line = known
+            doubts += told.status is Status.IN_DOUBT
         collector.recovered(part, position, told, line)
-        doubts += told.status is Status.IN_DOUBT
     collector.release_if_free(part)
     return doubts
 
@@ -137,11 +222,11 @@ def _no_chooser() -> EgressChooser:
     return EgressChooser(EgressPool("none", ()))
 
 
+def _no_schedule() -> Schedule[LeasedPart]:
+    """Nothing is sent by a recovery; credits that were used are recorded all the same."""
+    return Schedule(RuleSet(), Bounds(), unix_offset_s=0.0, shuffle=lambda _: None)
+
+
 def boot_id() -> str:
     """Changes with every start of the machine (proc(5))."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-
-
-def remove_locks(directory: Path, node_id: int) -> None:
-    for path in directory.glob(f"{node_id}-*.lock"):
-        path.unlink(missing_ok=True)

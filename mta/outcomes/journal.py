@@ -2,10 +2,17 @@
 
 One writer a child, append-only segment files ``<node>-<child>-<n>.journal``. A record is a length, a CRC-32
 and a MessagePack value; a torn last record is what a kill in the middle of a write leaves, and is ignored:
-its intents were not yet acted upon, since the body follows the write.
+its intents were not yet acted upon, since the body follows the write. Any other damage makes the journal one
+that is not complete: what it does not tell of may have been sent all the same.
 
 Records live in the page cache: they survive the death of any process, not of the machine. After a restart of
-the machine (another boot id) the journal is not believed to be complete; see `mta.master.recovery`.
+the machine (another boot id) the journal is not believed to be complete; see `mta.master.recovery`. Nor is it
+when the run's mark, ``<node>.run``, is not beside it: then this is not the directory that the run wrote to, or
+somebody has emptied it.
+
+A segment goes when all that it tells is in the database. An open intent would keep its segment for as long as a
+server is silent, so a new segment begins with the intents that are still open, and how many segments there are
+depends on what is not committed yet, not on the slowest server.
 
 States of a message, as the journal knows them (what a crash finds, and who cleans up):
 
@@ -18,23 +25,25 @@ neither               not begun                  its part goes back to the queue
 
 from __future__ import annotations
 
+import enum
 import fcntl
 import os
 import re
 import struct
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
 
+from mta.model.limits import FRAME_BYTES_MAX
 from mta.wire import Outcome
 
 SEGMENT_BYTES_MAX = 8 * 1024 * 1024  # some 30,000 messages: a second or two of the fastest child
 
 _HEADER = struct.Struct("!II")
 _NAME = re.compile(r"(\d+)-(\d+)-(\d+)\.journal")
+_MARK = re.compile(r"(\d+)\.run")
 
 
 class Intent(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -87,10 +96,22 @@ class Journal:
     segment: Segment = field(init=False)
 
     def open(self) -> None:
-        """Takes the child's lock (so that recovery can tell that this writer is gone) and opens a segment."""
-        self._lock_fd = os.open(lock_path(self.directory, self.node_id, self.child), os.O_RDWR | os.O_CREAT, 0o600)
-        fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        """Takes the child's lock and opens a segment. JournalError: `write` will try both again."""
+        self._take_lock()
         self._open_segment()
+
+    def _take_lock(self) -> None:
+        """Recovery tells by it whether this writer is gone; so nothing is written without it."""
+        path = lock_path(self.directory, self.node_id, self.child)
+        fd = -1
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if fd >= 0:
+                os.close(fd)
+            raise JournalError(error.errno, f"cannot lock {path}: {error.strerror}") from error
+        self._lock_fd = fd
 
     def _open_segment(self) -> None:
         self._number += 1
@@ -102,9 +123,16 @@ class Journal:
         self._size = 0
         self.segment = Segment(path)
 
+    @property
+    def is_full(self) -> bool:
+        """The next record begins a new segment: it should hold all intents that are open."""
+        return self._size >= self.segment_bytes_max
+
     def write(self, record: Record) -> None:
         """Appends one record in one write. JournalError: nothing of it counts, the file is as it was before."""
-        if self._size >= self.segment_bytes_max:
+        if self._lock_fd < 0:
+            self._take_lock()
+        if self.is_full:
             self._rotate()
         if self._fd < 0:
             self._open_segment()
@@ -167,20 +195,72 @@ def segments_of(directory: Path, node_id: int, child: int | None = None) -> list
     return [path for _, _, path in sorted(found)]
 
 
-def node_ids_in(directory: Path) -> set[int]:
-    """The node runs that left segments here."""
-    return {int(named[1]) for path in directory.iterdir() if (named := _NAME.fullmatch(path.name))}
+def mark_path(directory: Path, node_id: int) -> Path:
+    """The mark of a run: made before it claims anything, removed when it has ended or was recovered."""
+    return directory / f"{node_id}.run"
 
 
-def read_records(path: Path) -> Iterator[Record]:
-    """The whole records of a segment; ends at the first that is torn."""
-    decoder = msgspec.msgpack.Decoder(Record)
-    content = path.read_bytes()
+def mark_run(directory: Path, node_id: int) -> None:
+    """Makes the mark. JournalError: the directory cannot be written."""
+    path = mark_path(directory, node_id)
+    try:
+        path.touch(0o600)
+    except OSError as error:
+        raise JournalError(error.errno, f"cannot make {path}: {error.strerror}") from error
+
+
+def marked_runs(directory: Path) -> set[int]:
+    """The runs that keep, or kept, their journals here."""
+    return {int(named[1]) for path in directory.iterdir() if (named := _MARK.fullmatch(path.name))}
+
+
+def runs_in(directory: Path) -> set[int]:
+    """The runs that left anything here."""
+    segments = {int(named[1]) for path in directory.iterdir() if (named := _NAME.fullmatch(path.name))}
+    return segments | marked_runs(directory)
+
+
+def remove_run(directory: Path, node_id: int) -> None:
+    """Nothing of this run is needed any more. The mark goes first: without it nobody believes the rest."""
+    mark_path(directory, node_id).unlink(missing_ok=True)
+    for path in (*segments_of(directory, node_id), *directory.glob(f"{node_id}-*.lock")):
+        path.unlink(missing_ok=True)
+
+
+class SegmentEnd(enum.Enum):
+    """How the reading of a segment ended."""
+
+    WHOLE = "whole"
+    TORN = "torn"  # in the middle of a record, as a kill in the middle of a write leaves it
+    DAMAGED = "damaged"  # no kill leaves this: what stood from there on is not known
+
+
+def read_segment(path: Path) -> tuple[list[Record], SegmentEnd]:
+    """The records of a segment, up to the first that is not whole. JournalError when it cannot be read."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise JournalError(error.errno, f"cannot read {path}: {error.strerror}") from error
+    records: list[Record] = []
     at = 0
-    while at + _HEADER.size <= len(content):
+    while at < len(content):
+        if at + _HEADER.size > len(content):
+            return records, SegmentEnd.TORN
         size, crc = _HEADER.unpack_from(content, at)
+        # No record is empty: this is what the blocks of a file look like that never reached the disk.
+        if not 0 < size <= FRAME_BYTES_MAX:
+            return records, SegmentEnd.DAMAGED
         body = content[at + _HEADER.size : at + _HEADER.size + size]
-        if len(body) < size or zlib.crc32(body) != crc:
-            return
-        yield decoder.decode(body)
+        if len(body) < size:
+            return records, SegmentEnd.TORN
+        if zlib.crc32(body) != crc:
+            return records, SegmentEnd.DAMAGED
+        try:
+            records.append(_record_decoder.decode(body))
+        except msgspec.DecodeError:  # written by another version of this program
+            return records, SegmentEnd.DAMAGED
         at += _HEADER.size + size
+    return records, SegmentEnd.WHOLE
+
+
+_record_decoder = msgspec.msgpack.Decoder(Record)

@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mta.model.outcome import Status
-from mta.outcomes.journal import Record, read_records, segments_of
+from mta.outcomes.journal import Record, SegmentEnd, read_segment, segments_of
 from mta.wire import Outcome
+
+_Key = tuple[int, int]  # part, position
+_Doubt = tuple[int, int, str, str, str]
 
 
 class Told(NamedTuple):
@@ -24,29 +27,46 @@ class Told(NamedTuple):
 
 
 class Journals:
-    """The journals of a node run (or of one child of it), read as a whole."""
+    """The journals of a node run (or of one child of it), read as a whole.
+
+    Within a part a recipient has one outcome at most, and intents that were taken back before it. Each child's
+    records stand in their order, but between children there is none: so what is known of a recipient is its
+    outcome, whichever child tells of it, else an intent that none took back.
+    """
 
     def __init__(self, directory: Path, node_id: int, child: int | None = None) -> None:
         self.segments = segments_of(directory, node_id, child)
-        self.records = [record for path in self.segments for record in read_records(path)]
-        self._told: dict[tuple[int, int], Told] = {}
-        self._lines: dict[tuple[int, int], bytes] = {}
-        for record in self.records:
-            self._read(record)
+        self.records: list[Record] = []
+        self.is_damaged = False  # what is not told of may have been begun all the same
+        self._outcomes: dict[_Key, Told] = {}
+        self._intents: dict[tuple[str, int, int], Told] = {}  # child, part, position
+        self._intended: dict[_Key, Told] = {}
+        self._lines: dict[_Key, bytes] = {}
+        for index, path in enumerate(self.segments):
+            records, end = read_segment(path)
+            writer = path.name.rpartition("-")[0]
+            is_last = index + 1 == len(self.segments) or not self.segments[index + 1].name.startswith(f"{writer}-")
+            # A kill ends the last segment only; behind a torn record in another the writer went on.
+            self.is_damaged |= end is SegmentEnd.DAMAGED or (end is SegmentEnd.TORN and not is_last)
+            self.records.extend(records)
+            for record in records:
+                self._read(writer, record)
+        for (_, part_id, position), told in self._intents.items():
+            self._intended[part_id, position] = told
 
-    def _read(self, record: Record) -> None:
+    def _read(self, writer: str, record: Record) -> None:
         # Outcomes first: within one record they are of bodies that were begun before its intents.
         doubts = {(doubt[0], doubt[1]): doubt for doubt in record.doubts}
         for outcome in record.outcomes:
-            self._read_outcome(outcome, doubts)
+            self._read_outcome(writer, outcome, doubts)
         for intent in record.intents:
-            key = (intent.part_id, intent.position)
-            self._told[key] = Told(None, intent.mx_host, intent.peer, "", intent.limit)
+            told = Told(None, intent.mx_host, intent.peer, "", intent.limit)
+            self._intents[writer, intent.part_id, intent.position] = told
         for line in record.lines.splitlines(keepends=True):
             _, _, number, part_id, _ = line.split(b"\t", 4)
             self._lines[int(part_id), int(number)] = line
 
-    def _read_outcome(self, outcome: Outcome, doubts: dict[tuple[int, int], tuple[int, int, str, str, str]]) -> None:
+    def _read_outcome(self, writer: str, outcome: Outcome, doubts: dict[_Key, _Doubt]) -> None:
         for positions, status in (
             (outcome.delivered, Status.DELIVERED),
             (outcome.failed, Status.FAILED),
@@ -56,16 +76,15 @@ class Journals:
             for position in positions:
                 key = (outcome.part_id, position)
                 _, _, mx_host, peer, cause = doubts.get(key, (0, 0, "", "", ""))
-                self._told[key] = Told(status, mx_host, peer, cause, outcome.limit)
+                self._outcomes[key] = Told(status, mx_host, peer, cause, outcome.limit)
         for position in outcome.returned:
             # Another child may have had it before or have it now; only this one's intent is taken back.
-            told = self._told.get((outcome.part_id, position))
-            if told is not None and told.status is None:
-                del self._told[outcome.part_id, position]
+            self._intents.pop((writer, outcome.part_id, position), None)
 
     def told(self, part_id: int, position: int) -> Told | None:
-        """The last thing known of a recipient; None: it was never begun."""
-        return self._told.get((part_id, position))
+        """What is known of a recipient; None: it was never begun."""
+        key = (part_id, position)
+        return self._outcomes.get(key) or self._intended.get(key)
 
     def line(self, part_id: int, number: int) -> bytes | None:
         """Its line for the log, where it has an outcome."""

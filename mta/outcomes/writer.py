@@ -8,7 +8,7 @@ the lease ends and nothing new is begun.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 import asyncpg
 import structlog
@@ -18,6 +18,8 @@ from mta.queue.nodes import Fenced, NodeRun
 from mta.queue.settle import Settlement, commit
 
 RETRY_S = 1.0
+# SQLSTATE classes 22, 23 and 42: no waiting makes these good.
+_OUR_FAULTS = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, asyncpg.SyntaxOrAccessError)
 log = structlog.get_logger()
 
 
@@ -42,6 +44,7 @@ class Writer:
         self._urgent = asyncio.Event()
         self._sequence = 0
         self._is_stopping = False
+        self._waiting: list[asyncio.Future[None]] = []
         self.trouble = ""
 
     def wake(self, lines_bytes: int) -> None:
@@ -49,6 +52,13 @@ class Writer:
         self._wanted.set()
         if lines_bytes >= self._lines_bytes_max:
             self._urgent.set()
+
+    async def flushed(self) -> None:
+        """Returns when all that is collected now is recorded."""
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiting.append(waiter)
+        self._wanted.set()
+        await waiter
 
     def stop(self) -> None:
         """Record what is there and end."""
@@ -65,14 +75,17 @@ class Writer:
             self._wanted.clear()
             self._urgent.clear()
             settlement, committed = self._take()
+            waiting, self._waiting = self._waiting, []
             if settlement.is_empty:
                 committed()
+                _tell(waiting)
                 if self._is_stopping:
                     return
                 continue
             self._sequence += 1
             await self._until_recorded(settlement)
             committed()
+            _tell(waiting)
             if self._is_stopping:
                 self._wanted.set()
 
@@ -83,15 +96,12 @@ class Writer:
                     await commit(conn, self._run, settlement, self._sequence, COLUMNS)
             except Fenced:
                 raise
-            except (OSError, TimeoutError, asyncpg.PostgresConnectionError, asyncpg.InterfaceError) as error:
+            except (OSError, TimeoutError, asyncpg.InterfaceError) as error:
                 self._wait_for_database(error)
-            except (
-                asyncpg.InsufficientResourcesError,
-                asyncpg.OperatorInterventionError,
-                asyncpg.TransactionRollbackError,
-                asyncpg.InternalServerError,
-            ) as error:
-                # Disk full, shut down, deadlock: the server's trouble, not the settlement's.
+            except asyncpg.PostgresError as error:
+                if isinstance(error, _OUR_FAULTS):
+                    raise
+                # Disk full, failing over, shutting down, deadlock: the server's trouble, not the settlement's.
                 self._wait_for_database(error)
             else:
                 if self.trouble:
@@ -107,10 +117,15 @@ class Writer:
         self.trouble = text
 
 
+def _tell(waiting: list[asyncio.Future[None]]) -> None:
+    for waiter in waiting:
+        if not waiter.done():
+            waiter.set_result(None)
+
+
 async def _event_or_timeout(event: asyncio.Event, timeout_s: float) -> None:
-    waiter: Awaitable[bool] = event.wait()
     try:
         async with asyncio.timeout(timeout_s):
-            await waiter
+            await event.wait()
     except TimeoutError:
         return  # the usual way: the delay is over

@@ -16,7 +16,7 @@ from mta.queue.connection import Conn
 
 
 class DeliveryView(msgspec.Struct, frozen=True):
-    """What the daemon needs to know of a delivery; ``due_at`` is that of its earliest free part, if any."""
+    """What the daemon needs to know of a delivery; ``due_in_s`` is that of its earliest free part, if any."""
 
     id: int
     state: str
@@ -62,7 +62,8 @@ LEFT JOIN LATERAL (
     SELECT due_at FROM mta.delivery_part
     WHERE delivery_id = d.id AND owner IS NULL AND NOT held ORDER BY due_at, id LIMIT 1
 ) p ON true
-WHERE d.state IN ('running', 'cancelled') AND (d.state = 'cancelled' OR d.starts_at IS NULL OR d.starts_at <= now())
+WHERE d.state IN ('running', 'cancelled') AND d.ended_at IS NULL
+  AND (d.state = 'cancelled' OR d.starts_at IS NULL OR d.starts_at <= now())
 ORDER BY d.id
 """
 _ONE = """
@@ -71,11 +72,14 @@ SELECT id, state, sealed, priority, weight, egress_pool, in_doubt_policy, retry:
 FROM mta.delivery WHERE id = $1
 """
 _CONTENT = "SELECT content FROM mta.delivery WHERE id = $1"
-_CLAIM = """
-WITH alive AS MATERIALIZED (SELECT id FROM mta.node WHERE id = $1 AND ended_at IS NULL FOR SHARE),
+# `due_at` is compared with one value in either case, so that it bounds the index scan: parts due later cost nothing.
+CLAIM = """
+WITH alive AS MATERIALIZED (
+    SELECT id FROM mta.node WHERE id = $1 AND ended_at IS NULL AND alive_until > to_timestamp(0) FOR KEY SHARE
+),
 picked AS MATERIALIZED (
     SELECT id FROM mta.delivery_part
-    WHERE delivery_id = $2 AND owner IS NULL AND NOT held AND ($4 OR due_at <= now())
+    WHERE delivery_id = $2 AND owner IS NULL AND NOT held AND due_at <= CASE WHEN $4 THEN 'infinity' ELSE now() END
       AND (SELECT count(*) FROM alive) = 1
     ORDER BY due_at, id LIMIT $3 FOR UPDATE SKIP LOCKED
 )
@@ -96,14 +100,17 @@ SELECT d.id FROM mta.delivery d
 WHERE d.state IN ('running', 'cancelled') AND d.ended_at IS NULL
   AND (d.sealed OR d.state = 'cancelled' OR d.valid_until <= now())
   AND (d.starts_at IS NULL OR d.starts_at <= now() OR d.state = 'cancelled')
-  AND NOT EXISTS (SELECT 1 FROM mta.delivery_part p WHERE p.delivery_id = d.id)
+  AND NOT EXISTS (SELECT 1 FROM mta.delivery_part p WHERE p.delivery_id = d.id AND p.owner IS NULL AND NOT p.held)
+  AND NOT EXISTS (SELECT 1 FROM mta.delivery_part p WHERE p.delivery_id = d.id AND p.held)
+  AND NOT EXISTS (SELECT 1 FROM mta.delivery_part p WHERE p.delivery_id = d.id AND p.owner IS NOT NULL)
 """
+# Three questions instead of one: each has its partial index, and together they are every part.
 # The lock of appends, taken before the statement that looks for parts: its snapshot then sees every append that
 # was ever answered. Where an append is open the delivery is simply looked at again later.
 _NO_APPENDS = "SELECT pg_try_advisory_xact_lock(20180, ($1::bigint & 2147483647)::int)"
 _FINISH = """
 UPDATE mta.delivery d SET state = CASE WHEN d.state = 'running' THEN 'finished' ELSE d.state END,
-       ended_at = least(now(), CASE WHEN d.sealed OR d.state = 'cancelled' THEN now() ELSE d.valid_until END)
+       ended_at = CASE WHEN d.state = 'cancelled' THEN now() ELSE least(now(), d.valid_until) END
 WHERE d.id = $1 AND d.state IN ('running', 'cancelled') AND d.ended_at IS NULL
   AND NOT EXISTS (SELECT 1 FROM mta.delivery_part p WHERE p.delivery_id = d.id)
 RETURNING d.id
@@ -132,8 +139,11 @@ async def delivery_content(conn: Conn, delivery_id: int) -> bytes:
 async def claim(
     conn: Conn, node_id: int, delivery_id: int, parts_max: int, *, also_not_due: bool = False
 ) -> list[ClaimedPart]:
-    """Leases up to ``parts_max`` free parts of a delivery, earliest first, to a living run."""
-    rows = await conn.fetch(_CLAIM, node_id, delivery_id, parts_max, also_not_due)
+    """Leases up to ``parts_max`` free parts of a delivery, earliest first, to a living run.
+
+    ``also_not_due``: those of a delivery that is over (cancelled, expired) need not wait for their time.
+    """
+    rows = await conn.fetch(CLAIM, node_id, delivery_id, parts_max, also_not_due)
     return [_part(row) for row in rows]
 
 
@@ -146,6 +156,11 @@ def _part(row: object) -> ClaimedPart:
     values = list(row)  # type: ignore[call-overload]
     values[7] = tuple(values[7])
     return ClaimedPart(*values)
+
+
+async def owned_part_ids(conn: Conn, node_id: int) -> list[int]:
+    """The ids of all parts that are leased to a run."""
+    return [row["id"] for row in await conn.fetch("SELECT id FROM mta.delivery_part WHERE owner = $1", node_id)]
 
 
 async def release(conn: Conn, node_id: int, part_ids: list[int]) -> None:

@@ -15,6 +15,16 @@ Conn: TypeAlias = "asyncpg.Connection[asyncpg.Record] | PoolConnectionProxy[asyn
 
 CONNECT_TIMEOUT_S: Final = 10.0
 
+# No answer, a server that starts or stops or has no room for us: whatever it is may be mended over there, so a
+# daemon waits. The last is what asyncpg says of a connection that broke in the middle of a COPY.
+DATABASE_AWAY: Final = (
+    OSError,
+    TimeoutError,
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+)
+
 
 class DatabaseUnreachable(ConnectionError):  # noqa: N818 - reads as the sentence it prints
     """No connection to the database: wrong address, refused, no such database or user, or it is starting."""

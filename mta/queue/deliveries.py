@@ -21,7 +21,7 @@ from mta.traffic.retry import parse_retry
 
 CHANNEL: Final = "mta"
 NAME_CHARS_MAX: Final = 200
-PRIORITY_MAX: Final = 4  # 0 is the most urgent
+PRIORITY_MAX: Final = 4  # the most urgent, see mta.traffic.fair
 WEIGHT_MAX: Final = 1000
 DEFAULT_VALIDITY: Final = datetime.timedelta(days=5)  # RFC 5321 §4.5.4.1: "at least 4-5 days"
 SEAL_TIMEOUT_MS: Final = 10_000

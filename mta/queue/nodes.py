@@ -7,6 +7,8 @@ monotonic clock only with the moment at which it last asked.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import msgspec
 
 from mta.queue.connection import Conn
@@ -28,14 +30,34 @@ _REGISTER = """
 INSERT INTO mta.node (name, boot_id, alive_until) VALUES ($1, $2, now() + make_interval(secs => $3)) RETURNING id
 """
 _RENEW = """
-UPDATE mta.node SET alive_until = now() + make_interval(secs => $2) WHERE id = $1 AND ended_at IS NULL RETURNING id
+UPDATE mta.node SET alive_until = now() + make_interval(secs => $2)
+WHERE id = $1 AND ended_at IS NULL AND alive_until > to_timestamp(0) RETURNING id
+"""
+# The jump puts every settlement of the run itself, and of whoever began to recover it before, behind the counter.
+# FOR UPDATE: it waits for claims, which hold the row FOR KEY SHARE, so that none is made behind its back. A settlement
+# holds it FOR NO KEY UPDATE, so that claims and settlements of a living run do not wait for one another.
+_DECLARE_DEAD = """
+WITH living AS MATERIALIZED (SELECT id FROM mta.node WHERE id = $1 AND ended_at IS NULL FOR UPDATE)
+UPDATE mta.node n SET alive_until = to_timestamp(0), settled = settled + (1::bigint << 32)
+FROM living WHERE n.id = living.id RETURNING n.settled
 """
 _ADVANCE = """
-WITH before AS MATERIALIZED (SELECT settled AS was FROM mta.node WHERE id = $1 AND ended_at IS NULL FOR UPDATE)
+WITH before AS MATERIALIZED (SELECT settled AS was FROM mta.node WHERE id = $1 AND ended_at IS NULL FOR NO KEY UPDATE)
 UPDATE mta.node SET settled = greatest(settled, $2) FROM before WHERE id = $1 RETURNING before.was
 """
-_END = "UPDATE mta.node SET ended_at = now() WHERE id = $1 AND ended_at IS NULL"
-_EARLIER = "SELECT id, name, boot_id FROM mta.node WHERE name = $1 AND id <> $2 AND ended_at IS NULL ORDER BY id"
+# What it still leases goes back: a claim whose answer was lost on the way, of which the run knew nothing.
+_END = """
+WITH living AS MATERIALIZED (SELECT id FROM mta.node WHERE id = $1 AND ended_at IS NULL FOR UPDATE),
+freed AS (UPDATE mta.delivery_part SET owner = NULL WHERE owner = (SELECT id FROM living))
+UPDATE mta.node n SET ended_at = now() FROM living WHERE n.id = living.id
+"""
+_EARLIER = """
+SELECT id, name, boot_id FROM mta.node
+WHERE (name = $1 OR id = ANY ($3::bigint[])) AND id <> $2 AND ended_at IS NULL ORDER BY id
+"""
+_ENDED_AMONG = "SELECT id FROM mta.node WHERE id = ANY ($1::bigint[]) AND ended_at IS NOT NULL"
+_IS_LEASE_OVER = "SELECT ended_at IS NOT NULL OR alive_until < now() FROM mta.node WHERE id = $1"
+_BEGIN_RECOVERY = "SELECT pg_try_advisory_lock(20181, ($1::bigint & 2147483647)::int)"
 _DEAD = """
 SELECT id, name, boot_id FROM mta.node
 WHERE ended_at IS NULL AND name <> $1 AND alive_until < now() - make_interval(secs => $2) ORDER BY id
@@ -62,13 +84,21 @@ async def advance(conn: Conn, node_id: int, sequence: int) -> bool:
     was: int | None = await conn.fetchval(_ADVANCE, node_id, sequence)
     if was is None:
         raise Fenced(f"node run {node_id} was declared dead")
+    if was > sequence:
+        raise Fenced(f"node run {node_id} is being recovered by another")
     assert was in (sequence - 1, sequence), f"settlement {sequence} after {was}"
     return was < sequence
 
 
-async def settled_sequence(conn: Conn, node_id: int) -> int:
-    """The number of a run's last settlement."""
-    sequence: int = await conn.fetchval("SELECT settled FROM mta.node WHERE id = $1", node_id)
+async def declare_dead(conn: Conn, node_id: int) -> int:
+    """From here on the run can neither renew, claim nor settle; answers the number to go on from in its name.
+
+    Before anything of it is read, or it could settle what is being recovered. Whoever declared it dead earlier and
+    has not ended it yet is fenced too. Raises Fenced when it has ended.
+    """
+    sequence: int | None = await conn.fetchval(_DECLARE_DEAD, node_id)
+    if sequence is None:
+        raise Fenced(f"node run {node_id} has ended")
     return sequence
 
 
@@ -77,9 +107,26 @@ async def end(conn: Conn, node_id: int) -> None:
     await conn.execute(_END, node_id)
 
 
-async def earlier_runs(conn: Conn, run: NodeRun) -> list[NodeRun]:
-    """Runs of the same node that did not end in good order."""
-    return [NodeRun(*row) for row in await conn.fetch(_EARLIER, run.name, run.id)]
+async def begin_recovery(conn: Conn, node_id: int) -> bool:
+    """Tells others, for as long as this connection is used, that we recover the run; False: somebody else does."""
+    is_ours: bool = await conn.fetchval(_BEGIN_RECOVERY, node_id)
+    return is_ours
+
+
+async def earlier_runs(conn: Conn, run: NodeRun, marked: Collection[int] = ()) -> list[NodeRun]:
+    """Runs of the same node that did not end in good order: by its name, or ``marked`` in its journal directory."""
+    return [NodeRun(*row) for row in await conn.fetch(_EARLIER, run.name, run.id, list(marked))]
+
+
+async def ended_among(conn: Conn, node_ids: Collection[int]) -> list[int]:
+    """Those of the runs that are over and settled."""
+    return [row["id"] for row in await conn.fetch(_ENDED_AMONG, list(node_ids))]
+
+
+async def is_lease_over(conn: Conn, node_id: int) -> bool:
+    """Nothing is begun by that run any more, even if it is alive."""
+    is_over: bool = await conn.fetchval(_IS_LEASE_OVER, node_id)
+    return is_over
 
 
 async def dead_runs(conn: Conn, own_name: str, grace_s: float) -> list[NodeRun]:

@@ -59,6 +59,7 @@ class Settlement:
     settled: dict[int, list[int]] = field(default_factory=dict)  # part -> positions, of parts that go on
     finished: list[int] = field(default_factory=list)  # parts of which every position is settled now
     released: list[int] = field(default_factory=list)  # parts given back with what is left in them
+    set_aside: list[int] = field(default_factory=list)  # parts that cannot be read: held for an operator
     new_parts: list[NewPart] = field(default_factory=list)
     doubts: list[Doubt] = field(default_factory=list)
     counts: dict[int, dict[Status, int]] = field(default_factory=dict)  # delivery -> status -> recipients
@@ -71,6 +72,7 @@ class Settlement:
             or self.settled
             or self.finished
             or self.released
+            or self.set_aside
             or self.new_parts
             or self.doubts
             or self.credits
@@ -91,6 +93,7 @@ WITH gone AS (DELETE FROM mta.part_settled WHERE part_id = ANY($1::bigint[]))
 DELETE FROM mta.delivery_part WHERE id = ANY($1::bigint[])
 """
 _RELEASED = "UPDATE mta.delivery_part SET owner = NULL WHERE owner = $1 AND id = ANY($2::bigint[])"
+_SET_ASIDE = "UPDATE mta.delivery_part SET owner = NULL, held = true WHERE owner = $1 AND id = ANY($2::bigint[])"
 _NEW_PARTS = """
 INSERT INTO mta.delivery_part
     (delivery_id, site, attempt, held, appended_at, fields, numbers, count, recipients, due_at)
@@ -155,6 +158,8 @@ async def _settle_parts(conn: Conn, node_id: int, settlement: Settlement) -> Non
         await conn.execute(_FINISHED, settlement.finished)
     if settlement.released:
         await conn.execute(_RELEASED, node_id, settlement.released)
+    if settlement.set_aside:
+        await conn.execute(_SET_ASIDE, node_id, settlement.set_aside)
 
 
 def _stored(part: NewPart) -> tuple[object, ...]:

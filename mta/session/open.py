@@ -203,7 +203,10 @@ async def _open(target: SessionTarget, budget: _Budget, *, tls: TlsPolicy) -> Op
 async def _connect(target: SessionTarget, budget: _Budget) -> _Handshake:
     loop = asyncio.get_running_loop()
     is_ipv6 = ipaddress.ip_address(target.peer).version == 6
-    sock = socket.socket(socket.AF_INET6 if is_ipv6 else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        sock = socket.socket(socket.AF_INET6 if is_ipv6 else socket.AF_INET, socket.SOCK_STREAM)
+    except OSError as error:  # out of files: this session has failed, the process has not
+        raise SessionFailed(Stage.CONNECT, None, os.strerror(error.errno) if error.errno else str(error)) from error
     try:
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

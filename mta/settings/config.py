@@ -19,10 +19,10 @@ from mta.dns.networks import AddressPolicy
 from mta.model.dns import DnsSettings
 from mta.model.egress import Egress, EgressPool
 from mta.model.errors import BadInput
+from mta.model.masks import mask_fault
 from mta.settings.rules_file import EGRESS_ID_MAX
 from mta.settings.toml_lines import KeyPath
 from mta.settings.toml_source import TomlSource, shown
-from mta.traffic.masks import mask_fault
 
 DATABASE_URL_VARIABLE: Final = "MTA_DATABASE_URL"
 DEFAULT_POOL: Final = "default"
@@ -62,11 +62,13 @@ class MasterSettings(msgspec.Struct, frozen=True):
 
     claim_parts_max: Annotated[int, _between(1, 10_000)] = 16  # in one claim
     ready_recipients_max: Annotated[int, _between(100, 10_000_000)] = 100_000  # in memory, over all sites
+    ready_mbytes_max: Annotated[int, _between(16, 1_000_000)] = 256  # of recipients with their merge values
     ready_per_site_max: Annotated[int, _between(10, 10_000_000)] = 5_000
     lease_s: Annotated[float, _between(2, 3_600)] = 15.0  # a node that is silent for so long loses its parts
+    take_over_after_s: Annotated[float, _between(0, 86_400)] = 45.0  # after the end of another node's lease
     poll_idle_s: Annotated[float, _between(0.01, 300)] = 1.0  # between claims that found nothing
     write_delay_ms: Annotated[int, _between(0, 5_000)] = 20  # outcomes are collected for so long, then stored
-    write_rows_max: Annotated[int, _between(1, 100_000)] = 5_000  # in one transaction
+    write_rows_max: Annotated[int, _between(1, 100_000)] = 5_000  # with so many waiting (about), at once
 
 
 class ChildrenSettings(msgspec.Struct, frozen=True):
@@ -75,6 +77,7 @@ class ChildrenSettings(msgspec.Struct, frozen=True):
     count: Annotated[int, _between(0, 256)] = 0  # 0: one for each processor
     batch_recipients: Annotated[int, _between(1, 10_000)] = 50  # handed to a session at a time
     sessions_max: Annotated[int, _between(1, 100_000)] = 1_000  # open at a time in one child
+    silence_s: Annotated[float, _between(2, 3_600)] = 30.0  # then a child that says nothing is killed and replaced
     recycle_messages: Annotated[int, _between(1, 10**12)] = 5_000_000
     recycle_mbytes: Annotated[int, _between(64, 1_000_000)] = 512  # resident memory
 

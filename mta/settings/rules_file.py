@@ -8,10 +8,10 @@ from typing import Annotated, Final
 
 import msgspec
 
+from mta.model.masks import mask_fault
 from mta.model.timeouts import SessionTimeouts
 from mta.settings.toml_lines import KeyPath
 from mta.settings.toml_source import TomlSource, shown
-from mta.traffic.masks import mask_fault
 from mta.traffic.rules import Rule, RuleSet, Scope, Tls, first_unreachable
 
 RULES_MAX: Final = 2_000

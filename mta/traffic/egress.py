@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Final
 
 from mta.model.egress import Egress, EgressPool
-from mta.traffic.masks import canonical_name, compile_masks
+from mta.model.masks import canonical_name, compile_masks
 
 _CACHED_DOMAINS_MAX: Final = 50_000
 # 2**64 divided by the golden ratio, odd: the most even of all additive sequences (Knuth, TAOCP 3, §6.4).

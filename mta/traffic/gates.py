@@ -1,84 +1,161 @@
-"""What can hold a lane back: limits, paths, sessions; each knows who waits for it.
+"""Waiting: a lane waits *on* what holds it back, and nobody else looks again when that opens.
 
-What waits for a gate waits *on* it: when the gate opens a little, it wakes as many lanes as it can serve, and
-nobody else looks again.
+A gate is anything that can hold a lane back: a limit, a path, the sessions of a site, the capacity of the
+children. A lane that cannot go joins every gate that it met on its way; the first of them to open lets it try again,
+and it leaves the others. So a gate never holds a waiter twice or a stale one, and its memory is that of those who wait.
+
+The danger is the lost chance: a gate opens once, wakes a lane, and that lane cannot use it (another gate is shut, or
+its recipients are gone), while the next in the queue could have. Therefore a woken lane carries the chance with it,
+and `Turns` passes it on to the next after the lane has had its turn, as long as the gate is open. Each who waited when
+the gate opened gets it at most once, so a chance that nobody can use comes to an end.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import NamedTuple
 
-from mta.traffic.backoff import PathBackoff
-from mta.traffic.quota import HourlyQuota
-
-if TYPE_CHECKING:
-    from mta.traffic.lanes import Lane, Session
-    from mta.traffic.rules import Rule
+from mta.model.waiting import Wait
+from mta.traffic.alarms import Alarms, Timed
 
 
-class Gate:
-    """A resource with waiters. A lane may wait on several gates at once; its ticket says which wait is current."""
+class Waiter(Timed):
+    """One who runs, or waits at gates, or has nothing to do. `Turns` keeps these fields.
 
-    __slots__ = ("_waiters",)
+    At most one of three: ``is_runnable``; ``wait`` is not None; neither (it has nothing to do).
+    """
+
+    __slots__ = ("chance", "gates", "is_runnable", "wait")
 
     def __init__(self) -> None:
-        self._waiters: deque[tuple[Lane[Any], int]] = deque()
-
-    @property
-    def has_waiters(self) -> bool:
-        return bool(self._waiters)
-
-    def wait(self, lane: Lane[Any]) -> None:
-        self._waiters.append((lane, lane.ticket))
-
-    def wake(self, count: int) -> list[Lane[Any]]:
-        """Up to ``count`` lanes that still wait here, first come first."""
-        woken: list[Lane[Any]] = []
-        waiters = self._waiters
-        while waiters and len(woken) < count:
-            lane, ticket = waiters.popleft()
-            if lane.ticket == ticket and lane.wait is not None:
-                woken.append(lane)
-        return woken
-
-
-class Limit(Gate):
-    """The counters of one rule in one scope. Sessions in it never exceed ``rule.connections_max``."""
-
-    __slots__ = ("idle", "key", "quota", "rule", "sessions")
-
-    def __init__(self, key: str, rule: Rule) -> None:
         super().__init__()
-        self.key = key
-        self.rule = rule
-        self.sessions = 0
-        self.idle: OrderedDict[int, Session] = OrderedDict()  # of its sessions, those with nothing to do
-        self.quota = None if rule.messages_per_hour_max is None else HourlyQuota(rule.messages_per_hour_max)
+        self.wait: Wait | None = None
+        self.gates: list[Gate] = []
+        self.is_runnable = False
+        self.chance: Chance | None = None
+
+
+class Chance(NamedTuple):
+    """A gate has opened for whoever joined it before ``number``."""
+
+    gate: Gate
+    number: int
+
+
+class Gate(Timed):
+    """Something with a queue of waiters, first come first; but those who have nothing at all go before others."""
+
+    __slots__ = ("_first", "_others")
+
+    def __init__(self) -> None:
+        super().__init__()
+        # None until somebody waits: there are as many gates as paths, and most never hold anybody back.
+        self._first: OrderedDict[Waiter, int] | None = None
+        self._others: OrderedDict[Waiter, int] | None = None
+
+    def is_open(self, now_s: float) -> bool:
+        """True when a waiter, whoever it is, might get through now."""
+        raise NotImplementedError
 
     @property
-    def has_connection(self) -> bool:
-        allowed = self.rule.connections_max
-        return allowed is None or self.sessions < allowed
+    def waiting(self) -> int:
+        return len(self._first or ()) + len(self._others or ())
 
-    def adopt(self, rule: Rule) -> None:
-        """A reload: the rule's new figures hold from now on, what was used stays used."""
-        self.rule = rule
-        if rule.messages_per_hour_max is None:
-            self.quota = None
-        elif self.quota is None:
-            self.quota = HourlyQuota(rule.messages_per_hour_max)
+    @property
+    def waiting_first(self) -> int:
+        """How many of those who wait have nothing at all."""
+        return len(self._first or ())
+
+    def join(self, waiter: Waiter, number: int, *, is_first: bool) -> None:
+        """``number`` grows with every joining of any gate."""
+        if is_first:
+            if self._first is None:
+                self._first = OrderedDict()
+            self._first[waiter] = number
         else:
-            self.quota.set_limit(rule.messages_per_hour_max)
+            if self._others is None:
+                self._others = OrderedDict()
+            self._others[waiter] = number
+
+    def leave(self, waiter: Waiter) -> None:
+        for queue in (self._first, self._others):
+            if queue is not None:
+                queue.pop(waiter, None)
+
+    def next_waiter(self, before: int) -> Waiter | None:
+        """Who is next among those who joined before this number."""
+        for queue in (self._first, self._others):
+            if queue:
+                waiter, number = next(iter(queue.items()))
+                if number < before:
+                    return waiter
+        return None
 
 
-class Path(Gate):
-    """One egress to one address of a host: its open sessions and its backoff after failures."""
-
-    __slots__ = ("backoff", "last_failure", "sessions")
+class Turns:
+    """Who runs next, and who waits for what."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.sessions = 0
-        self.backoff = PathBackoff()
-        self.last_failure = ""
+        self._runnable: deque[Waiter] = deque()
+        self._joined = 0
+        self._chance: Chance | None = None  # of the one whose turn it is
+        self.alarms = Alarms()
+
+    def __len__(self) -> int:
+        return len(self._runnable)
+
+    def run(self, waiter: Waiter) -> None:
+        """It may try (again), in its turn, whatever it waits for."""
+        self._leave_gates(waiter)
+        if not waiter.is_runnable:
+            waiter.is_runnable = True
+            self._runnable.append(waiter)
+
+    def next(self) -> Waiter:
+        """Whose turn it is. The caller serves it, with `run` or `park` or neither, and then calls `pass_on`."""
+        waiter = self._runnable.popleft()
+        waiter.is_runnable = False
+        self._chance, waiter.chance = waiter.chance, None
+        return waiter
+
+    def park(self, waiter: Waiter, wait: Wait, gates: Iterable[Gate], *, is_first: bool) -> None:
+        """It waits until one of the gates opens or its alarm rings."""
+        self._leave_gates(waiter)
+        waiter.wait = wait
+        waiter.gates = list(dict.fromkeys(gates))
+        self._joined += 1
+        for gate in waiter.gates:
+            gate.join(waiter, self._joined, is_first=is_first)
+
+    def drop(self, waiter: Waiter) -> None:
+        """It has nothing to do any more. If it is in line, its turn will find it so."""
+        self._leave_gates(waiter)
+        self.alarms.cancel(waiter)
+
+    def wake(self, gate: Gate) -> None:
+        """The gate has opened a little: its next waiter may try; the others after it, while the gate stays open."""
+        waiter = gate.next_waiter(self._joined + 1)
+        if waiter is not None:
+            self._give(waiter, Chance(gate, self._joined + 1))
+
+    def pass_on(self, now_s: float) -> None:
+        """Ends a turn: the chance that came with it goes to the next waiter, if the gate is open still."""
+        chance, self._chance = self._chance, None
+        if chance is None:
+            return
+        waiter = chance.gate.next_waiter(chance.number)
+        if waiter is not None and chance.gate.is_open(now_s):
+            self._give(waiter, chance)
+
+    def _give(self, waiter: Waiter, chance: Chance) -> None:
+        self.run(waiter)
+        waiter.chance = chance
+
+    @staticmethod
+    def _leave_gates(waiter: Waiter) -> None:
+        if waiter.wait is not None:
+            for gate in waiter.gates:
+                gate.leave(waiter)
+            waiter.gates = []
+            waiter.wait = None

@@ -139,6 +139,15 @@ class HourlyQuota:
             self._slice.add(now_s, n)
             self._hour.add(now_s, n)
 
+    def carry(self, n: int) -> None:
+        """``n`` messages were in flight already when this limit came to hold for them, even if they exceed it."""
+        self.in_flight += n
+
+    def inherit(self, other: HourlyQuota) -> None:
+        """Counts what ``other`` has counted here as well."""
+        self._slice.merge([(bucket * BUCKET_S, n) for bucket, n in other._slice.since(0)])
+        self._hour.merge([(bucket * HOUR_BUCKET_S, n) for bucket, n in other._hour.since(0)])
+
     def _land(self, n: int) -> None:
         if n < 0 or n > self.in_flight:
             raise LocalFault(f"{n} credits came back, {self.in_flight} were in flight")

@@ -7,6 +7,7 @@ so a small delivery is never stuck behind a large one at the same site.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterator
 from typing import Generic, NamedTuple, TypeVar
@@ -26,12 +27,13 @@ class Stream(NamedTuple):
 class Run(Generic[PartT]):
     """Positions of one part, taken from the front; owned by exactly one queue at a time."""
 
-    __slots__ = ("part", "positions", "taken")
+    __slots__ = ("part", "positions", "since_s", "taken")
 
     def __init__(self, part: PartT, positions: list[int]) -> None:
         self.part = part
         self.positions = positions
         self.taken = 0
+        self.since_s = 0.0  # in this queue
 
     def __len__(self) -> int:
         return len(self.positions) - self.taken
@@ -59,10 +61,13 @@ class ReadyQueue(Generic[PartT]):
         self._fair: FairQueue[Stream] = FairQueue()
         self.count = 0
 
-    def put(self, stream: Stream, weight: float, run: Run[PartT], *, at_front: bool = False) -> None:
+    def put(
+        self, stream: Stream, weight: float, run: Run[PartT], now_s: float = 0.0, *, at_front: bool = False
+    ) -> None:
         """Adds a run; ``at_front`` for what was handed out and came back unattempted."""
         if not len(run):
             return
+        run.since_s = now_s
         runs = self._runs.get(stream)
         if runs is None:
             runs = self._runs[stream] = deque()
@@ -101,11 +106,30 @@ class ReadyQueue(Generic[PartT]):
             positions = run.rest()
             keep = max(0, len(positions) - count)
             if keep:
-                self._runs[stream].append(Run(run.part, positions[:keep]))
+                kept = Run(run.part, positions[:keep])
+                kept.since_s = run.since_s
+                self._runs[stream].append(kept)
                 positions = positions[keep:]
             count -= len(positions)
             self._lower(stream, len(positions))
             yield stream, run.part, positions
+
+    def shed_older(self, since_s: float) -> Iterator[tuple[Stream, PartT, list[int]]]:
+        """Gives up what has been here since that time or longer. O(runs)."""
+        for stream in list(self._runs):
+            runs = self._runs[stream]
+            old = [run for run in runs if run.since_s <= since_s]
+            if not old:
+                continue
+            self._runs[stream] = deque(run for run in runs if run.since_s > since_s)
+            for run in old:
+                positions = run.rest()
+                self._lower(stream, len(positions))
+                yield stream, run.part, positions
+
+    def oldest_s(self) -> float:
+        """Since when the oldest has been here; inf when nothing is. O(runs)."""
+        return min((run.since_s for runs in self._runs.values() for run in runs), default=math.inf)
 
     def remove(self, delivery_id: int) -> Iterator[tuple[PartT, list[int]]]:
         """Gives up all of a delivery."""

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
+from mta.model.masks import canonical_name, compile_masks, covers, split_masks
 from mta.model.timeouts import SessionTimeouts
-from mta.traffic.masks import canonical_name, compile_masks, covers, split_masks
 
 # Host names come from strangers' DNS: what is remembered of them is bounded.
 _CACHED_MATCHES_MAX = 50_000

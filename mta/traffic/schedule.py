@@ -5,85 +5,47 @@ offset to Unix time the quotas are given at the start). The daemon performs the 
 returns; a simulator may do the same under a virtual clock.
 
 Each lane (recipients of one site with the same egresses) is either runnable, or empty, or waits with a named
-reason and a time. Limits are exact because every session and every message is counted here, from the moment it
-is handed out until its end is reported; no process below decides anything.
+reason and a time, at the gates that hold it back. Limits are exact because every session and every message is counted
+here, from the moment it is handed out until its end is reported; no process below decides anything.
 """
 
 from __future__ import annotations
 
-import heapq
 import math
-from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
-from itertools import count
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, TypeVar, cast
 
-from mta.model.egress import NO_SOURCE, Egress, source_for
-from mta.model.site import Site, order_hosts
+from mta.model.egress import Egress
+from mta.model.site import Site
 from mta.model.waiting import Wait, WaitReason
+from mta.traffic import surplus
+from mta.traffic.actions import Action, Bounds, CloseSession, GiveBack, HandOut, OpenSession
+from mta.traffic.connections import NO_HOP, Connections
+from mta.traffic.counters import Counters
 from mta.traffic.egress import EgressChooser
-from mta.traffic.gates import Gate, Limit, Path
-from mta.traffic.lanes import Group, Hop, Lane, Session
-from mta.traffic.ready import Run, Stream, Taken
-from mta.traffic.rules import RuleSet, limit_key
+from mta.traffic.gates import Gate, Turns
+from mta.traffic.lanes import Lane, LaneKey
+from mta.traffic.ready import Run, Stream
+from mta.traffic.rules import RuleSet
+from mta.traffic.sessions import STALL_S, Group, Session, find_hops
+
+__all__ = ["Action", "Bounds", "CloseSession", "GiveBack", "HandOut", "OpenSession", "Schedule"]
 
 PartT = TypeVar("PartT")
 
-HAND_OUTS_PER_CALL = 256  # then the loop lets reports in
-# A lane whose paths are all in backoff for longer than this gives its recipients back as deferred: a dead
-# site must not fill the memory, and its retries belong to the delivery's schedule.
-PATIENCE_S = 30.0
-HORIZON_S = 60.0  # a lane that waits keeps what it could send in this time; the rest is surplus
-LANE_READY_MIN = 50
-UNKNOWN_PACE_S = 3.0  # a new lane: nothing is known yet of what its site takes
-SURPLUS_DELAY_S_MIN, SURPLUS_DELAY_S_MAX = 5.0, 900.0
-
-
-class OpenSession(NamedTuple):
-    """Tell the child to open this session."""
-
-    session: Session
-
-
-class HandOut(NamedTuple, Generic[PartT]):
-    """Give the session these recipients, all of one stream."""
-
-    session: Session
-    lane: Lane[PartT]
-    stream: Stream
-    taken: Taken[PartT]
-    amount: int
-
-
-class CloseSession(NamedTuple):
-    """Tell the child to end this session when it has sent what it has."""
-
-    session: Session
-
-
-class GiveBack(NamedTuple, Generic[PartT]):
-    """These recipients leave the memory. ``is_attempt``: their site failed, they are deferred by the retry
-    schedule; else they are surplus, due again in ``due_in_s``."""
-
-    lane: Lane[PartT]
-    stream: Stream
-    part: PartT
-    positions: list[int]
-    due_in_s: float
-    is_attempt: bool
-    cause: str
-
-
-Action = OpenSession | HandOut[PartT] | CloseSession | GiveBack[PartT]
-
-
-class Bounds(NamedTuple):
-    """Bounds of the brain itself, from the settings."""
-
-    batch_recipients: int = 50
-    sessions_per_child_max: int = 1000
-    ready_per_lane_max: int = 5_000
-    ready_max: int = 100_000
+TURNS_PER_CALL = 256  # then the loop lets reports in
+AGE_STEP_S = 1.0  # a lane's recipients are looked at for their age no more often than that
+# Of several egresses, the wait that is shown (and whose kind decides) is the first of these.
+_SOONEST_FIRST = (
+    WaitReason.WINDOW,
+    WaitReason.SESSIONS,
+    WaitReason.RULE_CONNECTIONS,
+    WaitReason.RULE_MESSAGES_PER_HOUR,
+    WaitReason.BACKOFF,
+    WaitReason.NO_EGRESS,
+)
+_BUSY = _SOONEST_FIRST[:3]
+_RANK = {reason: rank for rank, reason in enumerate(_SOONEST_FIRST)}
 
 
 class Schedule(Generic[PartT]):
@@ -100,21 +62,13 @@ class Schedule(Generic[PartT]):
         self._rules = rules
         self._rules_version = 0
         self._bounds = bounds
-        self._unix_offset_s = unix_offset_s
         self._shuffle = shuffle
-        self._lanes: dict[tuple[str, str, tuple[Egress, ...]], Lane[PartT]] = {}
+        self._lanes: dict[LaneKey, Lane[PartT]] = {}
         self._groups: dict[tuple[str, str], Group] = {}
-        self._limits: dict[str, Limit] = {}
-        self._paths: dict[tuple[str, str], Path] = {}
-        self._sessions: dict[int, Session] = {}
-        self._children: dict[int, int] = {}  # child -> its sessions, those closing included
-        self._idle: OrderedDict[int, Session] = OrderedDict()  # oldest first
-        self._capacity = Gate()  # of the children as a whole
-        self._runnable: deque[Lane[PartT]] = deque()
-        self._timers: list[tuple[float, int, Lane[PartT], int]] = []
-        self._timer_numbers = count()
-        self._session_ids = count(1)
-        self._pending: deque[Action[PartT]] = deque()
+        self._actions: list[Action[PartT]] = []
+        self._turns = Turns()
+        self._counters = Counters(rules, unix_offset_s)
+        self._connections = Connections(bounds, self._turns, self._actions)
         self.ready_count = 0
 
     # --- recipients ---------------------------------------------------------------------------
@@ -124,7 +78,7 @@ class Schedule(Generic[PartT]):
         key = (site.key, chooser.pool.name, chooser.eligible(domain))
         lane = self._lanes.get(key)
         if lane is None:
-            lane = self._lanes[key] = Lane(site, chooser, domain)
+            lane = self._lanes[key] = Lane(key, site, chooser, domain)
         elif lane.site is not site:
             lane.site = site  # addresses of its hosts have changed
         return lane
@@ -133,12 +87,17 @@ class Schedule(Generic[PartT]):
         self, lane: Lane[PartT], stream: Stream, weight: int, run: Run[PartT], now_s: float, *, at_front: bool = False
     ) -> None:
         """Adds recipients. What a waiting lane cannot send soon comes back as surplus from `hand_out`."""
+        if lane.is_forgotten:
+            # It was empty, while a session still had some of its recipients.
+            lane = self._lanes.setdefault(lane.key, lane)
+            lane.is_forgotten = False
+        if not (lane.ready.count or at_front):
+            lane.began(now_s)
         self.ready_count += len(run)
-        if not lane.since_s:
-            lane.since_s = lane.rate_since_s = now_s
-        lane.ready.put(stream, weight, run, at_front=at_front)
-        if lane.wait is None:
-            self._make_runnable(lane)
+        lane.ready.put(stream, weight, run, now_s, at_front=at_front)
+        # More recipients may be worth one more session; they open no other gate.
+        if lane.wait is None or lane.wait.reason is WaitReason.WINDOW:
+            self._turns.run(lane)
         self._shed_surplus(lane, now_s)
 
     def remove_delivery(self, delivery_id: int) -> Iterator[tuple[PartT, list[int]]]:
@@ -147,411 +106,224 @@ class Schedule(Generic[PartT]):
             for part, positions in lane.ready.remove(delivery_id):
                 self.ready_count -= len(positions)
                 yield part, positions
+            self._drop_if_empty(lane)
 
-    def _shed_surplus(self, lane: Lane[PartT], now_s: float) -> None:
-        waiting = lane.ready.count
-        # A few over are cheaper kept than written; a quarter over are worth a part.
-        if waiting > LANE_READY_MIN and waiting > (most := self._ready_max(lane, now_s)) + most // 4:
-            self._give_back(lane, waiting - most, now_s, is_attempt=False, cause="")
-
-    def _ready_max(self, lane: Lane[PartT], now_s: float) -> int:
-        """What the lane can send in `HORIZON_S`, as far as that is known; more would only hold up other sites."""
-        if lane.wait is not None and lane.wait.reason in (WaitReason.RULE_MESSAGES_PER_HOUR, WaitReason.BACKOFF):
-            return max(LANE_READY_MIN, min(self._bounds.ready_per_lane_max, int(self._pace(lane) * HORIZON_S)))
-        if now_s - lane.since_s < UNKNOWN_PACE_S:
-            return self._bounds.ready_max
-        return max(self._bounds.ready_per_lane_max, int(lane.rate_per_s * HORIZON_S))
-
-    def _pace(self, lane: Lane[PartT]) -> float:
-        """Messages a second that the lane may hope for: its rules' hourly limits, else what it did lately."""
-        paces = []
-        for egress in lane.egresses:
-            group = self._groups.get((lane.site.key, egress.name))
-            quotas = {hop.limit.key: hop.limit.rule.messages_per_hour_max for hop in group.hops} if group else {}
-            if quotas and all(limit is not None for limit in quotas.values()):
-                paces.append(sum(limit or 0 for limit in quotas.values()) / 3600)
-            else:
-                return max(lane.rate_per_s, 1.0)
-        return sum(paces) or 1.0
-
-    def _give_back(self, lane: Lane[PartT], amount: int, now_s: float, *, is_attempt: bool, cause: str) -> None:
-        pace = self._pace(lane)
-        for stream, part, positions in lane.ready.shed(amount):
-            self.ready_count -= len(positions)
-            # Each surplus recipient comes back about when those before it will have gone.
-            lane.surplus_until_s = max(now_s, lane.surplus_until_s) + len(positions) / pace
-            due_in_s = min(SURPLUS_DELAY_S_MAX, max(SURPLUS_DELAY_S_MIN, lane.surplus_until_s - now_s))
-            self._pending.append(GiveBack(lane, stream, part, positions, due_in_s, is_attempt, cause))
+    def _drop_if_empty(self, lane: Lane[PartT]) -> None:
+        if not lane.ready.count:
+            self._turns.drop(lane)
+            lane.failing_since_s = math.inf
 
     # --- decisions ----------------------------------------------------------------------------
 
     def hand_out(self, now_s: float) -> list[Action[PartT]]:
-        """Decides for every runnable lane, in turn, and returns what to do, in order."""
-        self._wake_due(now_s)
-        actions: list[Action[PartT]] = []
-        decisions = HAND_OUTS_PER_CALL
-        while self._runnable and decisions:
-            decisions -= 1
-            lane = self._runnable.popleft()
-            lane.is_runnable = False
-            if not lane.ready.count:
-                continue
-            if self._serve(lane, now_s, actions) and lane.ready.count:
-                self._make_runnable(lane)
-        actions.extend(self._pending)
-        self._pending.clear()
+        """Gives runnable lanes their turns, and returns what to do, in order. Call again while ``has_runnable``."""
+        turns = self._turns
+        for timed in turns.alarms.due(now_s):
+            if isinstance(timed, Gate):
+                self._connections.ring(timed, now_s)
+            else:
+                self._look_at_age(cast("Lane[PartT]", timed), now_s)
+        left = TURNS_PER_CALL
+        while len(turns) and left:
+            left -= 1
+            lane = cast("Lane[PartT]", turns.next())
+            if lane.ready.count:
+                self._serve(lane, now_s)
+            turns.pass_on(now_s)
+        self._connections.release_idle(now_s)
+        actions = self._actions[:]
+        self._actions.clear()
         return actions
 
     @property
     def has_runnable(self) -> bool:
-        return bool(self._runnable or self._pending)
+        return bool(len(self._turns) or self._actions)
 
     def next_due_s(self) -> float:
         """When the earliest timed wait ends; inf when all wait for events only."""
-        while self._timers:
-            until_s, _, lane, ticket = self._timers[0]
-            if lane.ticket == ticket and lane.wait is not None:
-                return until_s
-            heapq.heappop(self._timers)
-        return math.inf
+        return self._turns.alarms.next_s()
 
-    def _wake_due(self, now_s: float) -> None:
-        while self._timers and self._timers[0][0] <= now_s:
-            _, _, lane, ticket = heapq.heappop(self._timers)
-            if lane.ticket == ticket and lane.wait is not None:
-                self._make_runnable(lane)
-
-    def _make_runnable(self, lane: Lane[PartT]) -> None:
-        lane.wait = None
-        lane.ticket += 1
-        if not lane.is_runnable and lane.ready.count:
-            lane.is_runnable = True
-            self._runnable.append(lane)
-
-    def _wake(self, gate: Gate, how_many: int = 1) -> None:
-        for lane in gate.wake(how_many):
-            self._make_runnable(lane)
-
-    def _serve(self, lane: Lane[PartT], now_s: float, actions: list[Action[PartT]]) -> bool:
-        """One batch for one session of the lane, or the lane is parked. True when something was handed out."""
-        blocked: set[Egress] = set()
+    def _serve(self, lane: Lane[PartT], now_s: float) -> None:
+        """One batch for one session of the lane; or it is parked."""
+        blocked: list[Egress] = []
         gates: list[Gate] = []
-        earliest = Wait(WaitReason.NO_EGRESS, math.inf, f"no egress of pool {lane.chooser.pool.name} may carry it")
-        while egress := lane.chooser.choose(lane.domain, lambda candidate: candidate not in blocked):
-            group = self._group(lane.site, egress, now_s)
-            session = group.free_session() or self._open(group, lane, now_s, actions, gates)
-            if isinstance(session, Wait):
-                if session.until < earliest.until or not blocked:
-                    earliest = session
-                blocked.add(egress)
-                continue
-            amount = self._grant(session, now_s)
-            if amount <= 0:
-                limit = session.hop.limit
-                assert limit.quota is not None, "a session with room was granted nothing"
-                gates.append(limit)
-                wait = self._quota_wait(limit, now_s)
-                earliest = wait if wait.until < earliest.until or not blocked else earliest
-                blocked.add(egress)
-                continue
-            actions.append(self._hand(lane, session, amount, now_s))
-            if session.is_spent:
-                self._close(session, actions)
-            return True
-        self._park(lane, earliest, gates, now_s)
-        return False
+        shown: Wait | None = None
+        while (egress := self._egress_for(lane, blocked)) is not None:
+            group = self._group(lane.site, egress)
+            found = self._connections.session_for(group, lane.ready.count, now_s, gates)
+            if isinstance(found, Session):
+                self._hand(lane, found, now_s)
+                return
+            if shown is None or (_RANK[found.reason], found.until) < (_RANK[shown.reason], shown.until):
+                shown = found
+            blocked.append(egress)
+            if len(lane.egresses) > 1 and found.reason in _BUSY and group.is_moving(now_s):
+                # Its turn is kept, for weights must hold just when there is much to send.
+                shown = Wait(found.reason, group.moved_s + STALL_S, found.detail)
+                break
+        if shown is None:
+            detail = f"no egress of pool {lane.chooser.pool.name} may carry mail for {lane.domain}"
+            shown = Wait(WaitReason.NO_EGRESS, math.inf, detail)
+        self._park(lane, shown, gates, now_s)
 
-    def _grant(self, session: Session, now_s: float) -> int:
-        amount = min(session.room(), self._bounds.batch_recipients)
-        quota = session.hop.limit.quota
-        if quota is not None:
-            amount = min(amount, quota.available(now_s + self._unix_offset_s))
-        return amount
+    def _egress_for(self, lane: Lane[PartT], blocked: list[Egress]) -> Egress | None:
+        """The egress whose turn it is in this lane. A turn is a batch's worth of messages."""
+        if len(lane.egresses) <= 1:
+            return lane.egresses[0] if lane.egresses and not blocked else None
+        if lane.turn is None or lane.turn_left <= 0 or lane.turn in blocked:
+            lane.turn = lane.chooser.choose(lane.domain, lambda candidate: candidate not in blocked)
+            lane.turn_left = self._bounds.batch_recipients
+        return lane.turn
 
-    def _hand(self, lane: Lane[PartT], session: Session, amount: int, now_s: float) -> HandOut[PartT]:
-        stream, taken = lane.ready.take(amount)
-        given = sum(len(positions) for _, positions in taken)
-        self.ready_count -= given
-        if session.hop.limit.quota is not None:
-            session.hop.limit.quota.take(given)
-        if session.in_flight == 0:
-            session.handed_at_s = now_s
-            self._not_idle(session)
-        session.in_flight += given
-        session.used += given
-        return HandOut(session, lane, stream, taken, given)
+    def _hand(self, lane: Lane[PartT], session: Session, now_s: float) -> None:
+        room = min(session.room(), self._bounds.batch_recipients, session.hop.limit.credits(now_s))
+        stream, taken = lane.ready.take(room)
+        amount = sum(len(positions) for _, positions in taken)
+        self.ready_count -= amount
+        lane.turn_left -= amount
+        self._connections.hand(session, amount, now_s)
+        self._actions.append(HandOut(session, lane, stream, taken, amount))
+        if session.left <= 0:
+            self._connections.close(session)
+        if lane.ready.count:
+            self._turns.run(lane)
+        else:
+            self._turns.drop(lane)
 
-    def _park(self, lane: Lane[PartT], wait: Wait, gates: Iterable[Gate], now_s: float) -> None:
-        lane.ticket += 1
-        lane.wait = wait
-        lane.parked_at_s = now_s
-        for gate in gates:
-            gate.wait(lane)
-        if wait.reason is WaitReason.BACKOFF and wait.until - now_s > PATIENCE_S:
-            self._give_back(lane, lane.ready.count, now_s, is_attempt=True, cause=wait.detail)
-            lane.wait = None
+    def _park(self, lane: Lane[PartT], wait: Wait, gates: list[Gate], now_s: float) -> None:
+        has_nothing = not any(isinstance(gate, Group) and gate.usable for gate in gates)
+        self._turns.park(lane, wait, gates, is_first=has_nothing)
+        alarm_s = now_s + self._bounds.message_age_s
+        if wait.reason is WaitReason.BACKOFF:
+            lane.failing_since_s = min(lane.failing_since_s, now_s)
+            patience_ends_s = lane.failing_since_s + self._bounds.patience_s
+            if now_s >= patience_ends_s or patience_ends_s < wait.until < math.inf:
+                self._defer_all(lane, wait, now_s)
+                return
+            alarm_s = min(alarm_s, patience_ends_s)
+        elif wait is NO_HOP:
+            self._defer_all(lane, wait, now_s)
             return
-        if wait.until < math.inf:
-            heapq.heappush(self._timers, (wait.until, next(self._timer_numbers), lane, lane.ticket))
+        else:
+            lane.failing_since_s = math.inf
+            alarm_s = min(alarm_s, wait.until)
         self._shed_surplus(lane, now_s)
+        if lane.ready.count:
+            self._turns.alarms.set(lane, alarm_s)
 
-    def _quota_wait(self, limit: Limit, now_s: float) -> Wait:
-        assert limit.quota is not None
-        until_s = limit.quota.next_at(now_s + self._unix_offset_s) - self._unix_offset_s
-        detail = f"rule {limit.rule.name}: {limit.rule.messages_per_hour_max} messages an hour, counted on {limit.key}"
-        return Wait(WaitReason.RULE_MESSAGES_PER_HOUR, until_s, detail)
+    # --- groups -------------------------------------------------------------------------------
 
-    # --- sessions -----------------------------------------------------------------------------
-
-    def _group(self, site: Site, egress: Egress, now_s: float) -> Group:
+    def _group(self, site: Site, egress: Egress) -> Group:
         key = (site.key, egress.name)
         group = self._groups.get(key)
         if group is None:
             group = self._groups[key] = Group(site, egress)
         if group.site is not site or group.rules_version != self._rules_version:
+            if group.site != site or group.rules_version != self._rules_version:
+                group.hops = find_hops(site, egress, self._rules, self._counters, self._shuffle)
             group.site = site
             group.rules_version = self._rules_version
-            group.hops = self._hops(site, egress)
         return group
 
-    def _hops(self, site: Site, egress: Egress) -> list[Hop]:
-        """All ways to a site through an egress: by preference, at random among equals (RFC 5321 §5.1)."""
-        hops = []
-        for host, peer in order_hosts(site, self._shuffle):
-            if source_for(egress, peer) is NO_SOURCE:
-                continue
-            rule = self._rules.match(host.name, egress.id)
-            limit = self._limit(limit_key(rule, egress.id, peer), rule.name)
-            path = self._paths.setdefault((egress.name, peer), Path())
-            hops.append(Hop(host.name, host.preference, peer, rule, limit, path))
-        return hops
+    def _groups_of(self, lane: Lane[PartT]) -> list[Group]:
+        keys = [(lane.site.key, egress.name) for egress in lane.egresses]
+        return [self._groups[key] for key in keys if key in self._groups]
 
-    def _limit(self, key: str, rule_name: str) -> Limit:
-        limit = self._limits.get(key)
-        if limit is None:
-            rule = next((rule for rule in self._rules.rules if rule.name == rule_name), self._rules.default)
-            limit = self._limits[key] = Limit(key, rule)
-        return limit
+    # --- what leaves the memory ---------------------------------------------------------------
 
-    def _open(
-        self, group: Group, lane: Lane[PartT], now_s: float, actions: list[Action[PartT]], gates: list[Gate]
-    ) -> Session | Wait:
-        """Opens a session by the best hop that may be used now, or says what to wait for."""
-        if not group.wants_session(lane.ready.count):
-            gates.append(group)
-            return Wait(WaitReason.WINDOW, math.inf, "its sessions are busy")
-        hop, wait = self._best_hop(group, now_s, actions, gates)
-        if hop is None:
-            return wait
-        child = self._child_with_room()
-        if child is None:
-            gates.append(self._capacity)
-            if self._idle:
-                self._close(next(iter(self._idle.values())), actions)
-            return Wait(WaitReason.SESSIONS, math.inf, "all sessions of all children are in use")
-        session = Session(next(self._session_ids), group, hop, child)
-        self._sessions[session.id] = session
-        self._children[child] += 1
-        hop.limit.sessions += 1
-        hop.path.sessions += 1
-        group.sessions += 1
-        group.list_free(session)
-        actions.append(OpenSession(session))
-        return session
+    def _look_at_age(self, lane: Lane[PartT], now_s: float) -> None:
+        """A lane's alarm: it tries again, and what has waited too long goes back."""
+        if lane.wait is None:
+            return  # it is runnable, or empty
+        age_s = self._bounds.message_age_s
+        self._give_back(lane, lane.ready.shed_older(now_s - age_s), now_s, is_attempt=False)
+        if lane.ready.count:
+            self._turns.alarms.set(lane, max(lane.ready.oldest_s() + age_s, now_s + AGE_STEP_S))
+            self._turns.run(lane)
 
-    def _best_hop(
-        self, group: Group, now_s: float, actions: list[Action[PartT]], gates: list[Gate]
-    ) -> tuple[Hop | None, Wait]:
-        """The first hop that is free. One that is only full, not failing, keeps the less preferred ones unused."""
-        failing = Wait(WaitReason.BACKOFF, math.inf, "no address of the site can be used from this egress")
-        full: Wait | None = None
-        full_preference = 0
-        for index, hop in enumerate(group.hops):
-            if full is not None and hop.preference > full_preference:
-                break
-            if not hop.path.backoff.is_available(now_s):
-                if hop.path.backoff.until_s < failing.until:
-                    failing = Wait(WaitReason.BACKOFF, hop.path.backoff.until_s, hop.path.last_failure)
-                continue
-            blocked = self._why_full(hop, now_s, actions, gates)
-            if blocked is None:
-                # The next session of this group begins at the next equal, so that equals share the load.
-                self._rotate(group, index)
-                return hop, failing
-            if full is None or blocked.until < full.until:
-                full, full_preference = blocked, hop.preference
-        if full is None:
-            return None, failing
-        gates.append(group)
-        return None, full
+    def _defer_all(self, lane: Lane[PartT], wait: Wait, now_s: float) -> None:
+        self._give_back(lane, lane.ready.shed(lane.ready.count), now_s, is_attempt=True, cause=wait.detail)
 
-    @staticmethod
-    def _rotate(group: Group, index: int) -> None:
-        preference = group.hops[index].preference
-        first = next(i for i, hop in enumerate(group.hops) if hop.preference == preference)
-        last = first
-        while last < len(group.hops) and group.hops[last].preference == preference:
-            last += 1
-        equals = group.hops[first:last]
-        turn = index - first + 1
-        group.hops[first:last] = equals[turn:] + equals[:turn]
+    def _shed_surplus(self, lane: Lane[PartT], now_s: float) -> None:
+        if lane.ready.count > surplus.READY_MIN:
+            amount = surplus.excess(lane, self._groups_of(lane), self._bounds, now_s)
+            if amount:
+                self._give_back(lane, lane.ready.shed(amount), now_s, is_attempt=False)
 
-    def _why_full(self, hop: Hop, now_s: float, actions: list[Action[PartT]], gates: list[Gate]) -> Wait | None:
-        rule = hop.rule
-        if not hop.limit.has_connection:
-            gates.append(hop.limit)
-            if hop.limit.idle:
-                # Another site of the same limit keeps a connection that it does not need now.
-                self._close(next(iter(hop.limit.idle.values())), actions)
-            detail = f"rule {rule.name}: {rule.connections_max} connections, counted on {hop.limit.key}"
-            return Wait(WaitReason.RULE_CONNECTIONS, math.inf, detail)
-        if rule.connections_per_path_max is not None and hop.path.sessions >= rule.connections_per_path_max:
-            gates.append(hop.path)
-            detail = f"rule {rule.name}: {rule.connections_per_path_max} connections to {hop.peer}"
-            return Wait(WaitReason.RULE_CONNECTIONS, math.inf, detail)
-        if hop.limit.quota is not None and hop.limit.quota.available(now_s + self._unix_offset_s) <= 0:
-            gates.append(hop.limit)
-            return self._quota_wait(hop.limit, now_s)
-        return None
-
-    def _child_with_room(self) -> int | None:
-        if not self._children:
-            return None
-        child = min(self._children, key=self._children.__getitem__)
-        return child if self._children[child] < self._bounds.sessions_per_child_max else None
-
-    def _close(self, session: Session, actions: list[Action[PartT]]) -> None:
-        if not session.is_closing:
-            session.is_closing = True
-            self._not_idle(session)
-            actions.append(CloseSession(session))
-
-    def _not_idle(self, session: Session) -> None:
-        if self._idle.pop(session.id, None) is not None:
-            del session.hop.limit.idle[session.id]
+    def _give_back(
+        self,
+        lane: Lane[PartT],
+        given: Iterable[tuple[Stream, PartT, list[int]]],
+        now_s: float,
+        *,
+        is_attempt: bool,
+        cause: str = "",
+    ) -> None:
+        pace_per_s = surplus.pace(lane, self._groups_of(lane))
+        for stream, part, positions in given:
+            self.ready_count -= len(positions)
+            due_in_s = 0.0 if is_attempt else surplus.due_in_s(lane, len(positions), pace_per_s, now_s)
+            self._actions.append(GiveBack(lane, stream, part, positions, due_in_s, is_attempt, cause))
+        self._drop_if_empty(lane)
 
     # --- events -------------------------------------------------------------------------------
 
     def add_child(self, child: int) -> None:
         """A child is there and takes sessions."""
-        self._children[child] = 0
-        self._wake(self._capacity, self._bounds.sessions_per_child_max)
+        self._connections.add_child(child)
 
     def retire_child(self, child: int) -> None:
         """No new session for it; those it has go on until they are closed."""
-        self._children.pop(child, None)
-        for session in self._sessions.values():
-            if session.child == child:
-                session.is_closing = True
-                self._not_idle(session)
+        self._connections.retire_child(child)
 
     def sessions_of(self, child: int) -> list[Session]:
-        return [session for session in self._sessions.values() if session.child == child]
+        return self._connections.of_child(child)
 
     def session_opened(self, session_id: int, now_s: float) -> None:
         """The server greeted it and said what it offers."""
-        session = self._sessions.get(session_id)
-        if session is not None:
-            session.is_open = True
-            session.handed_at_s = now_s  # its pace is that of messages, not of the handshake
+        self._connections.opened(session_id, now_s)
 
     def decided(self, session_id: int, attempted: int, returned: int, now_s: float) -> None:
         """Of what the session was given, ``attempted`` have an outcome, ``returned`` were never begun.
 
         What is returned must be put back by the caller (`put` with ``at_front``).
         """
-        session = self._sessions.get(session_id)
-        if session is None:
-            return
-        session.in_flight -= attempted + returned
-        session.used -= returned
-        session.progress += attempted
-        quota = session.hop.limit.quota
-        if quota is not None:
-            quota.report(attempted, now_s + self._unix_offset_s)
-            quota.give_back(returned)
-            if returned:
-                self._wake(session.hop.limit, returned)
-        if attempted:
-            session.adapt_window(attempted, now_s, 2 * self._bounds.batch_recipients)
-            session.handed_at_s = now_s
-            if session.progress == attempted:
-                session.hop.path.backoff.succeeded()
-        if session.is_closing:
-            return
-        if session.in_flight == 0:
-            self._idle[session.id] = session
-            session.hop.limit.idle[session.id] = session
-        session.group.list_free(session)
-        self._wake(session.group)
+        self._connections.decided(session_id, attempted, returned, now_s)
 
     def sent(self, lane: Lane[PartT], attempted: int, now_s: float) -> None:
-        """For the lane's pace: messages decided, averaged over some seconds."""
-        lane.sent += attempted
-        elapsed_s = now_s - lane.rate_since_s
-        if elapsed_s >= 1.0:
-            pace = lane.sent / elapsed_s
-            lane.rate_per_s = pace if lane.rate_per_s == 0.0 else 0.5 * (pace + lane.rate_per_s)
-            lane.sent = 0
-            lane.rate_since_s = now_s
+        """For the lane's pace: messages decided."""
+        lane.sent(attempted, now_s)
 
     def session_closed(self, session_id: int, now_s: float, failure: str) -> None:
         """Its connection is gone. ``failure`` (not empty): it ended badly, or could not be opened.
 
-        A session that ended badly before the server decided anything counts against its path.
+        What it was given and nobody told of stays booked: `decided` may come later. Where nobody will tell (its child
+        is dead), a second call ends that.
         """
-        session = self._sessions.pop(session_id, None)
-        if session is None:
-            return
-        hop = session.hop
-        hop.limit.sessions -= 1
-        hop.path.sessions -= 1
-        session.group.sessions -= 1
-        assert hop.limit.sessions >= 0
-        assert hop.path.sessions >= 0
-        session.is_closing = True
-        self._not_idle(session)
-        if session.child in self._children:
-            self._children[session.child] -= 1
-        if hop.limit.quota is not None and session.in_flight:
-            # Nobody said what became of these; if any was sent, it used its credit.
-            hop.limit.quota.report(session.in_flight, now_s + self._unix_offset_s)
-        if failure and session.progress == 0:
-            hop.path.last_failure = failure
-            hop.path.backoff.failed(now_s)
-        for gate in (hop.limit, hop.path, session.group, self._capacity):
-            self._wake(gate)
+        self._connections.closed(session_id, now_s, failure)
 
-    def set_rules(self, rules: RuleSet) -> None:
-        """New rules, at once and as a whole. Counters of rules that keep their name are kept."""
+    def set_rules(self, rules: RuleSet, now_s: float) -> None:
+        """New rules, at once and as a whole. Counters of rules that keep their name are kept; sessions that the new
+        rules do not allow are closed when they have sent what they have."""
         self._rules = rules
         self._rules_version += 1
-        by_name = {rule.name: rule for rule in rules.rules}
-        for limit in self._limits.values():
-            limit.adopt(by_name.get(limit.rule.name, rules.default))
+        self._connections.adopt(rules, self._counters, now_s)
         for lane in self._lanes.values():
             if lane.wait is not None:
-                self._make_runnable(lane)
+                self._turns.run(lane)
 
     def load_credits(self, credits_used: Iterable[tuple[str, int, int]], now_s: float) -> None:
         """Credits of earlier runs: (limit key, bucket of 10 s of Unix time, used)."""
-        by_key: dict[str, list[tuple[int, int]]] = {}
-        for key, bucket, used in credits_used:
-            by_key.setdefault(key, []).append((bucket, used))
-        for key, buckets in by_key.items():
-            limit = self._limit(key, key.split("|", 1)[0])
-            if limit.quota is not None:
-                limit.quota.load(buckets, now_s + self._unix_offset_s)
+        self._counters.load_credits(credits_used, now_s)
 
     def is_counted(self, key: str) -> bool:
         """True when the limit of this key counts messages by the hour."""
-        limit = self._limits.get(key)
-        return limit is not None and limit.quota is not None
+        return self._counters.is_counted(key)
 
     # --- views --------------------------------------------------------------------------------
 
     def session(self, session_id: int) -> Session | None:
-        return self._sessions.get(session_id)
+        return self._connections.get(session_id)
 
     @property
     def lanes(self) -> Iterable[Lane[PartT]]:
@@ -559,23 +331,19 @@ class Schedule(Generic[PartT]):
 
     @property
     def sessions_count(self) -> int:
-        return len(self._sessions)
+        return len(self._connections)
 
     def forget_empty(self, now_s: float) -> None:
         """Drops what nothing waits for or flows through; called now and then by the owner."""
-        for lane_key in [key for key, lane in self._lanes.items() if not lane.ready.count and not lane.is_runnable]:
-            del self._lanes[lane_key]
+        for lane in [lane for lane in self._lanes.values() if not lane.ready.count and not lane.is_runnable]:
+            lane.is_forgotten = True
+            self._turns.drop(lane)
+            del self._lanes[lane.key]
         needed = {(lane.site.key, egress.name) for lane in self._lanes.values() for egress in lane.egresses}
-        for group_key in [key for key, group in self._groups.items() if not group.sessions and key not in needed]:
-            del self._groups[group_key]
-        # A hop holds its limit and path; a second object for the same key would count apart.
+        for key in [key for key, group in self._groups.items() if not group.sessions and key not in needed]:
+            del self._groups[key]
+        # A hop holds its counters; a second object for the same key would count apart.
         hops = [hop for group in self._groups.values() for hop in group.hops]
-        hops += [session.hop for session in self._sessions.values()]
-        limits, paths = {hop.limit for hop in hops}, {hop.path for hop in hops}
-        for limit_name, limit in list(self._limits.items()):
-            idle = limit.quota is None or limit.quota.is_idle(now_s + self._unix_offset_s)
-            if limit not in limits and idle:
-                del self._limits[limit_name]
-        for path_key, path in list(self._paths.items()):
-            if path not in paths and path.backoff.is_forgotten(now_s):
-                del self._paths[path_key]
+        hops += [session.hop for session in self._connections.all()]
+        gates: set[Gate] = {gate for hop in hops for gate in (*hop.rooms, hop.path)}
+        self._counters.forget(gates, now_s)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mta.traffic.masks import compile_masks, covers, mask_fault, split_masks
+from mta.model.masks import compile_masks, covers, mask_fault, split_masks
 
 TEXTS = st.text("ab.*?", max_size=8)
 NAMES = st.text("ab.", max_size=10)

@@ -15,7 +15,7 @@ def test_accepted_is_delivered_with_the_servers_words() -> None:
     assert (decision.status, decision.reply.text) == (Status.DELIVERED, "queued as 1")
 
 
-@pytest.mark.parametrize("code", [421, 450, 451, 452, 499])
+@pytest.mark.parametrize("code", [450, 451, 452, 499])
 def test_refused_for_now_is_deferred(code: int) -> None:
     assert triage(Kind.REFUSED, Stage.RCPT, Reply(code), "").status is Status.DEFERRED
 
@@ -31,10 +31,23 @@ def test_an_unanswered_final_dot_is_in_doubt_never_failed_or_delivered() -> None
     assert "closed by the server" in decision.reply.text
 
 
-@pytest.mark.parametrize("stage", [Stage.MAIL, Stage.RCPT, Stage.DATA, Stage.BODY])
-def test_a_transaction_that_was_cut_off_counts_as_an_attempt(stage: Stage) -> None:
-    decision = triage(Kind.NOT_ATTEMPTED, stage, None, "reset by peer")
+def test_content_that_was_cut_off_counts_as_an_attempt() -> None:
+    decision = triage(Kind.NOT_ATTEMPTED, Stage.BODY, None, "reset by peer")
     assert (decision.status, decision.reply.enhanced) == (Status.DEFERRED, "4.4.2")
+
+
+@pytest.mark.parametrize("stage", [Stage.MAIL, Stage.RCPT, Stage.DATA])
+def test_a_link_lost_before_the_content_is_no_attempt(stage: Stage) -> None:
+    assert triage(Kind.NOT_ATTEMPTED, stage, None, "reset by peer").status is None
+
+
+@pytest.mark.parametrize("stage", [Stage.MAIL, Stage.RCPT, Stage.DATA])
+def test_a_421_before_the_content_speaks_of_the_session_not_of_the_recipient(stage: Stage) -> None:
+    assert triage(Kind.REFUSED, stage, Reply(421, "too busy"), "").status is None
+
+
+def test_a_421_to_the_final_dot_is_a_reply() -> None:
+    assert triage(Kind.REFUSED, Stage.DOT, Reply(421, "too busy"), "").status is Status.DEFERRED
 
 
 def test_what_was_never_begun_is_handed_out_again() -> None:

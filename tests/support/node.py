@@ -148,6 +148,7 @@ class World:
     provider: str = ""  # TOML of `mta.sink.provider`
     tls: bool = False
     hide: tuple[str, ...] = ()
+    bodies: bool = False  # keep them, see `mta.sink.record.read_body`
     nodes: list[Node] = field(default_factory=list)
 
     async def __aenter__(self) -> World:
@@ -164,6 +165,7 @@ class World:
             provider=self.directory / "provider.toml" if self.provider else None,
             tls=self.tls,
             hide=self.hide,
+            bodies=self.bodies,
         )
         zones = self.zones or one_host_zones(10)
         self.sink = await asyncio.to_thread(SinkProcesses(options).__enter__)

@@ -46,9 +46,10 @@ CREATE TABLE mta.delivery (
     created_at      timestamptz NOT NULL DEFAULT now(),
     started_at      timestamptz,
     valid_until     timestamptz,                        -- set when started: its start + validity
-    ended_at        timestamptz
+    ended_at        timestamptz,
+    CHECK (state = 'editing' OR valid_until IS NOT NULL)
 );
-CREATE INDEX delivery_active ON mta.delivery (id) WHERE state IN ('running', 'cancelled');
+CREATE INDEX delivery_active ON mta.delivery (id) WHERE state IN ('running', 'cancelled') AND ended_at IS NULL;
 
 -- One row per part appended; outlives the part, so that the same key again is the same answer for ever.
 CREATE SEQUENCE mta.append_id;

@@ -1,0 +1,48 @@
+# Needs Python 3.11 (or newer) and make, nothing else. Everything is put into .venv/, once.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+STAMP := .venv/.installed
+RECIPIENTS ?= 20000
+BENCH_RECIPIENTS ?= 100000
+UV ?= $(shell command -v uv || echo $(BIN)/uv)
+COMPILE := $(UV) pip compile pyproject.toml --generate-hashes --no-emit-index-url --no-header --python-version 3.11 --quiet
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint bench lock clean
+
+help: ## Say what each target does
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## Install into .venv/, as locked in requirements/dev.lock; again only when that changed
+
+$(STAMP): requirements/dev.lock pyproject.toml
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11) and "mta needs Python 3.11, this is %d.%d" % sys.version_info[:2])'
+	test -x $(BIN)/python || "$(PYTHON)" -m venv .venv
+	$(BIN)/python -m pip install --quiet --require-hashes -r requirements/dev.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: setup ## Show it working: RECIPIENTS=20000 on a database, a daemon and a far end of its own
+	$(BIN)/mta demo --recipients $(RECIPIENTS)
+
+test: lint ## Lint, types, import rules, all tests
+	$(BIN)/python -m pytest
+
+lint: setup ## Lint, types and import rules only
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+bench: setup ## Measure this machine: drain of BENCH_RECIPIENTS=100000 at 1 KB and at 10 KB
+	$(BIN)/python -m bench drain --recipients $(BENCH_RECIPIENTS) --size 1000
+	$(BIN)/python -m bench drain --recipients $(BENCH_RECIPIENTS) --size 10000
+
+lock: ## Resolve pyproject.toml anew into requirements/ (needs uv)
+	$(COMPILE) --upgrade -o requirements/run.lock
+	$(COMPILE) --upgrade --extra dev -o requirements/dev.lock
+
+clean: ## Remove all that the other targets made, .venv/ too
+	rm -rf .venv build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .grimp_cache *.egg-info
+	find mta bench tests -name __pycache__ -prune -exec rm -rf {} +

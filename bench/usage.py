@@ -1,0 +1,84 @@
+"""CPU time and memory of processes, from ``/proc``.
+
+Nothing is lost with a process that ended: its parent has waited for it and bears its time (cutime, cstime).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+_TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
+_UTIME, _STIME, _CUTIME, _CSTIME = 11, 12, 13, 14  # in /proc/PID/stat, counted from the state (proc(5))
+_PARENT: Final = 1
+
+
+class CpuSeconds(msgspec.Struct, frozen=True):
+    """CPU time used so far."""
+
+    master: float
+    children: float
+    postgres: float
+    sink: float
+
+    def since(self, before: CpuSeconds) -> CpuSeconds:
+        return CpuSeconds(*(getattr(self, name) - getattr(before, name) for name in self.__struct_fields__))
+
+
+def cpu_seconds(master: int, postmaster: int, sinks: Iterable[int]) -> CpuSeconds:
+    """All of them now. ``sinks`` are processes that do not end meanwhile."""
+    return CpuSeconds(
+        master=_own(master),
+        children=_of_children(master),
+        postgres=_own(postmaster) + _of_children(postmaster),
+        sink=sum(map(_own, sinks)),
+    )
+
+
+def peak_rss_mb(pids: Iterable[int]) -> float:
+    """The largest resident memory that any of the processes ever had (VmHWM), MB; 0 without a process."""
+    return max((_status_kb(pid, "VmHWM") for pid in pids), default=0) / 1000
+
+
+def rss_mb(pid: int) -> float:
+    """Resident memory now (VmRSS), MB."""
+    return _status_kb(pid, "VmRSS") / 1000
+
+
+def children_of(pid: int) -> list[int]:
+    """Its living children, and those it has still to wait for."""
+    return [
+        int(entry.name)
+        for entry in Path("/proc").iterdir()
+        if entry.name.isdigit() and (fields := _stat(int(entry.name))) and int(fields[_PARENT]) == pid
+    ]
+
+
+def _own(pid: int) -> float:
+    fields = _stat(pid)
+    return (int(fields[_UTIME]) + int(fields[_STIME])) / _TICKS_PER_S if fields else 0.0
+
+
+def _of_children(pid: int) -> float:
+    fields = _stat(pid)
+    ended = (int(fields[_CUTIME]) + int(fields[_CSTIME])) / _TICKS_PER_S if fields else 0.0
+    return ended + sum(map(_own, children_of(pid)))
+
+
+def _stat(pid: int) -> list[str]:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+
+
+def _status_kb(pid: int, key: str) -> int:
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith(key + ":")), 0)

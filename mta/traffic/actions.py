@@ -1,0 +1,64 @@
+"""What the schedule tells its owner to do, and the bounds that the owner sets."""
+
+from __future__ import annotations
+
+from typing import Generic, NamedTuple, TypeVar
+
+from mta.traffic.lanes import Lane
+from mta.traffic.ready import Stream, Taken
+from mta.traffic.sessions import Session
+
+PartT = TypeVar("PartT")
+
+
+class OpenSession(NamedTuple):
+    """Tell the child to open this session."""
+
+    session: Session
+
+
+class HandOut(NamedTuple, Generic[PartT]):
+    """Give the session these recipients, all of one stream."""
+
+    session: Session
+    lane: Lane[PartT]
+    stream: Stream
+    taken: Taken[PartT]
+    amount: int
+
+
+class CloseSession(NamedTuple):
+    """Tell the child to end this session when it has sent what it has."""
+
+    session: Session
+
+
+class GiveBack(NamedTuple, Generic[PartT]):
+    """These recipients leave the memory. ``is_attempt``: their site failed, they are deferred by the retry
+    schedule; else they are surplus, due again in ``due_in_s``."""
+
+    lane: Lane[PartT]
+    stream: Stream
+    part: PartT
+    positions: list[int]
+    due_in_s: float
+    is_attempt: bool
+    cause: str
+
+
+Action = OpenSession | HandOut[PartT] | CloseSession | GiveBack[PartT]
+SessionAction = OpenSession | CloseSession
+
+
+class Bounds(NamedTuple):
+    """Bounds of the schedule itself, from the settings."""
+
+    batch_recipients: int = 50
+    sessions_per_child_max: int = 1000
+    ready_per_lane_max: int = 5_000
+    ready_max: int = 100_000
+    # All paths of a lane have failed for so long: its recipients are deferred. A dead site must not fill the
+    # memory, and its retries belong to the delivery's schedule.
+    patience_s: float = 30.0
+    # campaign-mta §1, maxAgeSec: what could not go for so long returns to the queue.
+    message_age_s: float = 600.0

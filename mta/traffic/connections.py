@@ -1,0 +1,397 @@
+"""The sessions of a node: which hop a new one takes, when one is opened or closed, what each has in hand.
+
+Every session is counted in its rooms (the rule's limit, the path, the capacity of the children) from the order to
+open it until its end is reported, so a limit of connections holds whatever the children and the servers do meanwhile.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from itertools import count
+from typing import Any
+
+from mta.model.waiting import Wait, WaitReason
+from mta.traffic.actions import Action, Bounds, CloseSession, OpenSession
+from mta.traffic.counters import Counters, Limit, Path, Room
+from mta.traffic.gates import Gate, Turns
+from mta.traffic.rules import RuleSet
+from mta.traffic.sessions import Group, Hop, Session, count_hop
+
+# A session that others of its limit wait for, and have none, goes on for so long; then they have their turn.
+TURN_S = 5.0
+# A session with a less preferred host lasts so long once a better one may be tried again (RFC 5321 §5.1).
+SECOND_CHOICE_S = 60.0
+WINDOW_BATCHES = 4  # a fast session has so many batches in hand, so that none is waited for
+
+NO_HOP = Wait(WaitReason.NO_EGRESS, math.inf, "no address of the site can be reached from this egress")
+BUSY = Wait(WaitReason.WINDOW, math.inf, "its sessions are busy")
+NO_CAPACITY = Wait(WaitReason.SESSIONS, math.inf, "all sessions of all children are in use")
+
+
+class Connections:
+    """All sessions of one node. What is to be done is appended to ``actions``."""
+
+    def __init__(self, bounds: Bounds, turns: Turns, actions: list[Action[Any]]) -> None:
+        self._bounds = bounds
+        self._turns = turns
+        self._actions = actions
+        self._ids = count(1)
+        self._sessions: dict[int, Session] = {}
+        self._children: dict[int, int] = {}  # child -> its sessions, those closing included
+        self._capacity = Room(0)  # of the children as a whole
+        self._rested: list[Session] = []  # became idle since the last look at who waits for their rooms
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def get(self, session_id: int) -> Session | None:
+        return self._sessions.get(session_id)
+
+    def all(self) -> Iterable[Session]:
+        return self._sessions.values()
+
+    def of_child(self, child: int) -> list[Session]:
+        return [session for session in self._sessions.values() if session.child == child]
+
+    # --- one for the next batch ---------------------------------------------------------------
+
+    def session_for(self, group: Group, waiting: int, now_s: float, gates: list[Gate]) -> Session | Wait:
+        """A session of the group that may be given something now, or why there is none; then ``gates`` grows by
+        all that would have to open."""
+        gates.append(group)
+        session = self._free_session(group, now_s)
+        if session is not None:
+            return session
+        if not group.wants_session(waiting):
+            return BUSY
+        hop = self._best_hop(group, now_s, gates)
+        if isinstance(hop, Wait):
+            return hop
+        if hop.limit.quota is not None and not group.wants_session(min(waiting, hop.limit.credits(now_s))):
+            return BUSY  # the open ones can use up the credits
+        if not self._capacity.has_room:
+            gates.append(self._capacity)
+            self._make_room(self._capacity)
+            return NO_CAPACITY
+        return self._open(group, hop, now_s)
+
+    def _free_session(self, group: Group, now_s: float) -> Session | None:
+        while (session := group.next_free()) is not None:
+            limit = session.hop.limit
+            if limit.quota is not None and limit.credits(now_s) <= 0:
+                # Out of the way until there are credits: another session may count on another limit.
+                group.unlist_first()
+                limit.dry.add(session.id)
+                self._turns.alarms.set(limit, limit.credits_at_s(now_s))
+            elif self._must_yield(session, now_s):
+                self.close(session)
+            else:
+                return session
+        return None
+
+    def _must_yield(self, session: Session, now_s: float) -> bool:
+        """True when it has had its turn and somebody who has none waits for its place, or a better host is there."""
+        age_s = now_s - session.opened_s
+        if age_s < TURN_S:
+            return False
+        if any(room.waiting_first > room.closing and not room.has_room for room in session.rooms):
+            return True
+        best = session.group.hops[0] if session.group.hops else session.hop
+        return age_s >= SECOND_CHOICE_S and best.preference < session.hop.preference and best.path.is_open(now_s)
+
+    def _best_hop(self, group: Group, now_s: float, gates: list[Gate]) -> Hop | Wait:
+        """The first hop that is free. One that is only full, not failing, keeps the less preferred ones unused."""
+        failing: Wait | None = None
+        full: Wait | None = None
+        full_preference = 0
+        for hop in group.hops:
+            if full is not None and hop.preference > full_preference:
+                break
+            wait = self._why_not(hop, now_s, gates)
+            if wait is None:
+                return hop
+            if wait.reason is WaitReason.BACKOFF:
+                if failing is None or wait.until < failing.until:
+                    failing = wait
+            elif full is None or wait.until < full.until:
+                full, full_preference = wait, hop.preference
+        return full or failing or NO_HOP
+
+    def _why_not(self, hop: Hop, now_s: float, gates: list[Gate]) -> Wait | None:
+        """What keeps a session from being opened by this hop now."""
+        path, limit = hop.path, hop.limit
+        if not path.is_open(now_s):
+            gates.append(path)
+            until_s = path.backoff.until_s
+            if path.backoff.is_available(now_s):
+                return Wait(WaitReason.BACKOFF, math.inf, f"is being tried again after: {path.last_failure}")
+            self._turns.alarms.set(path, until_s)
+            return Wait(WaitReason.BACKOFF, until_s, path.last_failure)
+        if limit.quota is not None and limit.credits(now_s) <= 0:
+            gates.append(limit)
+            self._turns.alarms.set(limit, limit.credits_at_s(now_s))
+            return limit.wait_for_credits(now_s)
+        for room in hop.rooms:
+            if not room.has_room:
+                gates.append(room)
+                self._make_room(room)
+                counted_on = limit.key if room is limit else f"{hop.rule.name} to {hop.peer}"
+                detail = f"rule {hop.rule.name}: {room.sessions_max} connections, counted on {counted_on}"
+                return Wait(WaitReason.RULE_CONNECTIONS, math.inf, detail)
+        return None
+
+    def _make_room(self, room: Room) -> None:
+        """Another site keeps a connection that it does not need now: it is closed for the one that asks."""
+        if room.closing <= room.waiting and (session_id := room.idle_session) is not None:
+            self.close(self._sessions[session_id])
+
+    # --- life of a session --------------------------------------------------------------------
+
+    def _open(self, group: Group, hop: Hop, now_s: float) -> Session:
+        child = min(self._children, key=self._children.__getitem__)
+        session = Session(next(self._ids), group, hop, child, (*hop.rooms, self._capacity), now_s)
+        self._sessions[session.id] = session
+        self._children[child] += 1
+        for room in session.rooms:
+            room.sessions += 1
+        if hop.path.is_failing(now_s):
+            session.is_trial = True
+            hop.path.trials += 1
+        group.sessions += 1
+        group.usable += 1
+        if not group.is_moving(now_s):
+            group.moved_s = now_s
+        if len(group.hops) > 1:
+            group.rotate(hop)
+        group.list_free(session)
+        self._actions.append(OpenSession(session))
+        return session
+
+    def hand(self, session: Session, amount: int, now_s: float) -> None:
+        """The session is given so many; all counters know it from now on."""
+        if session.quota is not None:
+            session.quota.take(amount)
+        if session.in_flight == 0:
+            session.begin_measuring(now_s)
+            for room in session.rooms:
+                room.unrest(session.id)
+        session.in_flight += amount
+        session.used += amount
+
+    def close(self, session: Session) -> None:
+        """It ends when it has sent what it has."""
+        if not session.is_closing:
+            self._stop_using(session)
+            self._actions.append(CloseSession(session))
+
+    def _stop_using(self, session: Session) -> None:
+        session.is_closing = True
+        session.group.usable -= 1
+        for room in session.rooms:
+            room.closing += 1
+            room.unrest(session.id)
+
+    def opened(self, session_id: int, now_s: float) -> None:
+        """The server greeted it and said what it offers."""
+        session = self._sessions.get(session_id)
+        if session is not None and not session.is_over:
+            session.opened_s = now_s
+            session.begin_measuring(now_s)
+            group = session.group
+            took_s = now_s - session.ordered_s
+            group.open_s = took_s if not group.open_s else 0.8 * group.open_s + 0.2 * took_s
+
+    def decided(self, session_id: int, attempted: int, returned: int, now_s: float) -> None:
+        """Of what the session was given, ``attempted`` have an outcome, ``returned`` were never begun."""
+        session = self._sessions.get(session_id)
+        if session is None:
+            return
+        session.in_flight -= attempted + returned
+        session.used -= returned
+        limit = session.hop.limit
+        if session.quota is not None:
+            limit.report(session.quota, attempted, now_s)
+            session.quota.give_back(returned)
+            self._credits_changed(limit, now_s, has_more=returned > 0)
+        if session.is_over:
+            if not session.in_flight:
+                del self._sessions[session_id]
+            return
+        if attempted:
+            self._made_progress(session, attempted, now_s)
+        if not session.is_closing:
+            if session.in_flight == 0:
+                for room in session.rooms:
+                    room.rest(session_id)
+                self._rested.append(session)
+                if session.is_trial and not session.progress:
+                    self.close(session)  # others wait to hear of a trial that has nothing to try with
+            session.group.list_free(session)
+        self._turns.wake(session.group)
+
+    def _made_progress(self, session: Session, attempted: int, now_s: float) -> None:
+        session.measure(attempted, now_s, WINDOW_BATCHES * self._bounds.batch_recipients)
+        session.group.moved_s = now_s
+        session.progress += attempted
+        if session.progress == attempted:
+            path = session.hop.path
+            if path.is_failing(now_s) or session.is_trial:
+                self._end_trial(session)
+                path.backoff.succeeded()
+                self._turns.wake(path)
+
+    @staticmethod
+    def _end_trial(session: Session) -> None:
+        if session.is_trial:
+            session.is_trial = False
+            session.hop.path.trials -= 1
+
+    def closed(self, session_id: int, now_s: float, failure: str) -> None:
+        """Its connection is gone. ``failure`` (not empty): it ended badly, or could not be opened.
+
+        A session that ended badly before anything was attempted counts against its path. What it has in hand
+        stays booked until `decided` tells of it, or until it is closed once more: then nobody will tell.
+        """
+        session = self._sessions.get(session_id)
+        if session is None:
+            return
+        if not session.is_over:
+            self._leave_rooms(session)
+            path = session.hop.path
+            self._end_trial(session)
+            if failure and session.progress == 0:
+                path.last_failure = failure
+                until_s = path.backoff.failed(now_s)
+                if path.waiting:
+                    self._turns.alarms.set(path, until_s)
+            for gate in (*session.rooms, path, session.group):
+                self._turns.wake(gate)
+            session.is_over = True
+            if session.in_flight:
+                return
+        elif session.in_flight:
+            session.hop.limit.report(session.quota, session.in_flight, now_s)
+            self._credits_changed(session.hop.limit, now_s, has_more=False)
+        del self._sessions[session_id]
+
+    def _leave_rooms(self, session: Session) -> None:
+        if not session.is_closing:
+            self._stop_using(session)
+        for room in session.rooms:
+            room.sessions -= 1
+            room.closing -= 1
+            assert room.sessions >= room.closing >= 0
+        session.group.sessions -= 1
+        session.hop.limit.dry.discard(session.id)
+        if session.child in self._children:
+            self._children[session.child] -= 1
+
+    # --- credits and idle sessions ------------------------------------------------------------
+
+    def _credits_changed(self, limit: Limit, now_s: float, *, has_more: bool) -> None:
+        if has_more:
+            self._free_dry(limit)
+            self._turns.wake(limit)
+        elif (limit.waiting or limit.dry) and limit.alarm_s == math.inf:
+            # Nobody could say when there would be a credit while all of them were in flight.
+            self._turns.alarms.set(limit, limit.credits_at_s(now_s))
+
+    def ring(self, gate: Gate, now_s: float) -> None:
+        """The alarm of a limit or a path: what it was set for may have been put off since."""
+        if isinstance(gate, Limit):
+            if gate.credits(now_s) <= 0:
+                self._turns.alarms.set(gate, gate.credits_at_s(now_s))
+                return
+            self._free_dry(gate)
+        elif isinstance(gate, Path) and not gate.backoff.is_available(now_s):
+            self._turns.alarms.set(gate, gate.backoff.until_s)
+            return
+        self._turns.wake(gate)
+
+    def _free_dry(self, limit: Limit) -> None:
+        """Sessions that were passed over for want of credits are free again."""
+        dry, limit.dry = limit.dry, set()
+        for session_id in sorted(dry):
+            session = self._sessions.get(session_id)
+            if session is not None and not session.is_closing:
+                session.group.list_free(session)
+                self._turns.wake(session.group)
+
+    def release_idle(self, now_s: float) -> None:
+        """Closes what became idle and stayed so, where somebody waits for its place."""
+        rested, self._rested = self._rested, []
+        for session in rested:
+            if not (session.in_flight or session.is_closing) and any(r.lacks_room(now_s) for r in session.rooms):
+                self.close(session)
+
+    # --- children -----------------------------------------------------------------------------
+
+    def add_child(self, child: int) -> None:
+        self._children[child] = 0
+        self._set_capacity()
+        self._turns.wake(self._capacity)
+
+    def retire_child(self, child: int) -> None:
+        """No new session for it; those it has go on until they are closed."""
+        if self._children.pop(child, None) is None:
+            return
+        for session in self.of_child(child):
+            if session.is_over:
+                continue
+            if not session.is_closing:
+                self._stop_using(session)
+            self._capacity.sessions -= 1
+            self._capacity.closing -= 1
+            session.rooms = tuple(room for room in session.rooms if room is not self._capacity)
+        self._set_capacity()
+
+    def _set_capacity(self) -> None:
+        self._capacity.sessions_max = len(self._children) * self._bounds.sessions_per_child_max
+
+    # --- reload -------------------------------------------------------------------------------
+
+    def adopt(self, rules: RuleSet, counters: Counters, now_s: float) -> None:
+        """A reload: every session is counted as the new rules say, and those that they do not allow are closed."""
+        rooms = counters.adopt(rules)
+        for session in self._sessions.values():
+            old = session.hop
+            hop = count_hop(old.mx_host, old.preference, old.peer, session.group.egress, rules, counters)
+            if hop != old:
+                self._move(session, hop)
+            if session.quota is not hop.limit.quota:
+                old.limit.report(session.quota, session.in_flight, now_s)
+                session.quota = hop.limit.quota
+                if session.quota is not None:
+                    session.quota.carry(session.in_flight)
+            old.limit.dry.discard(session.id)
+            if not session.is_over and (hop.rule.tls is not old.rule.tls or session.left <= 0):
+                self.close(session)
+            session.group.list_free(session)
+        for room in dict.fromkeys([*rooms, *(room for session in self._sessions.values() for room in session.rooms)]):
+            self._close_excess(room)
+
+    def _move(self, session: Session, hop: Hop) -> None:
+        """Counts a session in other rooms, even where there is no room for it."""
+        old = session.hop
+        session.hop = hop
+        rooms = hop.rooms + session.rooms[len(old.rooms) :]
+        if session.is_over:
+            session.rooms = rooms
+            return
+        is_idle = not session.is_closing and not session.in_flight
+        for room, change in [*((room, -1) for room in old.rooms), *((room, 1) for room in hop.rooms)]:
+            room.sessions += change
+            room.closing += change if session.is_closing else 0
+            room.unrest(session.id)
+        session.rooms = rooms
+        for room in hop.rooms if is_idle else ():
+            room.rest(session.id)
+
+    def _close_excess(self, room: Room) -> None:
+        while room.excess and (idle := room.idle_session) is not None:
+            self.close(self._sessions[idle])
+        if room.excess:
+            for session in [s for s in self._sessions.values() if room in s.rooms and not s.is_closing]:
+                if room.excess:
+                    self.close(session)

@@ -1,0 +1,230 @@
+"""Sessions, and the groups that they form: one site through one egress."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable
+from typing import NamedTuple
+
+from mta.model.egress import NO_SOURCE, Egress, source_for
+from mta.model.site import Site, order_hosts
+from mta.traffic.counters import Counters, Limit, Path, Room
+from mta.traffic.gates import Gate
+from mta.traffic.quota import HourlyQuota
+from mta.traffic.rules import Rule, RuleSet
+
+# A session is given as much as it can send in this time, so that a slow server holds few recipients and a
+# fast one never starves between two reports (which come every few milliseconds).
+WINDOW_S = 0.25
+WINDOW_MIN = 2  # one under way and the next envelope, which goes out in the write that ends a body
+# While the pace is not known: a small site is done in one go, and a slow one holds up few.
+WINDOW_FIRST = 5
+# A session costs a round of handshakes, here and at the server; what the open ones send in so short a time waits.
+WORTH_A_SESSION_S = 0.25
+MESSAGES_PER_NEW_SESSION = 10  # while the pace is not known
+STALL_S = 5.0  # a group whose sessions decide nothing for so long does not hold up the other egresses
+
+
+class Hop(NamedTuple):
+    """One way to reach a site: a host, one of its addresses, and what counts there."""
+
+    mx_host: str
+    preference: int
+    peer: str
+    rule: Rule
+    limit: Limit
+    path_room: Room | None
+    path: Path
+
+    @property
+    def rooms(self) -> tuple[Room, ...]:
+        return (self.limit,) if self.path_room is None else (self.limit, self.path_room)
+
+
+def find_hops(
+    site: Site, egress: Egress, rules: RuleSet, counters: Counters, shuffle: Callable[[list[str]], None]
+) -> list[Hop]:
+    """All ways to a site through an egress: by preference, at random among equals (RFC 5321 §5.1)."""
+    return [
+        count_hop(host.name, host.preference, peer, egress, rules, counters)
+        for host, peer in order_hosts(site, shuffle)
+        if source_for(egress, peer) is not NO_SOURCE
+    ]
+
+
+def count_hop(mx_host: str, preference: int, peer: str, egress: Egress, rules: RuleSet, counters: Counters) -> Hop:
+    """The hop with the counters that its rule asks for."""
+    rule = rules.match(mx_host, egress.id)
+    return Hop(
+        mx_host,
+        preference,
+        peer,
+        rule,
+        counters.limit(rule, egress.id, peer),
+        counters.path_room(rule, egress.id, peer),
+        counters.path(egress.name, peer),
+    )
+
+
+class Session:
+    """A connection that is opening, open or closing; counted in its rooms from first to last."""
+
+    __slots__ = (
+        "_reported_s",
+        "_unmeasured",
+        "child",
+        "group",
+        "hop",
+        "id",
+        "in_flight",
+        "is_closing",
+        "is_listed_free",
+        "is_over",
+        "is_trial",
+        "message_s",
+        "opened_s",
+        "ordered_s",
+        "progress",
+        "quota",
+        "rooms",
+        "used",
+        "window",
+    )
+
+    def __init__(
+        self, session_id: int, group: Group, hop: Hop, child: int, rooms: tuple[Room, ...], now_s: float
+    ) -> None:
+        self.id = session_id
+        self.group = group
+        self.hop = hop
+        self.child = child
+        self.rooms = rooms
+        self.quota: HourlyQuota | None = hop.limit.quota  # where its messages in flight are booked
+        self.is_closing = False
+        self.is_over = False  # its end was reported, but not yet what became of all that it was given
+        self.is_trial = False
+        self.is_listed_free = False
+        self.used = 0  # messages handed to it and not returned unattempted
+        self.in_flight = 0
+        self.progress = 0  # messages that were attempted
+        self.window = group.first_window
+        self.message_s = 0.0  # what a message takes, lately; 0: not known yet
+        self.ordered_s = now_s
+        self.opened_s = math.inf
+        self._reported_s = now_s  # the pace is measured from here
+        self._unmeasured = 0  # messages attempted since
+
+    @property
+    def left(self) -> int:
+        """How many messages it may be given in its whole life yet."""
+        allowed = self.hop.limit.rule.messages_per_connection_max
+        return 2**31 if allowed is None else allowed - self.used
+
+    def room(self) -> int:
+        """How many messages it may be given now; 0 also where more will be worth the while soon."""
+        if self.is_closing:
+            return 0
+        left = self.left
+        room = self.window - self.in_flight
+        if room >= left:
+            return max(0, left)
+        return room if 2 * room >= self.window else 0
+
+    def begin_measuring(self, now_s: float) -> None:
+        """It has something to do from now on: the pace is that of messages, not of idling or the handshake."""
+        self._reported_s = now_s
+        self._unmeasured = 0
+
+    def measure(self, attempted: int, now_s: float, window_max: int) -> None:
+        """Learns from messages that were decided how much the session can carry."""
+        self._unmeasured += attempted
+        elapsed_s = now_s - self._reported_s
+        if elapsed_s <= 0.0 or not self._unmeasured:
+            return  # several reports at the same moment are one
+        took_s = elapsed_s / self._unmeasured
+        self.begin_measuring(now_s)
+        self.message_s = took_s if not self.message_s else 0.7 * self.message_s + 0.3 * took_s
+        group = self.group
+        group.message_s = self.message_s if not group.message_s else 0.9 * group.message_s + 0.1 * self.message_s
+        # Doubling, as the first reports of a session say little about its pace.
+        self.window = max(WINDOW_MIN, min(int(WINDOW_S / self.message_s), self.window * 2, window_max))
+
+
+class Group(Gate):
+    """A site through one egress: the hops in the order to try and the sessions with room."""
+
+    __slots__ = (
+        "egress",
+        "free",
+        "hops",
+        "message_s",
+        "moved_s",
+        "open_s",
+        "rules_version",
+        "sessions",
+        "site",
+        "usable",
+    )
+
+    def __init__(self, site: Site, egress: Egress) -> None:
+        super().__init__()
+        self.site = site
+        self.egress = egress
+        self.hops: list[Hop] = []
+        self.rules_version = -1
+        self.free: deque[Session] = deque()  # sessions with room, and some that have lost it since
+        self.sessions = 0
+        self.usable = 0  # of them, those that are not closing
+        self.message_s = 0.0  # what a message takes on one session, lately; 0: not known yet
+        self.open_s = 0.0  # what opening a session takes, lately
+        self.moved_s = -math.inf  # when one of its sessions last decided something or was ordered
+
+    def is_open(self, now_s: float) -> bool:
+        return not self.usable or self.next_free() is not None
+
+    @property
+    def first_window(self) -> int:
+        """For a session of which nothing is known yet."""
+        if not self.message_s:
+            return WINDOW_FIRST
+        return max(WINDOW_MIN, min(int(WINDOW_S / self.message_s), 2 * WINDOW_FIRST))
+
+    def is_moving(self, now_s: float) -> bool:
+        """True when whoever waits for its sessions will not wait for long."""
+        return self.sessions > 0 and now_s - self.moved_s < STALL_S
+
+    def wants_session(self, waiting: int) -> bool:
+        """True when ``waiting`` recipients would keep its sessions busy for long enough to pay for one more."""
+        if not self.usable:
+            return True
+        if not self.message_s:
+            return waiting > self.usable * MESSAGES_PER_NEW_SESSION
+        # A session that may carry few messages needs its handshake for those few.
+        per_session = self.hops[0].limit.rule.messages_per_connection_max if self.hops else None
+        message_s = self.message_s if per_session is None else self.message_s + self.open_s / per_session
+        return waiting * message_s > self.usable * WORTH_A_SESSION_S
+
+    def next_free(self) -> Session | None:
+        """The session with room that has waited longest for something to do."""
+        free = self.free
+        while free:
+            if free[0].room():
+                return free[0]
+            self.unlist_first()
+        return None
+
+    def unlist_first(self) -> None:
+        self.free.popleft().is_listed_free = False
+
+    def list_free(self, session: Session) -> None:
+        if not session.is_listed_free and session.room() > 0:
+            session.is_listed_free = True
+            self.free.append(session)
+
+    def rotate(self, hop: Hop) -> None:
+        """The next session begins after this hop among its equals, so that equals share the load."""
+        first = next(i for i, other in enumerate(self.hops) if other.preference == hop.preference)
+        equals = [other for other in self.hops if other.preference == hop.preference]
+        turn = equals.index(hop) + 1
+        self.hops[first : first + len(equals)] = equals[turn:] + equals[:turn]

@@ -1,0 +1,53 @@
+"""How much a lane may keep in memory, and when the rest is due again.
+
+What a lane cannot send soon only takes the room of others. It keeps what it will send in about a minute; the rest
+returns to the queue, each recipient due about when those before it will have gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from mta.model.waiting import WaitReason
+from mta.traffic.actions import Bounds
+from mta.traffic.lanes import Lane
+from mta.traffic.sessions import Group
+
+HORIZON_S = 60.0
+READY_MIN = 50
+UNKNOWN_PACE_S = 3.0  # a new lane: nothing is known yet of what its site takes
+PACE_MIN = 1.0  # assumed where nothing is known, messages a second
+DELAY_S_MIN, DELAY_S_MAX = 5.0, 900.0
+# These end at a known time or by somebody's hand; a lane that waits for sessions goes on in a moment.
+_LONG_WAITS = frozenset({WaitReason.RULE_MESSAGES_PER_HOUR, WaitReason.BACKOFF, WaitReason.NO_EGRESS})
+
+
+def excess(lane: Lane[Any], groups: Iterable[Group], bounds: Bounds, now_s: float) -> int:
+    """How many of its recipients the lane should give back now."""
+    waiting = lane.ready.count
+    if waiting <= READY_MIN:
+        return 0
+    if lane.wait is not None and lane.wait.reason in _LONG_WAITS:
+        most = max(READY_MIN, min(bounds.ready_per_lane_max, int(pace(lane, groups) * HORIZON_S)))
+    elif now_s - lane.since_s < UNKNOWN_PACE_S:
+        most = bounds.ready_max
+    else:
+        most = max(bounds.ready_per_lane_max, int(lane.rate_per_s * HORIZON_S))
+    # A few over are cheaper kept than written; a quarter over are worth a part.
+    return waiting - most if waiting > most + most // 4 else 0
+
+
+def pace(lane: Lane[Any], groups: Iterable[Group]) -> float:
+    """Messages a second that the lane may hope for: by its rules' hourly limits, else what it did lately."""
+    limits = {hop.limit for group in groups for hop in group.hops}
+    if not limits or any(limit.quota is None for limit in limits):
+        return max(lane.rate_per_s, PACE_MIN)
+    # Of a limit that holds several sites, those who wait for it get about equal parts.
+    return sum(limit.quota.limit_per_hour / 3600 / max(1, limit.waiting) for limit in limits if limit.quota)
+
+
+def due_in_s(lane: Lane[Any], count: int, pace_per_s: float, now_s: float) -> float:
+    """When ``count`` more surplus recipients of the lane are due."""
+    lane.surplus_until_s = max(now_s, lane.surplus_until_s) + count / pace_per_s
+    return min(DELAY_S_MAX, max(DELAY_S_MIN, lane.surplus_until_s - now_s))

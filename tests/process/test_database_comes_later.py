@@ -1,0 +1,31 @@
+"""A daemon outlives what is wrong with its database: it waits, says so, and goes on when it is mended."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from mta.queue.connection import connection
+from mta.queue.embedded import EmbeddedPostgres
+from tests.support.node import World, until
+from tests.support.postgres import TEMPLATE, Database
+
+
+async def test_a_database_that_is_not_there_yet_is_waited_for(
+    tmp_path: Path, postgres: EmbeddedPostgres, database: Database
+) -> None:
+    late = f"{urlsplit(database.dsn).path.strip('/')}_late"
+    async with World(tmp_path, database) as world:
+        node = world.node(children=1)
+        text = node.config.read_text()
+        node.config.write_text(text.replace(database.dsn, postgres.database_dsn(late)))
+        starting = asyncio.create_task(node.start())
+        await until("the daemon says that it waits", lambda: node.said("waiting for the database"))
+        assert late in str(node.said("waiting for the database")[0]["error"])
+        async with connection(postgres.dsn) as conn:
+            await conn.execute(f"CREATE DATABASE {late} TEMPLATE {TEMPLATE}")
+        await starting
+        assert await node.stop() == 0
+        async with connection(postgres.dsn) as conn:
+            await conn.execute(f"DROP DATABASE {late} WITH (FORCE)")

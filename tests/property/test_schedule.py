@@ -1,0 +1,122 @@
+"""The promises of the schedule, whatever servers, children and operators do.
+
+`World` checks after every step that no limit of connections or messages per connection is exceeded, that every
+recipient is in one place, and that no lane sleeps while it could go; here the storms are made.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mta.model.egress import EgressPool
+from mta.model.site import Site
+from mta.traffic.actions import Bounds
+from mta.traffic.rules import Rule, Scope
+from tests.support.schedule_world import World, egress, site
+
+limits = st.one_of(st.none(), st.integers(1, 6))
+rules = st.builds(
+    Rule,
+    name=st.just(""),
+    mx=st.sampled_from(["*.a.test", "*.b.test", "mx1.*", "mx2.*", "*"]),
+    egress_ids=st.sampled_from([(), ((1, 1),), ((2, 3),)]),
+    scope=st.sampled_from(Scope),
+    connections_max=limits,
+    connections_per_path_max=limits,
+    messages_per_connection_max=st.one_of(st.none(), st.integers(1, 30)),
+    messages_per_hour_max=st.one_of(st.none(), st.none(), st.integers(100, 6_000)),
+)
+hosts = st.tuples(
+    st.sampled_from([10, 10, 20]),
+    st.sampled_from(["mx1.a.test", "mx2.a.test", "mx1.b.test", "mx.c.test"]),
+    st.sampled_from([("192.0.2.1",), ("192.0.2.2",), ("192.0.2.1", "192.0.2.3"), ("192.0.2.4", "2001:db8::4")]),
+)
+
+
+@st.composite
+def worlds(draw: st.DrawFn) -> World:
+    drawn = draw(st.lists(rules, max_size=4))
+    named = [Rule(**{**as_keys(rule), "name": f"rule{number}"}) for number, rule in enumerate(drawn)]
+    sites: dict[str, Site] = {}
+    for number in range(draw(st.integers(1, 5))):
+        of_site = {name: (preference, name, peers) for preference, name, peers in draw(st.lists(hosts, min_size=1))}
+        sites[f"d{number}.test"] = site(*of_site.values())
+    weights = draw(st.lists(st.integers(1, 5), min_size=1, max_size=3))
+    return World(
+        named,
+        sites=sites,
+        pools=[
+            EgressPool("main", tuple(egress(number, weight) for number, weight in enumerate(weights, 1))),
+            EgressPool("other", (egress(1),)),
+        ],
+        children=draw(st.integers(1, 3)),
+        bounds=Bounds(
+            batch_recipients=draw(st.sampled_from([1, 7, 50])),
+            sessions_per_child_max=draw(st.sampled_from([1, 3, 20])),
+            ready_per_lane_max=draw(st.sampled_from([60, 1_000])),
+        ),
+        seed=draw(st.integers(0, 2**32)),
+    )
+
+
+def as_keys(rule: Rule) -> dict[str, object]:
+    return {name: getattr(rule, name) for name in rule.__struct_fields__}
+
+
+def stir(world: World) -> None:
+    """One thing that may happen on any day."""
+    rng = world.rng
+    server = rng.choice(list(world.servers.values()))
+    happenings: list[Callable[[], object]] = [
+        lambda: world.put(
+            rng.choice(list(world.sites)),
+            rng.choice([1, 1, 3, 20, 200]),
+            delivery=rng.randint(1, 3),
+            weight=rng.choice([1, 8]),
+            pool=rng.choice(["main", "other"]),
+            part=rng.choice([1, 30, 256]),
+        ),
+        lambda: setattr(server, "is_down", not server.is_down),
+        lambda: setattr(server, "refuse_odds", rng.choice([0.0, 0.3, 1.0])),
+        lambda: setattr(server, "drop_odds", rng.choice([0.0, 0.1, 1.0])),
+        lambda: setattr(server, "connections_max", rng.choice([1, 3, 10**9])),
+        lambda: setattr(server, "message_s", rng.choice([0.001, 0.05, 1.0, 20.0])),
+        lambda: setattr(server, "open_s", rng.choice([0.001, 0.2, 3.0])),
+        lambda: world.kill_child(rng.choice(list(world.children))),
+        lambda: world.drain_child(rng.choice(list(world.children))),
+        lambda: world.pause(rng.randint(1, 3)),
+        lambda: world.resume(rng.randint(1, 3)),
+        lambda: world.schedule.forget_empty(world.now_s),
+        lambda: world.schedule.set_rules(world.rules, world.now_s),
+    ]
+    # Work comes more often than trouble.
+    rng.choice(happenings + 6 * happenings[:1])()
+    world.run(rng.choice([0.0, 0.004, 0.1, 1.0, 30.0, 400.0]))
+
+
+def calm(world: World) -> None:
+    """Faults stop: from here on everything must be sent, sooner or later."""
+    for server in world.servers.values():
+        server.is_down, server.refuse_odds, server.drop_odds, server.connections_max = False, 0.0, 0.0, 10**9
+        server.message_s, server.open_s = 0.01, 0.05
+    for delivery in (1, 2, 3):
+        world.resume(delivery)
+    world.run(400_000, until=lambda: set(world.states()) <= {"done"})
+    world.check_all_done()
+    world.check_quotas()
+    world.run(10)
+    world.schedule.forget_empty(world.now_s)
+
+
+@settings(max_examples=60, deadline=None)
+@given(worlds(), st.integers(1, 40))
+def test_limits_hold_and_all_is_sent_when_the_storm_is_over(world: World, happenings: int) -> None:
+    for _ in range(happenings):
+        stir(world)
+    calm(world)

@@ -1,0 +1,492 @@
+"""The real Schedule in a modelled world: children, servers and a queue under a virtual clock.
+
+The world performs what the schedule decides as the daemon and its children do: reports come in batches, what a
+lost connection had in hand comes back, surplus returns after its due time. It keeps books of its own, from the
+far side, and checks after every step that no limit is exceeded, that no recipient is lost or handed out twice, and
+that no lane sleeps while it could go. Deterministic: everything random comes from one seed.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+import random
+from bisect import bisect_left
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from typing import NamedTuple
+
+from mta.model.egress import Egress, EgressPool
+from mta.model.site import MxHost, Site, site_key
+from mta.model.waiting import WaitReason
+from mta.traffic.actions import Bounds, CloseSession, GiveBack, HandOut, OpenSession
+from mta.traffic.egress import EgressChooser
+from mta.traffic.lanes import Lane
+from mta.traffic.ready import Run, Stream
+from mta.traffic.rules import Rule, RuleSet, limit_key, path_key
+from mta.traffic.schedule import Schedule
+from mta.traffic.sessions import Session
+
+START_S = 5_000.0
+UNIX_OFFSET_S = 1_800_000_000.0
+REPORT_DELAY_S = 0.005
+
+
+class Part(NamedTuple):
+    """What the world puts in memory: recipients of one delivery at one site; positions are their numbers."""
+
+    delivery: int
+    weight: int
+    domain: str
+    pool: str
+
+
+@dataclass
+class Server:
+    """How the far end behaves; may be changed at any moment."""
+
+    open_s: float = 0.05
+    message_s: float = 0.01
+    is_down: bool = False
+    refuse_odds: float = 0.0  # of a connection
+    drop_odds: float = 0.0  # of a message: the connection is lost in it
+    connections_max: int = 10**9  # it refuses more
+
+
+class Sent(NamedTuple):
+    """A message that reached a server."""
+
+    at_s: float
+    recipient: int
+    session: int
+    mx_host: str
+    peer: str
+    egress: Egress
+
+
+@dataclass
+class Connection:
+    """A child's side of a session."""
+
+    session: Session
+    server: Server
+    queue: deque[tuple[HandOut[Part], Part, int]] = field(default_factory=deque)
+    is_open: bool = False
+    is_closing: bool = False
+    is_over: bool = False
+    is_busy: bool = False
+
+
+@dataclass
+class Child:
+    reports: list[tuple[HandOut[Part], Part, list[int], list[int]]] = field(default_factory=list)
+    connections: dict[int, Connection] = field(default_factory=dict)
+    is_reporting: bool = False
+
+
+def egress(number: int, weight: int = 1, **more: object) -> Egress:
+    return Egress(f"e{number}", number, f"e{number}.example.com", weight=weight, **more)  # type: ignore[arg-type]
+
+
+def site(*hosts: tuple[int, str, Sequence[str]]) -> Site:
+    """A site of (preference, host, addresses)."""
+    return Site(
+        site_key([(preference, name) for preference, name, _ in hosts]),
+        tuple(MxHost(name, preference, tuple(addresses)) for preference, name, addresses in hosts),
+    )
+
+
+class World:
+    """One node and all that it sends to. ``sites`` by recipient domain, ``pools`` by name."""
+
+    def __init__(
+        self,
+        rules: Sequence[Rule] = (),
+        *,
+        sites: dict[str, Site],
+        pools: Iterable[EgressPool] = (EgressPool("main", (egress(1),)),),
+        children: int = 2,
+        bounds: Bounds | None = None,
+        seed: int = 1,
+        comes_back: bool = True,
+    ) -> None:
+        self.rng = random.Random(seed)
+        self.now_s = START_S
+        self.rules = RuleSet(rules)
+        self.sites = sites
+        self.choosers = {pool.name: EgressChooser(pool) for pool in pools}
+        self.bounds = bounds or Bounds()
+        self.schedule: Schedule[Part] = Schedule(
+            self.rules, self.bounds, unix_offset_s=UNIX_OFFSET_S, shuffle=self.rng.shuffle
+        )
+        self.servers: dict[str, Server] = {}
+        for hosts in sites.values():
+            for host in hosts.hosts:
+                for peer in host.addresses:
+                    self.servers.setdefault(peer, Server())
+        self.comes_back = comes_back  # what is given back is put in again when it is due
+        self.children: dict[int, Child] = {}
+        self.deaf: set[int] = set()  # children that do not move: nothing of theirs happens
+        self._child_numbers = count(1)
+        self._events: list[tuple[float, int, Callable[[], None]]] = []
+        self._event_numbers = count()
+        self._recipients = count()
+        self.where: dict[int, str] = {}  # recipient -> ready, out, away, deferred, done
+        self._count: Counter[str] = Counter()
+        self._paused: dict[int, list[tuple[Part, list[int]]]] = {}  # delivery -> what is kept back
+        self.sent: list[Sent] = []
+        self.given_back: list[tuple[float, GiveBack[Part]]] = []
+        self.opened: list[tuple[float, Session]] = []
+        self.open_now: Counter[str] = Counter()
+        self.open_max: Counter[str] = Counter()
+        self.hand_outs: list[tuple[float, HandOut[Part]]] = []
+        for _ in range(children):
+            self.add_child()
+
+    # --- what a test does -----------------------------------------------------------------------
+
+    def add_child(self) -> int:
+        number = next(self._child_numbers)
+        self.children[number] = Child()
+        self.schedule.add_child(number)
+        return number
+
+    def put(
+        self, domain: str, recipients: int, *, delivery: int = 1, weight: int = 1, pool: str = "main", part: int = 256
+    ) -> list[int]:
+        """New recipients of a delivery, in parts."""
+        numbers = [next(self._recipients) for _ in range(recipients)]
+        for at in range(0, recipients, part):
+            self._put(Part(delivery, weight, domain, pool), numbers[at : at + part])
+        return numbers
+
+    def lane(self, domain: str, pool: str = "main") -> Lane[Part]:
+        return self.schedule.lane(self.sites[domain], self.choosers[pool], domain)
+
+    def at(self, at_s: float, does: Callable[[], None]) -> None:
+        heapq.heappush(self._events, (at_s, next(self._event_numbers), does))
+
+    def run(self, seconds: float = math.inf, until: Callable[[], bool] = lambda: False) -> None:
+        """Goes on until ``until`` holds, the time is over, or nothing can happen any more."""
+        end_s = self.now_s + seconds
+        self._pump()
+        while not until():
+            next_s = min(self._events[0][0] if self._events else math.inf, self.schedule.next_due_s())
+            if next_s > end_s or next_s == math.inf:
+                self.now_s = end_s if end_s < math.inf else self.now_s
+                break
+            self.now_s = max(self.now_s, next_s)
+            while self._events and self._events[0][0] <= self.now_s:
+                heapq.heappop(self._events)[2]()
+            self._pump()
+
+    def kill_child(self, number: int) -> None:
+        """It dies; its journal tells what was begun. Another takes its place."""
+        child = self.children.pop(number)
+        self.schedule.retire_child(number)
+        for connection in child.connections.values():
+            self._drop_queue(child, connection, connection.is_busy)
+            connection.is_over = True
+        self._report(child)
+        for session in self.schedule.sessions_of(number):
+            self._forget(session)
+            self.schedule.session_closed(session.id, self.now_s, "")
+        assert not self.schedule.sessions_of(number)
+        self.add_child()
+
+    def drain_child(self, number: int) -> None:
+        """It is replaced: what it has not begun comes back, and its connections are closed."""
+        self.schedule.retire_child(number)
+        child = self.children[number]
+        for connection in child.connections.values():
+            self._give_back_queue(child, connection)
+            self._close(child, connection)
+        self._report(child)
+        self.add_child()
+
+    def pause(self, delivery: int) -> None:
+        """Nothing of it is begun from here on; what children have not begun comes back."""
+        kept = self._paused.setdefault(delivery, [])
+        for part, positions in self.schedule.remove_delivery(delivery):
+            self._keep(kept, part, positions)
+        for child in self.children.values():
+            for connection in child.connections.values():
+                self._give_back_queue(child, connection, delivery)
+
+    def resume(self, delivery: int) -> None:
+        for part, numbers in self._paused.pop(delivery, []):
+            self._put(part, numbers)
+
+    def _keep(self, kept: list[tuple[Part, list[int]]], part: Part, numbers: list[int]) -> None:
+        self._move(numbers, "ready", "away")
+        kept.append((part, numbers))
+
+    def states(self) -> dict[str, int]:
+        """How many recipients are where."""
+        return {name: number for name, number in self._count.items() if number}
+
+    def _move(self, numbers: Iterable[int], of: str, to: str) -> None:
+        for number in numbers:
+            assert self.where[number] == of, f"recipient {number} is {self.where[number]}, not {of}"
+            self.where[number] = to
+            self._count[of] -= 1
+            self._count[to] += 1
+
+    def sent_by(self, name: Callable[[Sent], object]) -> Counter[object]:
+        return Counter(map(name, self.sent))
+
+    def most_in(self, seconds: float, times: list[float]) -> int:
+        """The fullest half-open period of so many seconds."""
+        times = sorted(times)
+        return max((bisect_left(times, at + seconds) - i for i, at in enumerate(times)), default=0)
+
+    # --- the daemon -----------------------------------------------------------------------------
+
+    def _put(self, part: Part, numbers: list[int], *, at_front: bool = False, lane: Lane[Part] | None = None) -> None:
+        for number in numbers:
+            was = self.where.get(number)
+            assert was in (None, "away", "deferred", "out"), f"recipient {number} is {was} and is put in"
+            self.where[number] = "ready"
+            self._count["ready"] += 1
+            if was:
+                self._count[was] -= 1
+        if part.delivery in self._paused:
+            self._keep(self._paused[part.delivery], part, numbers)
+            return
+        lane = lane or self.lane(part.domain, part.pool)
+        stream = Stream(part.delivery, ())
+        self.schedule.put(lane, stream, part.weight, Run(part, numbers), self.now_s, at_front=at_front)
+
+    def _pump(self) -> None:
+        while True:
+            for action in self.schedule.hand_out(self.now_s):
+                if isinstance(action, OpenSession):
+                    self._open(action.session)
+                elif isinstance(action, HandOut):
+                    self._hand_out(action)
+                elif isinstance(action, CloseSession):
+                    child = self.children.get(action.session.child)
+                    if child and (connection := child.connections.get(action.session.id)):
+                        self._close(child, connection)
+                else:
+                    self._give_back(action)
+            self.check()
+            if not self.schedule.has_runnable:
+                break
+        self.check_nobody_sleeps()
+
+    def _open(self, session: Session) -> None:
+        self.opened.append((self.now_s, session))
+        for key, most in self._limits_of(session):
+            self.open_now[key] += 1
+            self.open_max[key] = max(self.open_max[key], self.open_now[key])
+            assert most is None or self.open_now[key] <= most, f"{self.open_now[key]} connections on {key}"
+        server = self.servers[session.hop.peer]
+        child = self.children[session.child]
+        connection = child.connections[session.id] = Connection(session, server)
+        living = sum(not other.is_closing for other in child.connections.values())
+        assert living <= self.bounds.sessions_per_child_max, f"{living} sessions in child {session.child}"
+        self.at(self.now_s + self._about(server.open_s), lambda: self._opened(child, connection))
+
+    def _limits_of(self, session: Session) -> list[tuple[str, int | None]]:
+        hop, egress_id = session.hop, session.group.egress.id
+        rule = self.rules.match(hop.mx_host, egress_id)
+        return [
+            ("limit " + limit_key(rule, egress_id, hop.peer), rule.connections_max),
+            ("path " + path_key(rule, egress_id, hop.peer), rule.connections_per_path_max),
+        ]
+
+    def _hand_out(self, action: HandOut[Part]) -> None:
+        self.hand_outs.append((self.now_s, action))
+        numbers = [number for _, positions in action.taken for number in positions]
+        assert len(numbers) == action.amount
+        assert 0 < action.amount <= self.bounds.batch_recipients
+        self._move(numbers, "ready", "out")
+        child = self.children.get(action.session.child)
+        connection = child.connections.get(action.session.id) if child else None
+        for part, positions in action.taken:
+            if child is None:
+                self.schedule.decided(action.session.id, 0, len(positions), self.now_s)
+                self._put(part, positions, at_front=True, lane=action.lane)
+            elif connection is None or connection.is_closing or connection.is_over:
+                self._tell(child, action, part, [], positions)
+            else:
+                connection.queue.extend((action, part, number) for number in positions)
+                allowed = action.session.hop.limit.rule.messages_per_connection_max
+                assert allowed is None or connection.session.used <= allowed, f"{connection.session.used} > {allowed}"
+                self._next(child, connection)
+
+    def _give_back(self, action: GiveBack[Part]) -> None:
+        self.given_back.append((self.now_s, action))
+        self._move(action.positions, "ready", "deferred" if action.is_attempt else "away")
+        if self.comes_back:
+            wait_s = 1800.0 if action.is_attempt else action.due_in_s
+            self.at(self.now_s + wait_s, lambda: self._put(action.part, action.positions))
+
+    # --- children and servers -------------------------------------------------------------------
+
+    def _about(self, seconds: float) -> float:
+        return seconds * self.rng.uniform(0.5, 1.5)
+
+    def _opened(self, child: Child, connection: Connection) -> None:
+        if connection.is_over:
+            return
+        server, peer = connection.server, connection.session.hop.peer
+        at_server = sum(
+            other.is_open for c in self.children.values() for other in c.connections.values() if other.server is server
+        )
+        if server.is_down or self.rng.random() < server.refuse_odds or at_server >= server.connections_max:
+            self._lost(child, connection, f"CONNECT: {peer} refused", is_begun=False)
+            return
+        connection.is_open = True
+        self.schedule.session_opened(connection.session.id, self.now_s)
+        self._next(child, connection)
+
+    def _next(self, child: Child, connection: Connection) -> None:
+        if not connection.is_open or connection.is_busy or connection.is_over:
+            return
+        if connection.queue:
+            connection.is_busy = True
+            started_s = self.now_s
+            took_s = self._about(connection.server.message_s)
+            self.at(self.now_s + took_s, lambda: self._decide(child, connection, started_s))
+        elif connection.is_closing:
+            self.at(self.now_s + self._about(0.02), lambda: self._lost(child, connection, "", is_begun=False))
+
+    def _decide(self, child: Child, connection: Connection, started_s: float) -> None:
+        if connection.is_over:
+            return
+        if connection.server.is_down or self.rng.random() < connection.server.drop_odds:
+            self._lost(child, connection, "closed by the server", is_begun=True)
+            return
+        connection.is_busy = False
+        self._attempted(child, connection, self.rng.choice([started_s, self.now_s]))
+        self._next(child, connection)
+
+    def _attempted(self, child: Child, connection: Connection, at_s: float) -> None:
+        action, part, number = connection.queue.popleft()
+        hop = connection.session.hop
+        self.sent.append(
+            Sent(at_s, number, connection.session.id, hop.mx_host, hop.peer, connection.session.group.egress)
+        )
+        self._tell(child, action, part, [number], [])
+
+    def _lost(self, child: Child, connection: Connection, failure: str, *, is_begun: bool) -> None:
+        if connection.is_over:
+            return
+        connection.is_over = True
+        self._drop_queue(child, connection, is_begun)
+        self._report(child)
+        del child.connections[connection.session.id]
+        self._forget(connection.session)
+        self.schedule.session_closed(connection.session.id, self.now_s, failure)
+
+    def _drop_queue(self, child: Child, connection: Connection, is_begun: bool) -> None:
+        if is_begun:
+            self._attempted(child, connection, self.now_s)
+        connection.is_busy = False
+        self._give_back_queue(child, connection)
+
+    def _give_back_queue(self, child: Child, connection: Connection, delivery: int | None = None) -> None:
+        """All that is not begun, of one delivery or of all."""
+        queue, connection.queue = connection.queue, deque()
+        if connection.is_busy and not connection.is_over:
+            connection.queue.append(queue.popleft())
+        for action, part, number in queue:
+            if delivery in (None, part.delivery):
+                self._tell(child, action, part, [], [number])
+            else:
+                connection.queue.append((action, part, number))
+
+    def _close(self, child: Child, connection: Connection) -> None:
+        connection.is_closing = True
+        self._next(child, connection)
+
+    def _forget(self, session: Session) -> None:
+        if session.is_over:
+            return
+        for key, _ in self._limits_of(session):
+            self.open_now[key] -= 1
+
+    def _tell(
+        self, child: Child, action: HandOut[Part], part: Part, attempted: list[int], returned: list[int]
+    ) -> None:
+        child.reports.append((action, part, attempted, returned))
+        if not child.is_reporting:
+            child.is_reporting = True
+            self.at(self.now_s + REPORT_DELAY_S, lambda: self._report(child))
+
+    def _report(self, child: Child) -> None:
+        """As the collector does: an outcome for each part of each batch."""
+        child.is_reporting = False
+        reports, child.reports = child.reports, []
+        merged: dict[tuple[int, Part], tuple[HandOut[Part], Part, list[int], list[int]]] = {}
+        for action, part, attempted, returned in reports:
+            entry = merged.setdefault((id(action), part), (action, part, [], []))
+            entry[2].extend(attempted)
+            entry[3].extend(returned)
+        for action, part, attempted, returned in merged.values():
+            self._move(attempted, "out", "done")
+            if attempted:
+                self.schedule.sent(action.lane, len(attempted), self.now_s)
+            self.schedule.decided(action.session.id, len(attempted), len(returned), self.now_s)
+            if returned:
+                self._put(part, returned, at_front=True, lane=action.lane)
+
+    # --- what must hold -------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """After every step."""
+        ready = sum(lane.ready.count for lane in self.schedule.lanes)
+        assert self.schedule.ready_count == ready == self._count["ready"]
+
+    def check_nobody_sleeps(self) -> None:
+        """Nobody waits who could go."""
+        for lane in self.schedule.lanes:
+            if lane.ready.count:
+                assert lane.wait is not None, f"{lane.site.key} has recipients, does not run and waits for nothing"
+                free = self._what_is_free(lane)
+                assert not free, f"{lane.site.key} waits for {lane.wait} and could use {free}"
+
+    def _what_is_free(self, lane: Lane[Part]) -> str:
+        groups = self.schedule._groups_of(lane)
+        if len(groups) > 1 and any(group.is_moving(self.now_s) for group in groups):
+            return ""  # it may keep the turn of a busy egress
+        for group in groups:
+            for session in self.schedule._connections.all():
+                if session.group is group and session.room() and session.hop.limit.credits(self.now_s) > 0:
+                    return f"session {session.id}"
+            if not self.schedule._connections._capacity.has_room:
+                continue
+            for hop in group.hops:
+                if not hop.path.is_open(self.now_s):
+                    continue
+                if hop.limit.credits(self.now_s) > 0 and all(room.has_room for room in hop.rooms):
+                    if group.wants_session(min(lane.ready.count, hop.limit.credits(self.now_s))):
+                        return f"{hop.mx_host} {hop.peer} through {group.egress.name}"
+                break  # only full: the less preferred stay unused
+        return ""
+
+    def check_quotas(self) -> None:
+        """Counted where the messages arrived: no slice and no hour holds more than its rule allows."""
+        times: dict[tuple[str, int], list[float]] = {}
+        for sent in self.sent:
+            rule = self.rules.match(sent.mx_host, sent.egress.id)
+            if rule.messages_per_hour_max is not None:
+                key = (limit_key(rule, sent.egress.id, sent.peer), rule.messages_per_hour_max)
+                times.setdefault(key, []).append(sent.at_s)
+        for (key, most), at_s in times.items():
+            assert self.most_in(3600, at_s) <= most, f"{key}: {self.most_in(3600, at_s)} in an hour"
+            assert self.most_in(300, at_s) <= max(1, most // 12), f"{key}: {self.most_in(300, at_s)} in 300 s"
+
+    def check_all_done(self) -> None:
+        """Every recipient was attempted, none twice."""
+        assert set(self.where.values()) <= {"done"}, self.states()
+        often = [number for number, times in Counter(sent.recipient for sent in self.sent).items() if times > 1]
+        assert not often, f"sent more than once: {often[:10]}"
+        assert len(self.sent) == len(self.where)
+
+    def waits(self) -> Counter[WaitReason]:
+        return Counter(lane.wait.reason for lane in self.schedule.lanes if lane.wait is not None)
