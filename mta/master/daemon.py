@@ -279,9 +279,10 @@ class Daemon:
         return writer.done() or not writer.cancel()
 
     async def _end_run(self) -> None:
+        assert self._writer is not None
         try:
             async with self._pool.acquire(timeout=10) as conn:
-                await nodes.end(conn, self.node.id)
+                await nodes.end(conn, self.node.id, self._writer.sequence)
         except DATABASE_AWAY as error:
             log.warning("the next start must end this run", error=f"{type(error).__name__}: {error}")
         else:

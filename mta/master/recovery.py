@@ -157,7 +157,7 @@ async def recover_run(
             settlement, _ = collector.take()
             sequence += 1
             await commit(conn, dead, settlement, sequence, COLUMNS)
-        await nodes.end(conn, dead.id)
+        await nodes.end(conn, dead.id, sequence)
     return doubts
 
 

@@ -60,6 +60,11 @@ class Writer:
         self._wanted.set()
         await waiter
 
+    @property
+    def sequence(self) -> int:
+        """The number of the last settlement."""
+        return self._sequence
+
     def stop(self) -> None:
         """Record what is there and end."""
         self._is_stopping = True
@@ -96,7 +101,8 @@ class Writer:
                     await commit(conn, self._run, settlement, self._sequence, COLUMNS)
             except Fenced:
                 raise
-            except (OSError, TimeoutError, asyncpg.InterfaceError) as error:
+            except (OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
+                # The last: a connection that broke in the middle of a COPY cannot even be given back.
                 self._wait_for_database(error)
             except asyncpg.PostgresError as error:
                 if isinstance(error, _OUR_FAULTS):

@@ -45,12 +45,14 @@ _ADVANCE = """
 WITH before AS MATERIALIZED (SELECT settled AS was FROM mta.node WHERE id = $1 AND ended_at IS NULL FOR NO KEY UPDATE)
 UPDATE mta.node SET settled = greatest(settled, $2) FROM before WHERE id = $1 RETURNING before.was
 """
-# What it still leases goes back: a claim whose answer was lost on the way, of which the run knew nothing.
 _END = """
-WITH living AS MATERIALIZED (SELECT id FROM mta.node WHERE id = $1 AND ended_at IS NULL FOR UPDATE),
-freed AS (UPDATE mta.delivery_part SET owner = NULL WHERE owner = (SELECT id FROM living))
-UPDATE mta.node n SET ended_at = now() FROM living WHERE n.id = living.id
+WITH living AS MATERIALIZED (
+    SELECT id FROM mta.node WHERE id = $1 AND ended_at IS NULL AND ($2::bigint IS NULL OR settled = $2) FOR UPDATE
+)
+UPDATE mta.node n SET ended_at = now() FROM living WHERE n.id = living.id RETURNING n.id
 """
+# A statement of its own: it must see a claim that the one before had to wait for.
+_FREE_ALL = "UPDATE mta.delivery_part SET owner = NULL WHERE owner = $1"
 _EARLIER = """
 SELECT id, name, boot_id FROM mta.node
 WHERE (name = $1 OR id = ANY ($3::bigint[])) AND id <> $2 AND ended_at IS NULL ORDER BY id
@@ -102,9 +104,16 @@ async def declare_dead(conn: Conn, node_id: int) -> int:
     return sequence
 
 
-async def end(conn: Conn, node_id: int) -> None:
-    """The run is over: in good order, or because its successor or another node says so."""
-    await conn.execute(_END, node_id)
+async def end(conn: Conn, node_id: int, sequence: int | None = None) -> None:
+    """The run is over: in good order, or because its successor or another node says so.
+
+    What it still leases goes back: there is nothing but what it could not read, or knew nothing of because the answer
+    to a claim was lost. ``sequence``: the number of its last settlement; nothing happens when another went on from
+    there, who will end it.
+    """
+    async with conn.transaction():
+        if await conn.fetchval(_END, node_id, sequence) is not None:
+            await conn.execute(_FREE_ALL, node_id)
 
 
 async def begin_recovery(conn: Conn, node_id: int) -> bool:

@@ -178,6 +178,8 @@ class Connections:
                 room.unrest(session.id)
         session.in_flight += amount
         session.used += amount
+        if session.group.waiting and session.room():
+            self._turns.wake(session.group)  # another lane of the site may fill it
 
     def close(self, session: Session) -> None:
         """It ends when it has sent what it has."""

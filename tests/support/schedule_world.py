@@ -455,17 +455,19 @@ class World:
         if len(groups) > 1 and any(group.is_moving(self.now_s) for group in groups):
             return ""  # it may keep the turn of a busy egress
         for group in groups:
-            for session in self.schedule._connections.all():
-                if session.group is group and session.room() and session.hop.limit.credits(self.now_s) > 0:
+            sessions = [session for session in self.schedule._connections.all() if session.group is group]
+            for session in sessions:
+                if session.room() and session.hop.limit.credits(self.now_s) > 0:
                     return f"session {session.id}"
             if not self.schedule._connections._capacity.has_room:
                 continue
+            if any(session.in_flight and not session.is_closing for session in sessions):
+                continue  # one more might not pay; the next report decides
             for hop in group.hops:
                 if not hop.path.is_open(self.now_s):
                     continue
                 if hop.limit.credits(self.now_s) > 0 and all(room.has_room for room in hop.rooms):
-                    if group.wants_session(min(lane.ready.count, hop.limit.credits(self.now_s))):
-                        return f"{hop.mx_host} {hop.peer} through {group.egress.name}"
+                    return f"{hop.mx_host} {hop.peer} through {group.egress.name}"
                 break  # only full: the less preferred stay unused
         return ""
 
