@@ -101,6 +101,7 @@ def _run(work: Callable[[Callable[[str], None]], Coroutine[Any, Any, T]], is_qui
     try:
         return asyncio.run(run())
     except asyncio.CancelledError:
+        err.print("interrupted: everything that was started is stopped and deleted")
         raise typer.Exit(130) from None
     except (BadInput, BenchFailed, LocalFault, EmbeddedPostgresError) as error:
         err.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)

@@ -141,7 +141,9 @@ class Worker(asyncio.Protocol):
     def _begin(self, options: ChildOptions) -> None:
         self._options = options
         self._lease_until_s = options.lease_until_s
-        self._journal = Journal(Path(options.journal_dir), options.node_id, options.child)
+        self._journal = Journal(
+            Path(options.journal_dir), options.node_id, options.child, segment_bytes_max=options.segment_bytes_max
+        )
         try:
             self._journal.open()
         except JournalError as error:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import shutil
+import sys
 from typing import Annotated, Final
 
 import typer
@@ -34,9 +37,14 @@ def command(
     if as_json:
         print_json(account.contract())
     else:
-        print_summary(console, options, account)
+        print_summary(console, options, account, _program())
     if not account.is_accounted:
         raise typer.Exit(NOT_ACCOUNTED_EXIT)
+
+
+def _program() -> str:
+    """How to call us again: a newcomer has no ``mta`` on the PATH yet."""
+    return "mta" if shutil.which("mta") else os.path.relpath(sys.argv[0])
 
 
 def _run(options: DemoOptions, view: ConsoleView) -> Account:

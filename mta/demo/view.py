@@ -8,6 +8,7 @@ from typing import Final, Self
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.markup import escape
 from rich.padding import Padding
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
@@ -119,8 +120,8 @@ def _processes_table(processes: list[Process]) -> Table:
 # --- the last page -----------------------------------------------------------------------------
 
 
-def print_summary(console: Console, options: DemoOptions, account: Account) -> None:
-    """What happened, in words, and what to try next."""
+def print_summary(console: Console, options: DemoOptions, account: Account, program: str = "mta") -> None:
+    """What happened, in words, and what to try next with ``program``, as it has to be typed here."""
     scene = Scene(options)
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(style="bold", no_wrap=True)
@@ -135,14 +136,14 @@ def print_summary(console: Console, options: DemoOptions, account: Account) -> N
     console.print(Panel(Group(table, Text(), verdict), title="What happened", padding=(1, 2), highlight=False))
     console.print("Try next:", style="bold")
     for command, what in _NEXT:
-        console.print(f"  [cyan]{command}[/]  {what}", highlight=False)
+        console.print(f"  [cyan]{escape(program)} {command}[/]  {what}", highlight=False, soft_wrap=True)
 
 
 _NEXT: Final = (
-    ("mta demo --kill", "the same, with a child and the master killed on the way"),
-    ("mta demo --recipients 100000 --domains 1000", "more of it"),
-    ("mta rules check config/mx-rules.toml", "the rules that are shipped for the large providers"),
-    ("mta delivery --help", "make, fill, steer and audit deliveries on a database of your own"),
+    ("demo --kill", "the same, with a child and the master killed on the way"),
+    ("demo --recipients 100000 --domains 1000", "more of it"),
+    ("rules check config/mx-rules.toml", "the rules that are shipped for the large providers"),
+    ("delivery --help", "make, fill, steer and audit deliveries on a database of your own"),
 )
 
 

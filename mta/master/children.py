@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import os
+import contextlib
 import resource
-import signal
 import socket
 import sys
 from collections.abc import Callable
@@ -101,7 +100,8 @@ class Child(asyncio.Protocol):
     def kill(self) -> None:
         """SIGKILL: for a child that does not answer. Its journal tells what it did."""
         if self.process is not None and self.process.returncode is None:
-            os.kill(self.process.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # dead, and its end not told to us yet
+                self.process.kill()
 
     # --- asyncio.Protocol -----------------------------------------------------------------------
 

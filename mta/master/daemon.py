@@ -14,6 +14,7 @@ import os
 import random
 import time
 from collections.abc import AsyncIterator, Callable
+from urllib.parse import urlsplit
 
 import asyncpg
 import structlog
@@ -42,6 +43,7 @@ from mta.wire import (
     ChildFrame,
     ChildOptions,
     Committed,
+    JournalState,
     Opened,
     OpenFailed,
     Report,
@@ -51,7 +53,7 @@ from mta.wire import (
 LEASE_MARGIN_S = 1.0  # between our last moment and the one at which another may take over
 DRAIN_S = 660.0  # a final dot may be answered after ten minutes (RFC 5321 §4.5.3.2.6)
 STOP_NOW_S = 2.0  # for what is to be recorded, when the database is there
-STALL_S = 5.0  # without a turn of the house: then we were stopped ourselves
+STALL_S = 2.5  # without a turn of the house: then we were stopped ourselves
 LINE_BYTES = 200  # of the log, about; the writer counts bytes, the settings say rows
 RENEW_TIMEOUT_S_MAX = 10.0  # the watchdog is told after each try, whatever came of it
 log = structlog.get_logger()
@@ -168,7 +170,8 @@ class Daemon:
             except (OSError, TimeoutError, asyncpg.PostgresError) as error:
                 if str(error) != said:
                     said = str(error)
-                    log.warning("waiting for the database", error=said)
+                    host = urlsplit(self._settings.database.dsn).hostname or "local"  # no more: it may hold a password
+                    log.warning("waiting for the database", host=host, error=said)
                     notify(f"STATUS=waiting for the database: {said}")
                 try:
                     async with asyncio.timeout(1.0):
@@ -236,7 +239,10 @@ class Daemon:
         )
 
     def _child_options(self, child: int) -> ChildOptions:
-        return ChildOptions(self.node.id, child, str(self._journal_dir), self._verp_key, self._lease_until_s)
+        segment_bytes_max = self._settings.children.journal_segment_kbytes << 10
+        return ChildOptions(
+            self.node.id, child, str(self._journal_dir), segment_bytes_max, self._verp_key, self._lease_until_s
+        )
 
     # --- the tasks ----------------------------------------------------------------------------
 
@@ -450,6 +456,8 @@ class Daemon:
             case OpenFailed():
                 self.schedule.session_closed(frame.session, now_s, f"{frame.stage}: {frame.cause}")
                 self.dispatch.wake()
+            case JournalState():
+                self._check_hold()
             case SessionClosed():
                 self.schedule.session_closed(frame.session, now_s, frame.cause)
                 self.dispatch.wake()

@@ -252,7 +252,7 @@ class Intake:
             delivery_id = self._fair.pick()
             assert delivery_id is not None, "what is due is in the fair queue"
             book = due[delivery_id]
-            allowed = self._allowance(book, len(due))
+            allowed = self._allowance(book, sum(other.weight for other in due.values()))
             if allowed <= 0:
                 is_full = True
                 self._fair.remove(delivery_id)
@@ -274,17 +274,22 @@ class Intake:
             await asyncio.sleep(0)  # let reports in between two claims
         return 0.05 if is_full else max(0.01, next_due_s)
 
-    def _allowance(self, book: DeliveryBook, claiming: int) -> int:
-        """How many more recipients of a delivery the memory has room for."""
+    def _allowance(self, book: DeliveryBook, weights: int) -> int:
+        """How many more recipients of a delivery the memory has room for; ``weights`` is the sum over those that claim.
+
+        By weight, as what children have in hand at a time would otherwise decide the shares, whatever the weights say.
+        """
         bound = self._settings.ready_recipients_max
         held = self.held_recipients
         held_bytes = sum(len(part.claimed.recipients) for part in self._collector.parts.values())
         if held_bytes >= self._settings.ready_mbytes_max << 20:
             return 0
-        if book.held_recipients < FOOTHOLD_RECIPIENTS and held < bound + bound // 4:
-            return FOOTHOLD_RECIPIENTS
-        share = bound // max(1, claiming)
-        return min(bound - held, max(share, FOOTHOLD_RECIPIENTS) - book.held_recipients)
+        # Footholds may go over the bound, but not so far that the schedule sheds again what was just claimed.
+        foothold = min(FOOTHOLD_RECIPIENTS, bound // 8)
+        if book.held_recipients < foothold and held < bound + bound // 8:
+            return foothold
+        share = bound * book.weight // weights
+        return min(bound - held, max(share, foothold) - book.held_recipients)
 
     def _lease(self, claimed: ClaimedPart, book: DeliveryBook) -> LeasedPart | None:
         try:

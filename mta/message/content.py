@@ -9,6 +9,7 @@ from typing import Final
 
 import msgspec
 
+from mta.message.attached import Attachment, InlineImage, check_attached, check_references
 from mta.message.fields import (
     BUILT_IN,
     MERGE_FIELD_USES_MAX,
@@ -19,6 +20,7 @@ from mta.message.fields import (
     parse_template,
     refuse_characters,
 )
+from mta.message.formats import Format, check_formats
 from mta.message.headers import (
     DISPLAY_NAME_CHARS_MAX,
     HEADER_NAME,
@@ -29,10 +31,11 @@ from mta.message.headers import (
     parse_named_mailbox,
 )
 from mta.message.quoted import with_line_ends
+from mta.message.unsubscribe import LIST_UNSUBSCRIBE, LIST_UNSUBSCRIBE_POST, ListUnsubscribe, unsubscribe_headers
 from mta.message.verp import LOCAL_PART_OCTETS
 from mta.model.address import parse_domain, parse_mailbox, shown
 from mta.model.errors import BadInput
-from mta.model.limits import MERGE_FIELDS_MAX, TEMPLATE_BYTES_MAX
+from mta.model.limits import CONTENT_BYTES_MAX, MERGE_FIELDS_MAX, TEMPLATE_BYTES_MAX
 
 EXTRA_HEADERS_MAX: Final = 50
 
@@ -67,6 +70,7 @@ class Content(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     ``sender`` and ``reply_to`` are a mailbox with an optional name, without merge fields; all the other
     texts, and the values of ``headers``, may have them. At least one of ``text`` and ``html`` is there.
+    All of it is explained in docs/content.md.
     """
 
     sender: str  # "Shop" <news@shop.example>
@@ -77,6 +81,10 @@ class Content(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     to_name: str | None = None  # the name shown in To
     reply_to: str | None = None
     return_path_domain: str | None = None  # where bounces come back to; None: the sender's domain
+    list_unsubscribe: ListUnsubscribe | None = None
+    attachments: list[Attachment] = []
+    images: list[InlineImage] = []  # shown by the HTML part as cid:...
+    formats: list[Format] = []  # domains that do not get text and HTML; the first that fits counts
 
 
 class CheckedContent(msgspec.Struct, frozen=True):
@@ -90,16 +98,21 @@ class CheckedContent(msgspec.Struct, frozen=True):
     headers: list[tuple[str, list[Piece]]]
     text: list[Piece] | None
     html: list[Piece] | None
+    unsubscribe: list[tuple[str, list[Piece]]]  # headers
+    attachments: list[Attachment]
+    images: list[InlineImage]
+    formats: list[Format]
 
     def templates(self) -> list[list[Piece]]:
         bodies = [body for body in (self.text, self.html) if body is not None]
-        return [self.subject, self.to_name, *[pieces for _, pieces in self.headers], *bodies]
+        headers = [pieces for _, pieces in (*self.headers, *self.unsubscribe)]
+        return [self.subject, self.to_name, *headers, *bodies]
 
 
 def load_content(content_json: bytes, where: str) -> Content:
     """The content that ``content_json`` holds, checked as by ``check_content``. Raises BadInput under ``where``."""
-    if len(content_json) > TEMPLATE_BYTES_MAX:
-        raise BadInput(where, f"has {len(content_json)} bytes, {TEMPLATE_BYTES_MAX} are allowed")
+    if len(content_json) > CONTENT_BYTES_MAX:
+        raise BadInput(where, f"has {len(content_json)} bytes, {CONTENT_BYTES_MAX} are allowed")
     try:
         content = msgspec.json.decode(content_json, type=Content)
     except msgspec.ValidationError as refused:
@@ -109,7 +122,7 @@ def load_content(content_json: bytes, where: str) -> Content:
     except (msgspec.DecodeError, UnicodeDecodeError) as refused:
         raise BadInput(where, f"is not JSON: {refused}") from None
     # msgspec takes the last of two equal keys, so half of what somebody wrote would not be sent. By now the
-    # document is known to be flat, so this cannot recurse.
+    # document is known to be three levels deep at most, so this cannot recurse far.
     json.loads(content_json, object_pairs_hook=lambda pairs: _refuse_twice(pairs, where))
     take_apart(content, where=where)
     return content
@@ -145,9 +158,13 @@ def take_apart(content: Content, *, where: str = "content") -> CheckedContent:
         headers=_extra_headers(content.headers, f"{where}.headers"),
         text=_body_template(content.text, f"{where}.text", may_have_raw=False),
         html=_body_template(content.html, f"{where}.html", may_have_raw=True),
+        unsubscribe=_unsubscribe(content, where),
+        attachments=content.attachments,
+        images=content.images,
+        formats=content.formats,
     )
-    if checked.text is None and checked.html is None:
-        raise BadInput(where, "has neither text nor html")
+    _check_bodies(checked, where)
+    check_attached(content.attachments, content.images, where)
     uses = sum(len(fields_of(pieces)) for pieces in checked.templates())
     if uses > MERGE_FIELD_USES_MAX:
         raise BadInput(where, f"uses merge fields {uses} times, {MERGE_FIELD_USES_MAX} are allowed")
@@ -155,6 +172,30 @@ def take_apart(content: Content, *, where: str = "content") -> CheckedContent:
     if names > MERGE_FIELDS_MAX:
         raise BadInput(where, f"uses {names} different merge fields, {MERGE_FIELDS_MAX} are allowed")
     return checked
+
+
+def _check_bodies(checked: CheckedContent, where: str) -> None:
+    if checked.text is None and checked.html is None:
+        raise BadInput(where, "has neither text nor html")
+    if checked.images and checked.html is None:
+        raise BadInput(f"{where}.images", "are there, and no html that could show them")
+    check_formats(
+        checked.formats,
+        has_text=checked.text is not None,
+        has_html=checked.html is not None,
+        where=f"{where}.formats",
+    )
+    static = [piece for piece in checked.html or [] if isinstance(piece, str)]
+    check_references(static, checked.images, f"{where}.html")
+
+
+def _unsubscribe(content: Content, where: str) -> list[tuple[str, list[Piece]]]:
+    if content.list_unsubscribe is None:
+        return []
+    for name in content.headers:
+        if name.lower() in (LIST_UNSUBSCRIBE.lower(), LIST_UNSUBSCRIBE_POST.lower()):
+            raise BadInput(f"{where}.headers.{name}", "cannot be set here too: list_unsubscribe sets it")
+    return unsubscribe_headers(content.list_unsubscribe, f"{where}.list_unsubscribe")
 
 
 def _refuse_twice(pairs: list[tuple[str, object]], where: str) -> None:
@@ -256,6 +297,7 @@ def _refuse_unknown_fields(content: Content, checked: CheckedContent, known_fiel
         ("content.subject", checked.subject),
         ("content.to_name", checked.to_name),
         *[(f"content.headers.{name}", pieces) for name, pieces in checked.headers],
+        *[("content.list_unsubscribe", pieces) for _, pieces in checked.unsubscribe],
         ("content.text", checked.text or []),
         ("content.html", checked.html or []),
     ]

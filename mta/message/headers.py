@@ -11,7 +11,7 @@ import binascii
 import re
 from typing import Final, NamedTuple
 
-from mta.message.fields import RenderError, refuse_characters
+from mta.message.fields import RenderError, percent_encoded, refuse_characters
 from mta.model.address import Mailbox, parse_mailbox, shown
 from mta.model.errors import BadInput
 from mta.model.limits import HEADER_LINE_OCTETS_AIM, TEXT_LINE_OCTETS_MAX
@@ -26,10 +26,13 @@ _ENCODED_WORD_OCTETS_MAX: Final = 75  # RFC 2047 §2
 _ENCODED_LINE_OCTETS_MAX: Final = 76  # RFC 2047 §2, a line that holds an encoded word
 _ENCODED_WORD_FRAME: Final = len("=?utf-8?q??=")
 
+_PARAMETER_LINE_OCTETS_MAX: Final = 60  # of a value; " filename*99*=;" stands beside it
+
 _ATOMS: Final = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]++(?: [A-Za-z0-9!#$%&'*+/=?^_`{|}~-]++)*+")
 # RFC 2047 §5 (3): what "Q" may leave as it is even in a phrase.
 _Q_SAFE: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789!*+-/"
 _Q_ONE_OCTET: Final = _Q_SAFE + b" "
+_Q_ONE_CHARACTER: Final = frozenset(_Q_ONE_OCTET.decode("ascii"))
 _Q_OCTET: Final = tuple(
     "_" if octet == 0x20 else chr(octet) if octet in _Q_SAFE else f"={octet:02X}" for octet in range(256)
 )
@@ -121,6 +124,25 @@ def mailbox_text(name: str, address: str, column: int) -> str:
     return f"{phrase}{fold}<{address}>"
 
 
+def parameter(name: str, value: str) -> str:
+    """A MIME parameter with its semicolon, on lines of its own: quoted, or as RFC 2231 §3, §4 has it if it must be."""
+    if value.isascii() and value.isprintable() and len(value) <= HEADER_LINE_OCTETS_AIM // 2 and "=?" not in value:
+        quoted = value.replace("\\", "\\\\").replace('"', '\\"')
+        return f';\r\n {name}="{quoted}"'
+    octets = [percent_encoded(character) for character in value]
+    lines: list[str] = []
+    line = "utf-8''"
+    for octet in octets:
+        if len(line) + len(octet) > _PARAMETER_LINE_OCTETS_MAX:
+            lines.append(line)
+            line = ""
+        line += octet
+    lines.append(line)
+    if len(lines) == 1:
+        return f";\r\n {name}*={lines[0]}"
+    return "".join([f";\r\n {name}*{number}*={line}" for number, line in enumerate(lines)])
+
+
 def is_literal(text: str) -> bool:
     """Whether unstructured ``text`` comes back from any parser as it is, so needs no encoding."""
     return (
@@ -184,17 +206,22 @@ def _encoded_words(text: str, column: int) -> str:
     room = min(_ENCODED_WORD_OCTETS_MAX, _ENCODED_LINE_OCTETS_MAX - column) - _ENCODED_WORD_FRAME
     if size_of(octets) <= room:
         return encoded(octets)
+    room_full = _ENCODED_WORD_OCTETS_MAX - _ENCODED_WORD_FRAME
+    if in_base64:
+        costs = [len(character.encode()) for character in text]
+        room, room_full = room // 4 * 3, room_full // 4 * 3
+    else:
+        costs = [1 if character in _Q_ONE_CHARACTER else 3 * len(character.encode()) for character in text]
     words = []
-    word = b""
-    for character in text:
+    start = 0
+    used = 0
+    for at, cost in enumerate(costs):
         # A character is never split between words (RFC 2047 §5).
-        longer = word + character.encode()
-        if size_of(longer) > room and word:
-            words.append(encoded(word))
-            longer = character.encode()
-            room = _ENCODED_WORD_OCTETS_MAX - _ENCODED_WORD_FRAME
-        word = longer
-    words.append(encoded(word))
+        used += cost
+        if used > room and at > start:
+            words.append(encoded(text[start:at].encode()))
+            start, used, room = at, cost, room_full
+    words.append(encoded(text[start:].encode()))
     return "\r\n ".join(words)
 
 

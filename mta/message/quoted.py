@@ -67,10 +67,17 @@ def encode_value(text: str) -> str:
     quoted = text if text.isascii() and "=" not in text else _quoted_line(text)
     if quoted[-1:] == " ":
         quoted = f"{quoted[:-1]}=20"
+    return fit_value(quoted)
+
+
+def fit_value(quoted: str) -> str:
+    """``encode_value`` for a value that needs no quoting any more, and does not end in a space."""
     if quoted[:1] == ".":
         quoted = f"=2E{quoted[1:]}"
     if len(quoted) <= VALUE_OCTETS_RESERVED:
         return quoted
+    if len(quoted) <= _LINE_OCTETS_MAX:
+        return f"{_SOFT_BREAK}{quoted}{_SOFT_BREAK}"
     wrapped, _ = _wrapped(quoted, 0)
     return f"{_SOFT_BREAK}{wrapped}{_SOFT_BREAK}"
 

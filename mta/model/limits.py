@@ -19,6 +19,12 @@ MERGE_VALUE_BYTES_MAX: Final = 64 * 1024
 REFERENCE_CHARS_MAX: Final = 200
 KEY_CHARS_MAX: Final = 200  # idempotency key
 TEMPLATE_BYTES_MAX: Final = 5 * 1024 * 1024
+ATTACHED_BYTES_MAX: Final = 10 * 1024 * 1024  # files together, before base64; many servers stop at 10 to 25 MB
+ATTACHMENTS_MAX: Final = 20
+IMAGES_MAX: Final = 50
+FORMATS_MAX: Final = 100
+# A content as JSON: its texts, what is attached as base64, and 1 MB for everything else.
+CONTENT_BYTES_MAX: Final = TEMPLATE_BYTES_MAX + ATTACHED_BYTES_MAX * 4 // 3 + 1024 * 1024
 
 # The size of automatic parts: clamp(total / 1024, 8, 256), campaign-mta §12 row 3.
 AUTO_PART_RECIPIENTS_MIN: Final = 8
@@ -30,6 +36,7 @@ FRAME_BYTES_MAX: Final = 64 * 1024 * 1024  # master <-> child
 assert PART_RECIPIENTS_MAX < 1 << PART_INDEX_BITS
 assert AUTO_PART_RECIPIENTS_MIN < AUTO_PART_RECIPIENTS_MAX <= PART_RECIPIENTS_MAX
 assert PART_BYTES_MAX < FRAME_BYTES_MAX
+assert CONTENT_BYTES_MAX < FRAME_BYTES_MAX // 2
 
 
 def automatic_part_recipients(total: int) -> int:

@@ -73,6 +73,8 @@ def order_hosts(site: Site, shuffle: Callable[[list[str]], None]) -> list[tuple[
     IPv6 as they stand in the host, in random order inside a family so that a host of many addresses is loaded
     evenly. ``shuffle`` shuffles in place, as ``random.Random(seed).shuffle`` does.
     """
+    if len(site.hosts) == 1 and len(site.hosts[0].addresses) == 1:
+        return [(site.hosts[0], site.hosts[0].addresses[0])]  # most sites of a long tail
     pairs: list[tuple[MxHost, str]] = []
     seen: set[str] = set()
     for _, level in groupby(site.hosts, key=_preference):

@@ -39,8 +39,6 @@ import msgspec
 from mta.model.limits import FRAME_BYTES_MAX
 from mta.wire import Outcome
 
-SEGMENT_BYTES_MAX = 8 * 1024 * 1024  # some 30,000 messages: a second or two of the fastest child
-
 _HEADER = struct.Struct("!II")
 _NAME = re.compile(r"(\d+)-(\d+)-(\d+)\.journal")
 _MARK = re.compile(r"(\d+)\.run")
@@ -86,7 +84,7 @@ class Journal:
     directory: Path
     node_id: int
     child: int
-    segment_bytes_max: int = SEGMENT_BYTES_MAX
+    segment_bytes_max: int = 8 * 1024 * 1024  # some 30,000 messages: a second or two of the fastest child
     _fd: int = -1
     _lock_fd: int = -1
     _size: int = 0

@@ -77,6 +77,7 @@ class ChildrenSettings(msgspec.Struct, frozen=True):
     count: Annotated[int, _between(0, 256)] = 0  # 0: one for each processor
     batch_recipients: Annotated[int, _between(1, 10_000)] = 50  # handed to a session at a time
     sessions_max: Annotated[int, _between(1, 100_000)] = 1_000  # open at a time in one child
+    journal_segment_kbytes: Annotated[int, _between(16, 1_048_576)] = 8_192  # then its journal goes on in a new file
     silence_s: Annotated[float, _between(2, 3_600)] = 30.0  # then a child that says nothing is killed and replaced
     recycle_messages: Annotated[int, _between(1, 10**12)] = 5_000_000
     recycle_mbytes: Annotated[int, _between(64, 1_000_000)] = 512  # resident memory

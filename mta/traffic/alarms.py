@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Iterator
 
 _ENTRIES_MIN = 64
 
@@ -48,13 +47,15 @@ class Alarms:
             timed.alarm_s = math.inf
             self._living -= 1
 
-    def due(self, now_s: float) -> Iterator[Timed]:
-        """Takes out what rings now. Alarms set meanwhile ring in the same pass if they are due already."""
+    def due(self, now_s: float) -> list[Timed]:
+        """Takes out what rings now. What is set while they ring is for the next time, even if it is due already."""
+        ringing = []
         while self._heap and self._heap[0][0] <= now_s:
             at_s, _, timed = heapq.heappop(self._heap)
             if timed.alarm_s == at_s:
                 self.cancel(timed)
-                yield timed
+                ringing.append(timed)
+        return ringing
 
     def next_s(self) -> float:
         """When the earliest alarm rings; inf when none is set."""

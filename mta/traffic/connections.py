@@ -67,7 +67,8 @@ class Connections:
             return BUSY
         hop = self._best_hop(group, now_s, gates)
         if isinstance(hop, Wait):
-            return hop
+            # A server that refuses more connections than it has is busy, not failing.
+            return BUSY if hop.reason is WaitReason.BACKOFF and group.proven else hop
         if hop.limit.quota is not None and not group.wants_session(min(waiting, hop.limit.credits(now_s))):
             return BUSY  # the open ones can use up the credits
         if not self._capacity.has_room:
@@ -82,11 +83,12 @@ class Connections:
             if limit.quota is not None and limit.credits(now_s) <= 0:
                 # Out of the way until there are credits: another session may count on another limit.
                 group.unlist_first()
-                limit.dry.add(session.id)
+                session.dry_up()
                 self._turns.alarms.set(limit, limit.credits_at_s(now_s))
             elif self._must_yield(session, now_s):
                 self.close(session)
             else:
+                session.refill()
                 return session
         return None
 
@@ -188,8 +190,10 @@ class Connections:
             self._actions.append(CloseSession(session))
 
     def _stop_using(self, session: Session) -> None:
+        session.refill()
         session.is_closing = True
         session.group.usable -= 1
+        session.group.proven -= session.progress > 0
         for room in session.rooms:
             room.closing += 1
             room.unrest(session.id)
@@ -237,6 +241,7 @@ class Connections:
         session.group.moved_s = now_s
         session.progress += attempted
         if session.progress == attempted:
+            session.group.proven += not session.is_closing
             path = session.hop.path
             if path.is_failing(now_s) or session.is_trial:
                 self._end_trial(session)
@@ -285,7 +290,6 @@ class Connections:
             room.closing -= 1
             assert room.sessions >= room.closing >= 0
         session.group.sessions -= 1
-        session.hop.limit.dry.discard(session.id)
         if session.child in self._children:
             self._children[session.child] -= 1
 
@@ -293,8 +297,8 @@ class Connections:
 
     def _credits_changed(self, limit: Limit, now_s: float, *, has_more: bool) -> None:
         if has_more:
-            self._free_dry(limit)
             self._turns.wake(limit)
+            self._free_dry(limit)
         elif (limit.waiting or limit.dry) and limit.alarm_s == math.inf:
             # Nobody could say when there would be a credit while all of them were in flight.
             self._turns.alarms.set(limit, limit.credits_at_s(now_s))
@@ -305,20 +309,22 @@ class Connections:
             if gate.credits(now_s) <= 0:
                 self._turns.alarms.set(gate, gate.credits_at_s(now_s))
                 return
+            # First who has waited longest, then the sites of sessions that ran dry: else these would always win.
+            self._turns.wake(gate)
             self._free_dry(gate)
-        elif isinstance(gate, Path) and not gate.backoff.is_available(now_s):
+            return
+        if isinstance(gate, Path) and not gate.backoff.is_available(now_s):
             self._turns.alarms.set(gate, gate.backoff.until_s)
             return
         self._turns.wake(gate)
 
     def _free_dry(self, limit: Limit) -> None:
         """Sessions that were passed over for want of credits are free again."""
-        dry, limit.dry = limit.dry, set()
-        for session_id in sorted(dry):
-            session = self._sessions.get(session_id)
-            if session is not None and not session.is_closing:
-                session.group.list_free(session)
-                self._turns.wake(session.group)
+        for session_id in sorted(limit.dry):
+            session = self._sessions[session_id]
+            session.refill()
+            session.group.list_free(session)
+            self._turns.wake(session.group)
 
     def release_idle(self, now_s: float) -> None:
         """Closes what became idle and stayed so, where somebody waits for its place."""
@@ -358,6 +364,7 @@ class Connections:
         rooms = counters.adopt(rules)
         for session in self._sessions.values():
             old = session.hop
+            session.refill()
             hop = count_hop(old.mx_host, old.preference, old.peer, session.group.egress, rules, counters)
             if hop != old:
                 self._move(session, hop)
@@ -366,7 +373,6 @@ class Connections:
                 session.quota = hop.limit.quota
                 if session.quota is not None:
                     session.quota.carry(session.in_flight)
-            old.limit.dry.discard(session.id)
             if not session.is_over and (hop.rule.tls is not old.rule.tls or session.left <= 0):
                 self.close(session)
             session.group.list_free(session)

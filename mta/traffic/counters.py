@@ -15,6 +15,8 @@ from mta.traffic.gates import Gate
 from mta.traffic.quota import HourlyQuota
 from mta.traffic.rules import Rule, RuleSet, limit_key, path_key
 
+# To Unix time and back, a float may come out a little earlier than it went in; it would be too early for ever.
+_CLOCK_GRAIN_S = 0.001
 UNLIMITED = 2**31  # more than fits in memory
 
 
@@ -85,7 +87,7 @@ class Limit(Room):
         """When there will be a credit; inf while that depends on what is reported."""
         if self.quota is None:
             return now_s
-        return self.quota.next_at(now_s + self._unix_offset_s) - self._unix_offset_s
+        return self.quota.next_at(now_s + self._unix_offset_s) - self._unix_offset_s + _CLOCK_GRAIN_S
 
     def is_open(self, now_s: float) -> bool:
         return self.has_room and self.credits(now_s) > 0
@@ -138,7 +140,7 @@ class Path(Gate):
         return self.backoff.failures(now_s) > 0
 
     def is_open(self, now_s: float) -> bool:
-        return self.backoff.is_available(now_s) and not (self.trials and self.is_failing(now_s))
+        return not self.trials and self.backoff.is_available(now_s)
 
 
 class Counters:
@@ -187,21 +189,32 @@ class Counters:
         return limit is not None and limit.quota is not None
 
     def adopt(self, rules: RuleSet) -> list[Room]:
-        """A reload. Counters of rules that keep their name are kept; returns all that hold sessions."""
+        """A reload. Counters of rules that keep their name are kept, and their credits even if the scope changes.
+
+        Returns the rooms there were; the sessions in them are to be counted anew.
+        """
         before = {rule.name: rule for rule in (*self._rules.rules, self._rules.default)}
         after = {rule.name: rule for rule in (*rules.rules, rules.default)}
         self._rules = rules
-        for limit in self._limits.values():
+        rooms: list[Room] = [*self._limits.values(), *self._path_rooms.values()]
+        rescoped: dict[str, list[Limit]] = {}
+        for key, limit in list(self._limits.items()):
             rule = after.get(limit.rule.name)
             if rule is None:
                 continue  # nothing is counted here any more; its credits are kept in case the name comes back
             if (old := before.get(rule.name)) is not None and old.scope is not rule.scope:
-                self._of_other_scope.setdefault(rule.name, []).append(limit)
-            limit.adopt(rule)
+                rescoped.setdefault(rule.name, []).append(self._limits.pop(key))
+            else:
+                limit.adopt(rule)
+        for name, limits in rescoped.items():
+            earlier = self._of_other_scope.get(name, [])
+            # What an earlier change left is counted in these already, where they are related.
+            limits += [old for old in earlier if not any(_are_related(old.key, limit.key) for limit in limits)]
+            self._of_other_scope[name] = limits
         for key, room in self._path_rooms.items():
             rule = after.get(key.split("|", 1)[0])
             room.sessions_max = None if rule is None else rule.connections_per_path_max
-        return [*self._limits.values(), *self._path_rooms.values()]
+        return rooms
 
     def load_credits(self, credits_used: Iterable[tuple[str, int, int]], now_s: float) -> None:
         """Credits of earlier runs: (limit key, bucket of 10 s of Unix time, used)."""

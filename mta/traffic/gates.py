@@ -97,24 +97,21 @@ class Turns:
     """Who runs next, and who waits for what."""
 
     def __init__(self) -> None:
-        self._runnable: deque[Waiter] = deque()
+        self.runnable: deque[Waiter] = deque()
         self._joined = 0
         self._chance: Chance | None = None  # of the one whose turn it is
         self.alarms = Alarms()
-
-    def __len__(self) -> int:
-        return len(self._runnable)
 
     def run(self, waiter: Waiter) -> None:
         """It may try (again), in its turn, whatever it waits for."""
         self._leave_gates(waiter)
         if not waiter.is_runnable:
             waiter.is_runnable = True
-            self._runnable.append(waiter)
+            self.runnable.append(waiter)
 
     def next(self) -> Waiter:
         """Whose turn it is. The caller serves it, with `run` or `park` or neither, and then calls `pass_on`."""
-        waiter = self._runnable.popleft()
+        waiter = self.runnable.popleft()
         waiter.is_runnable = False
         self._chance, waiter.chance = waiter.chance, None
         return waiter

@@ -33,7 +33,7 @@ class Run(Generic[PartT]):
         self.part = part
         self.positions = positions
         self.taken = 0
-        self.since_s = 0.0  # in this queue
+        self.since_s = 0.0  # when it came into its queue
 
     def __len__(self) -> int:
         return len(self.positions) - self.taken
@@ -44,6 +44,12 @@ class Run(Generic[PartT]):
         self.taken = min(len(self.positions), start + count)
         return self.positions[start : self.taken]
 
+    def take_last(self, count: int) -> list[int]:
+        """Up to ``count`` positions from the back."""
+        keep = max(self.taken, len(self.positions) - count)
+        given, self.positions = self.positions[keep:], self.positions[:keep]
+        return given
+
     def rest(self) -> list[int]:
         """All positions that are left; the run is empty afterwards."""
         return self.take(len(self.positions))
@@ -52,104 +58,130 @@ class Run(Generic[PartT]):
 Taken = list[tuple[PartT, list[int]]]
 
 
+class _Flow(Generic[PartT]):
+    """What waits of one stream. ``count`` is the sum over ``runs``, never 0 between two calls."""
+
+    __slots__ = ("count", "runs", "weight")
+
+    def __init__(self, weight: float) -> None:
+        self.runs: deque[Run[PartT]] = deque()
+        self.count = 0
+        self.weight = weight
+
+
 class ReadyQueue(Generic[PartT]):
-    """The recipients of one lane, by stream. Every operation is O(streams touched), never O(recipients waiting)."""
+    """The recipients of one lane, by stream.
+
+    `put` and `take` cost O(runs touched), never O(recipients waiting).
+    """
+
+    __slots__ = ("_fair", "_flows", "count")
 
     def __init__(self) -> None:
-        self._runs: dict[Stream, deque[Run[PartT]]] = {}
-        self._counts: dict[Stream, int] = {}
-        self._fair: FairQueue[Stream] = FairQueue()
+        self._flows: dict[Stream, _Flow[PartT]] = {}
+        # Made for the second stream: nearly all sites of a long tail never see one.
+        self._fair: FairQueue[Stream] | None = None
         self.count = 0
 
     def put(
         self, stream: Stream, weight: float, run: Run[PartT], now_s: float = 0.0, *, at_front: bool = False
     ) -> None:
-        """Adds a run; ``at_front`` for what was handed out and came back unattempted."""
-        if not len(run):
+        """Adds a run; ``at_front`` for what was handed out and came back unattempted.
+
+        The weight is that of the stream as a whole; a new one holds at once.
+        """
+        added = len(run)
+        if not added:
             return
         run.since_s = now_s
-        runs = self._runs.get(stream)
-        if runs is None:
-            runs = self._runs[stream] = deque()
-            self._counts[stream] = 0
-            self._fair.add(stream, weight)
+        flow = self._flows.get(stream)
+        if flow is None:
+            flow = self._flows[stream] = _Flow(weight)
+            if self._fair is not None:
+                self._fair.add(stream, weight)
+            elif len(self._flows) > 1:
+                self._fair = FairQueue()
+                for key, other in self._flows.items():
+                    self._fair.add(key, other.weight)
+        elif flow.weight != weight:
+            flow.weight = weight
+            if self._fair is not None:
+                self._fair.add(stream, weight)
         if at_front:
-            runs.appendleft(run)
+            flow.runs.appendleft(run)
         else:
-            runs.append(run)
-        self._counts[stream] += len(run)
-        self.count += len(run)
+            flow.runs.append(run)
+        flow.count += added
+        self.count += added
 
     def take(self, count: int) -> tuple[Stream, Taken[PartT]]:
         """Up to ``count`` recipients of the stream whose turn it is. The queue must not be empty."""
-        stream = self._fair.pick()
+        fair = self._fair
+        stream = next(iter(self._flows)) if fair is None else fair.pick()
         assert stream is not None, "take from an empty ready queue"
-        runs = self._runs[stream]
+        flow = self._flows[stream]
+        runs = flow.runs
         taken: Taken[PartT] = []
-        left = count
-        while left and runs:
+        left = min(count, flow.count)
+        given = left
+        while left:
             run = runs[0]
             positions = run.take(left)
             left -= len(positions)
             taken.append((run.part, positions))
             if not len(run):
                 runs.popleft()
-        self._fair.charge(stream, count - left)
-        self._lower(stream, count - left)
+        if fair is not None:
+            fair.charge(stream, given)
+        self._lower(stream, flow, given)
         return stream, taken
 
     def shed(self, count: int) -> Iterator[tuple[Stream, PartT, list[int]]]:
         """Gives up ``count`` recipients, latest comers of the largest streams first."""
         while count > 0 and self.count:
-            stream = max(self._counts, key=self._counts.__getitem__)
-            run = self._runs[stream].pop()
-            positions = run.rest()
-            keep = max(0, len(positions) - count)
-            if keep:
-                kept = Run(run.part, positions[:keep])
-                kept.since_s = run.since_s
-                self._runs[stream].append(kept)
-                positions = positions[keep:]
+            stream, flow = max(self._flows.items(), key=lambda item: item[1].count)
+            run = flow.runs[-1]
+            positions = run.take_last(count)
+            if not len(run):
+                flow.runs.pop()
             count -= len(positions)
-            self._lower(stream, len(positions))
+            self._lower(stream, flow, len(positions))
             yield stream, run.part, positions
 
     def shed_older(self, since_s: float) -> Iterator[tuple[Stream, PartT, list[int]]]:
         """Gives up what has been here since that time or longer. O(runs)."""
-        for stream in list(self._runs):
-            runs = self._runs[stream]
-            old = [run for run in runs if run.since_s <= since_s]
-            if not old:
-                continue
-            self._runs[stream] = deque(run for run in runs if run.since_s > since_s)
-            for run in old:
-                positions = run.rest()
-                self._lower(stream, len(positions))
-                yield stream, run.part, positions
+        for stream, flow in list(self._flows.items()):
+            old = [run for run in flow.runs if run.since_s <= since_s]
+            if old:
+                flow.runs = deque(run for run in flow.runs if run.since_s > since_s)
+                for run in old:
+                    positions = run.rest()
+                    self._lower(stream, flow, len(positions))
+                    yield stream, run.part, positions
 
     def oldest_s(self) -> float:
         """Since when the oldest has been here; inf when nothing is. O(runs)."""
-        return min((run.since_s for runs in self._runs.values() for run in runs), default=math.inf)
+        return min((run.since_s for flow in self._flows.values() for run in flow.runs), default=math.inf)
 
     def remove(self, delivery_id: int) -> Iterator[tuple[PartT, list[int]]]:
         """Gives up all of a delivery."""
-        for stream in [stream for stream in self._runs if stream.delivery_id == delivery_id]:
-            runs = self._runs[stream]
-            while runs:
-                run = runs.popleft()
-                positions = run.rest()
-                self._lower(stream, len(positions))
-                yield run.part, positions
+        for stream, flow in list(self._flows.items()):
+            if stream.delivery_id == delivery_id:
+                while flow.runs:
+                    run = flow.runs.popleft()
+                    positions = run.rest()
+                    self._lower(stream, flow, len(positions))
+                    yield run.part, positions
 
     def count_of(self, stream: Stream) -> int:
-        return self._counts.get(stream, 0)
+        flow = self._flows.get(stream)
+        return flow.count if flow else 0
 
-    def _lower(self, stream: Stream, count: int) -> None:
+    def _lower(self, stream: Stream, flow: _Flow[PartT], count: int) -> None:
         self.count -= count
-        self._counts[stream] -= count
-        assert self.count >= 0
-        assert self._counts[stream] >= 0
-        if not self._counts[stream]:
-            del self._counts[stream]
-            del self._runs[stream]
-            self._fair.remove(stream)
+        flow.count -= count
+        assert flow.count >= 0
+        if not flow.count:
+            del self._flows[stream]
+            if self._fair is not None:
+                self._fair.remove(stream)

@@ -27,7 +27,7 @@ from mta.traffic.gates import Gate, Turns
 from mta.traffic.lanes import Lane, LaneKey
 from mta.traffic.ready import Run, Stream
 from mta.traffic.rules import RuleSet
-from mta.traffic.sessions import STALL_S, Group, Session, find_hops
+from mta.traffic.sessions import Group, Session, find_hops
 
 __all__ = ["Action", "Bounds", "CloseSession", "GiveBack", "HandOut", "OpenSession", "Schedule"]
 
@@ -124,7 +124,7 @@ class Schedule(Generic[PartT]):
             else:
                 self._look_at_age(cast("Lane[PartT]", timed), now_s)
         left = TURNS_PER_CALL
-        while len(turns) and left:
+        while turns.runnable and left:
             left -= 1
             lane = cast("Lane[PartT]", turns.next())
             if lane.ready.count:
@@ -137,7 +137,7 @@ class Schedule(Generic[PartT]):
 
     @property
     def has_runnable(self) -> bool:
-        return bool(len(self._turns) or self._actions)
+        return bool(self._turns.runnable or self._actions)
 
     def next_due_s(self) -> float:
         """When the earliest timed wait ends; inf when all wait for events only."""
@@ -148,6 +148,7 @@ class Schedule(Generic[PartT]):
         blocked: list[Egress] = []
         gates: list[Gate] = []
         shown: Wait | None = None
+        keeps_turn_s = math.inf
         while (egress := self._egress_for(lane, blocked)) is not None:
             group = self._group(lane.site, egress)
             found = self._connections.session_for(group, lane.ready.count, now_s, gates)
@@ -159,12 +160,12 @@ class Schedule(Generic[PartT]):
             blocked.append(egress)
             if len(lane.egresses) > 1 and found.reason in _BUSY and group.is_moving(now_s):
                 # Its turn is kept, for weights must hold just when there is much to send.
-                shown = Wait(found.reason, group.moved_s + STALL_S, found.detail)
+                shown, keeps_turn_s = found, group.stalls_s
                 break
         if shown is None:
             detail = f"no egress of pool {lane.chooser.pool.name} may carry mail for {lane.domain}"
             shown = Wait(WaitReason.NO_EGRESS, math.inf, detail)
-        self._park(lane, shown, gates, now_s)
+        self._park(lane, shown, gates, now_s, keeps_turn_s)
 
     def _egress_for(self, lane: Lane[PartT], blocked: list[Egress]) -> Egress | None:
         """The egress whose turn it is in this lane. A turn is a batch's worth of messages."""
@@ -190,10 +191,11 @@ class Schedule(Generic[PartT]):
         else:
             self._turns.drop(lane)
 
-    def _park(self, lane: Lane[PartT], wait: Wait, gates: list[Gate], now_s: float) -> None:
+    def _park(self, lane: Lane[PartT], wait: Wait, gates: list[Gate], now_s: float, look_again_s: float) -> None:
         has_nothing = not any(isinstance(gate, Group) and gate.usable for gate in gates)
         self._turns.park(lane, wait, gates, is_first=has_nothing)
-        alarm_s = now_s + self._bounds.message_age_s
+        # That a gate opens at a known time is for the gate's alarm: it wakes as many as get through.
+        alarm_s = min(look_again_s, now_s + self._bounds.message_age_s)
         if wait.reason is WaitReason.BACKOFF:
             lane.failing_since_s = min(lane.failing_since_s, now_s)
             patience_ends_s = lane.failing_since_s + self._bounds.patience_s
@@ -206,7 +208,6 @@ class Schedule(Generic[PartT]):
             return
         else:
             lane.failing_since_s = math.inf
-            alarm_s = min(alarm_s, wait.until)
         self._shed_surplus(lane, now_s)
         if lane.ready.count:
             self._turns.alarms.set(lane, alarm_s)
@@ -233,10 +234,8 @@ class Schedule(Generic[PartT]):
 
     def _look_at_age(self, lane: Lane[PartT], now_s: float) -> None:
         """A lane's alarm: it tries again, and what has waited too long goes back."""
-        if lane.wait is None:
-            return  # it is runnable, or empty
         age_s = self._bounds.message_age_s
-        self._give_back(lane, lane.ready.shed_older(now_s - age_s), now_s, is_attempt=False)
+        self._give_back(lane, lane.ready.shed_older(now_s - age_s), now_s, is_old=True)
         if lane.ready.count:
             self._turns.alarms.set(lane, max(lane.ready.oldest_s() + age_s, now_s + AGE_STEP_S))
             self._turns.run(lane)
@@ -248,7 +247,7 @@ class Schedule(Generic[PartT]):
         if lane.ready.count > surplus.READY_MIN:
             amount = surplus.excess(lane, self._groups_of(lane), self._bounds, now_s)
             if amount:
-                self._give_back(lane, lane.ready.shed(amount), now_s, is_attempt=False)
+                self._give_back(lane, lane.ready.shed(amount), now_s)
 
     def _give_back(
         self,
@@ -256,13 +255,16 @@ class Schedule(Generic[PartT]):
         given: Iterable[tuple[Stream, PartT, list[int]]],
         now_s: float,
         *,
-        is_attempt: bool,
+        is_attempt: bool = False,
+        is_old: bool = False,
         cause: str = "",
     ) -> None:
         pace_per_s = surplus.pace(lane, self._groups_of(lane))
-        for stream, part, positions in given:
+        for stream, part, positions in list(given):
             self.ready_count -= len(positions)
-            due_in_s = 0.0 if is_attempt else surplus.due_in_s(lane, len(positions), pace_per_s, now_s)
+            due_in_s = 0.0
+            if not is_attempt:
+                due_in_s = surplus.due_in_s(lane, len(positions), pace_per_s, now_s, is_old=is_old)
             self._actions.append(GiveBack(lane, stream, part, positions, due_in_s, is_attempt, cause))
         self._drop_if_empty(lane)
 

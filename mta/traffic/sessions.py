@@ -79,6 +79,7 @@ class Session:
         "id",
         "in_flight",
         "is_closing",
+        "is_dry",
         "is_listed_free",
         "is_over",
         "is_trial",
@@ -105,6 +106,7 @@ class Session:
         self.is_over = False  # its end was reported, but not yet what became of all that it was given
         self.is_trial = False
         self.is_listed_free = False
+        self.is_dry = False  # passed over because its limit has no credits
         self.used = 0  # messages handed to it and not returned unattempted
         self.in_flight = 0
         self.progress = 0  # messages that were attempted
@@ -130,6 +132,19 @@ class Session:
         if room >= left:
             return max(0, left)
         return room if 2 * room >= self.window else 0
+
+    def dry_up(self) -> None:
+        """It is of no use until its limit has credits."""
+        if not self.is_dry:
+            self.is_dry = True
+            self.hop.limit.dry.add(self.id)
+            self.group.usable -= 1
+
+    def refill(self) -> None:
+        if self.is_dry:
+            self.is_dry = False
+            self.hop.limit.dry.discard(self.id)
+            self.group.usable += 1
 
     def begin_measuring(self, now_s: float) -> None:
         """It has something to do from now on: the pace is that of messages, not of idling or the handshake."""
@@ -161,6 +176,7 @@ class Group(Gate):
         "message_s",
         "moved_s",
         "open_s",
+        "proven",
         "rules_version",
         "sessions",
         "site",
@@ -175,7 +191,8 @@ class Group(Gate):
         self.rules_version = -1
         self.free: deque[Session] = deque()  # sessions with room, and some that have lost it since
         self.sessions = 0
-        self.usable = 0  # of them, those that are not closing
+        self.usable = 0  # of them, those that are neither closing nor out of credits
+        self.proven = 0  # of them, those that are not closing and have decided something
         self.message_s = 0.0  # what a message takes on one session, lately; 0: not known yet
         self.open_s = 0.0  # what opening a session takes, lately
         self.moved_s = -math.inf  # when one of its sessions last decided something or was ordered
@@ -192,7 +209,12 @@ class Group(Gate):
 
     def is_moving(self, now_s: float) -> bool:
         """True when whoever waits for its sessions will not wait for long."""
-        return self.sessions > 0 and now_s - self.moved_s < STALL_S
+        return self.sessions > 0 and now_s < self.stalls_s
+
+    @property
+    def stalls_s(self) -> float:
+        """Until when it counts as moving, if nothing moves until then."""
+        return self.moved_s + STALL_S
 
     def wants_session(self, waiting: int) -> bool:
         """True when ``waiting`` recipients would keep its sessions busy for long enough to pay for one more."""

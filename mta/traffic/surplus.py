@@ -19,8 +19,10 @@ READY_MIN = 50
 UNKNOWN_PACE_S = 3.0  # a new lane: nothing is known yet of what its site takes
 PACE_MIN = 1.0  # assumed where nothing is known, messages a second
 DELAY_S_MIN, DELAY_S_MAX = 5.0, 900.0
-# These end at a known time or by somebody's hand; a lane that waits for sessions goes on in a moment.
-_LONG_WAITS = frozenset({WaitReason.RULE_MESSAGES_PER_HOUR, WaitReason.BACKOFF, WaitReason.NO_EGRESS})
+# Who only waits for a session may have many in a moment: its pace so far says little about then.
+BUSY_DELAY_S_MAX = 15.0
+# What waits for sessions goes on in a moment; and a path that fails is soon good again, or patience ends.
+_LONG_WAITS = frozenset({WaitReason.RULE_MESSAGES_PER_HOUR, WaitReason.NO_EGRESS})
 
 
 def excess(lane: Lane[Any], groups: Iterable[Group], bounds: Bounds, now_s: float) -> int:
@@ -47,7 +49,12 @@ def pace(lane: Lane[Any], groups: Iterable[Group]) -> float:
     return sum(limit.quota.limit_per_hour / 3600 / max(1, limit.waiting) for limit in limits if limit.quota)
 
 
-def due_in_s(lane: Lane[Any], count: int, pace_per_s: float, now_s: float) -> float:
-    """When ``count`` more surplus recipients of the lane are due."""
-    lane.surplus_until_s = max(now_s, lane.surplus_until_s) + count / pace_per_s
-    return min(DELAY_S_MAX, max(DELAY_S_MIN, lane.surplus_until_s - now_s))
+def due_in_s(lane: Lane[Any], count: int, pace_per_s: float, now_s: float, *, is_old: bool) -> float:
+    """When ``count`` recipients are due that the lane has just given up: when it will be through with what it keeps
+    and with the surplus before them. Who is ``is_old`` was there before the surplus and goes before it."""
+    begins_s = now_s + lane.ready.count / pace_per_s
+    if not is_old:
+        begins_s = max(begins_s, lane.surplus_until_s)
+        lane.surplus_until_s = begins_s + count / pace_per_s
+    is_long = lane.wait is not None and lane.wait.reason in _LONG_WAITS
+    return min(DELAY_S_MAX if is_long else BUSY_DELAY_S_MAX, max(DELAY_S_MIN, begins_s - now_s))

@@ -19,6 +19,7 @@ class ChildOptions(msgspec.Struct, frozen=True, array_like=True, tag=1):
     node_id: int
     child: int
     journal_dir: str
+    segment_bytes_max: int  # of its journal
     verp_key: bytes
     lease_until_s: float  # CLOCK_MONOTONIC, which all processes of a machine share
 

@@ -28,10 +28,10 @@ async def test_children_are_replaced_after_so_many_messages_without_loss_or_repe
         await node.start()
         born = set(node.child_pids())
         assert len(born) == 2
-        to = addresses(1_500)
+        to = addresses(800)
         delivery = await world.deliver(to)
         await until("both first children are gone", lambda: not born & set(node.child_pids()))
-        assert (await world.wait_for(delivery)).delivered == 1_500
+        assert (await world.wait_for(delivery)).delivered == 800
         assert len(node.said("child is replaced")) >= 2
         await until("two children are there", lambda: len(node.child_pids()) == 2)
         assert node.said("child died") == []
@@ -39,7 +39,7 @@ async def test_children_are_replaced_after_so_many_messages_without_loss_or_repe
         assert world.record().recipients() == dict.fromkeys(to, 1)
         audited = await world.audit(delivery)
         assert audited.is_clean
-        assert await statuses(world, delivery) == {Status.DELIVERED: 1_500}
+        assert await statuses(world, delivery) == {Status.DELIVERED: 800}
 
 
 ROWS: dict[str, object] = {
@@ -66,7 +66,7 @@ async def test_what_cannot_be_mailed_fails_alone_whatever_was_written_into_the_q
     tmp_path: Path, database: Database
 ) -> None:
     async with World(tmp_path, database) as world:
-        node = world.node()
+        node = world.node(children=1)
         await node.start()
         born = node.child_pids()
         content = content_json(subject="Hello {{first}}", text="Dear {{first}}")
@@ -90,11 +90,13 @@ async def test_what_cannot_be_mailed_fails_alone_whatever_was_written_into_the_q
 
 async def test_a_content_that_cannot_be_used_stops_no_other_delivery(tmp_path: Path, database: Database) -> None:
     async with World(tmp_path, database) as world:
-        node = world.node()
+        node = world.node(children=1)
         await node.start()
         born = node.child_pids()
         spoilt = await world.deliver(addresses(10), start=False)
-        await value(world, "UPDATE mta.delivery SET content = '{\"subject\": 1}', retry = '7'::jsonb WHERE id = $1", spoilt)
+        await value(
+            world, "UPDATE mta.delivery SET content = '{\"subject\": 1}', retry = '7'::jsonb WHERE id = $1", spoilt
+        )
         async with database.pool.acquire() as conn:
             await conn.execute(
                 "UPDATE mta.delivery SET state = 'running', started_at = now(), valid_until = now() + validity"
@@ -113,7 +115,7 @@ async def test_a_message_above_the_size_that_a_server_announces_fails_without_be
 ) -> None:
     # It announces a million octets.
     async with World(tmp_path, database) as world, ScriptedServer(load(DIALOGUES / "all_accepted.txt")) as server:
-        node = world.node()
+        node = world.node(children=1)
         node.config.write_text(node.config.read_text().replace(f"port = {world.sink.port}", f"port = {server.port}"))
         await node.start()
         large = await world.deliver(["large@d0.test"], content=content_json(text="0123456 89\n" * 120_000))

@@ -52,7 +52,9 @@ async def test_sources_of_a_pool_share_by_weight_and_each_says_its_own_name(tmp_
         to = addresses(2_000)
         delivery = await world.deliver(to)
         assert (await world.wait_for(delivery)).delivered == 2_000
-        by_source = Counter(message.client for message in world.record().accepted if "@d9." not in message.recipients[0])
+        by_source = Counter(
+            message.client for message in world.record().accepted if "@d9." not in message.recipients[0]
+        )
         assert sum(by_source.values()) == 1_800
         assert 0.65 < by_source["127.0.0.2"] / 1_800 < 0.85
         # Excluded from one source, a domain has the other to itself.
@@ -66,10 +68,12 @@ async def test_sources_of_a_pool_share_by_weight_and_each_says_its_own_name(tmp_
 
 async def test_a_delivery_for_an_unknown_pool_waits_and_the_log_says_why(tmp_path: Path, database: Database) -> None:
     async with World(tmp_path, database) as world:
-        node = world.node()
+        node = world.node(children=1)
         await node.start()
         waiting = await world.deliver(addresses(10), egress_pool="elsewhere")
-        await until("the log says so", lambda: node.said("delivery waits: its egress pool is not configured on this node"))
+        await until(
+            "the log says so", lambda: node.said("delivery waits: its egress pool is not configured on this node")
+        )
         await world.wait_for(await world.deliver(addresses(10)))
         assert (await world.show(waiting)).delivered == 0
         assert await node.stop() == 0

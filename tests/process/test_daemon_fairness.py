@@ -22,51 +22,53 @@ async def test_an_urgent_delivery_passes_a_large_one_at_the_same_site_and_bulk_s
     tmp_path: Path, database: Database
 ) -> None:
     async with World(tmp_path, database, script=SLOW_SITE) as world:
-        node = world.node(rules=FOUR_CONNECTIONS)
+        node = world.node(children=1, rules=FOUR_CONNECTIONS)
         await node.start()
-        bulk = await world.deliver(named("bulk", 2_000))
+        bulk = await world.deliver(named("bulk", 1_500))
         await world.wait_for(bulk, lambda shown: shown.delivered >= 50)
         urgent = await world.deliver(named("urgent", 20), priority=4)
         await world.wait_for(urgent)
-        assert (await world.show(bulk)).delivered < 1_000
+        assert (await world.show(bulk)).delivered < 750
         # A stream of urgent parts, each appended before the one ahead of it is through.
         before = (await world.show(bulk)).delivered
         for _ in range(3):
             await world.wait_for(await world.deliver(named("stream", 100), priority=4), lambda shown: shown.delivered)
         during = (await world.show(bulk)).delivered
-        assert before < during < 1_500
+        assert before < during < 1_250
         async with database.pool.acquire() as conn:
             await deliveries.cancel(conn, bulk)
 
 
 async def test_two_large_deliveries_of_one_priority_share_a_site(tmp_path: Path, database: Database) -> None:
     async with World(tmp_path, database, script=SLOW_SITE) as world:
-        node = world.node(rules=FOUR_CONNECTIONS)
+        node = world.node(children=1, rules=FOUR_CONNECTIONS)
         await node.start()
-        first = await world.deliver(named("first", 500), start=False)
-        second = await world.deliver(named("second", 500), start=False)
+        first = await world.deliver(named("first", 250), start=False)
+        second = await world.deliver(named("second", 250), start=False)
         await start_together(database)
         await world.wait_for(first)
         await world.wait_for(second)
         accepted = world.record().accepted
         # When the first of them was through, the other was nearly.
-        assert min(last_of("first", accepted), last_of("second", accepted)) > 900
+        assert min(last_of("first", accepted), last_of("second", accepted)) > 440
 
 
 async def test_weights_hold_also_when_memory_has_room_for_only_a_part_of_each(
     tmp_path: Path, database: Database
 ) -> None:
     async with World(tmp_path, database, script=SLOW_SITE.replace("10", "2")) as world:
-        node = world.node(rules=FOUR_CONNECTIONS, ready_recipients_max=400, ready_per_site_max=400, claim_parts_max=1)
+        node = world.node(
+            children=1, rules=FOUR_CONNECTIONS, ready_recipients_max=400, ready_per_site_max=400, claim_parts_max=1
+        )
         await node.start()
-        light = await world.deliver(named("light", 1_200), start=False, weight=1, part_recipients=64)
-        heavy = await world.deliver(named("heavy", 900), start=False, weight=3, part_recipients=64)
+        light = await world.deliver(named("light", 800), start=False, weight=1, part_recipients=64)
+        heavy = await world.deliver(named("heavy", 600), start=False, weight=3, part_recipients=64)
         await start_together(database)
         await world.wait_for(heavy)
         await world.wait_for(light)
         accepted = world.record().accepted
         until_heavy_ended = last_of("heavy", accepted) + 1
-        assert 250 < until_heavy_ended - 900 < 400  # three to one: 300
+        assert 150 < until_heavy_ended - 600 < 280  # three to one: 200
 
 
 async def start_together(database: Database) -> None:

@@ -29,7 +29,7 @@ async def test_what_dns_says_of_a_domain_decides_what_becomes_of_its_recipients(
     tmp_path: Path, database: Database
 ) -> None:
     async with World(tmp_path, database, zones=ZONES) as world:
-        node = world.node()
+        node = world.node(children=1)
         await node.start()
         sent = ["good.test", "alias.test", "implicit.test"]
         # "[10.0.0.1]" is an address literal: no name has to be looked up to get inside.
@@ -49,7 +49,7 @@ async def test_what_dns_says_of_a_domain_decides_what_becomes_of_its_recipients(
 
 async def test_loopback_is_refused_unless_the_configuration_allows_it(tmp_path: Path, database: Database) -> None:
     async with World(tmp_path, database, zones=ZONES) as world:
-        node = world.node()
+        node = world.node(children=1)
         node.config.write_text(node.config.read_text().replace('allow_networks = ["127.0.0.0/8"]', ""))
         await node.start()
         delivery = await world.deliver(["ann@good.test"])
@@ -64,7 +64,7 @@ async def test_a_dead_first_host_costs_no_attempt_and_a_dead_site_holds_up_no_ot
     tmp_path: Path, database: Database
 ) -> None:
     async with World(tmp_path, database, zones=ZONES) as world:
-        node = world.node()
+        node = world.node(children=1)
         await node.start()
         lost = await world.deliver([f"u{number}@lost.test" for number in range(50)])
         delivery = await world.deliver([f"u{number}@second.test" for number in range(50)])

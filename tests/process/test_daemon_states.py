@@ -37,21 +37,21 @@ async def test_a_pause_begins_nothing_more_and_resume_sends_exactly_the_rest(
     async with World(tmp_path, database, script=SLOW_SCRIPT) as world:
         node = world.node(rules=TWO_CONNECTIONS)
         await node.start()
-        delivery = await world.deliver(slow(200))
+        delivery = await world.deliver(slow(140))
         await world.wait_for(delivery, lambda shown: shown.delivered >= 20)
         async with database.pool.acquire() as conn:
             await deliveries.pause(conn, delivery)
         await all_back_in_the_queue(world)
         paused_at = accepted_for(world, "slow")
-        assert 20 <= paused_at < 190
+        assert 20 <= paused_at < 130
         assert (await world.show(delivery)).delivered == paused_at
         # While it is paused others are sent, and nothing of it.
         await world.wait_for(await world.deliver(addresses(50)))
         assert accepted_for(world, "slow") == paused_at
         async with database.pool.acquire() as conn:
             await deliveries.resume(conn, delivery)
-        assert (await world.wait_for(delivery)).delivered == 200
-        assert world.record().recipients() == dict.fromkeys(slow(200) + addresses(50), 1)
+        assert (await world.wait_for(delivery)).delivered == 140
+        assert world.record().recipients() == dict.fromkeys(slow(140) + addresses(50), 1)
         assert await node.stop() == 0
         assert (await world.audit(delivery)).is_clean
 
@@ -62,7 +62,7 @@ async def test_a_cancelled_delivery_begins_nothing_more_and_accounts_for_the_res
     async with World(tmp_path, database, script=SLOW_SCRIPT) as world:
         node = world.node(rules=TWO_CONNECTIONS)
         await node.start()
-        delivery = await world.deliver(slow(200))
+        delivery = await world.deliver(slow(140))
         # Never started, or not due yet: they too have an account to close.
         never_started = await world.deliver(addresses(5), start=False)
         scheduled = await world.deliver(addresses(5), starts_at=in_seconds(3600))
@@ -72,8 +72,8 @@ async def test_a_cancelled_delivery_begins_nothing_more_and_accounts_for_the_res
                 await deliveries.cancel(conn, one)
         shown = await world.wait_for(delivery, lambda shown: shown.ended_at is not None)
         assert shown.state == "cancelled"
-        assert shown.delivered + shown.cancelled == 200
-        assert shown.delivered == accepted_for(world, "slow") < 190
+        assert shown.delivered + shown.cancelled == 140
+        assert shown.delivered == accepted_for(world, "slow") < 130
         assert await statuses(world, delivery) == {
             Status.DELIVERED: shown.delivered,
             Status.CANCELLED: shown.cancelled,
@@ -91,7 +91,7 @@ async def test_a_scheduled_delivery_waits_for_its_time(tmp_path: Path, database:
     async with World(tmp_path, database) as world:
         node = world.node()
         await node.start()
-        starts_at = in_seconds(2)
+        starts_at = in_seconds(1.5)
         scheduled = await world.deliver([f"later{address}" for address in addresses(20)], starts_at=starts_at)
         await world.wait_for(await world.deliver(addresses(20)))
         assert (await world.show(scheduled)).state == "running"

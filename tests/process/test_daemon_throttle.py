@@ -35,22 +35,21 @@ ON_TRICKLE = "site IS NOT NULL AND owner IS NULL AND due_at > now()"
 async def test_surplus_of_a_throttled_site_returns_to_the_queue_while_others_finish_within_the_memory_bound(
     tmp_path: Path, database: Database
 ) -> None:
-    script = '[[rule]]\nstep = "dot"\ndelay_ms = 8\n'  # a thousand a second at most, so that the queue's count is fresh
-    async with World(tmp_path, database, ZONES, sink_addresses=("127.0.0.1", TRICKLE), script=script) as world:
+    async with World(tmp_path, database, ZONES, sink_addresses=("127.0.0.1", TRICKLE)) as world:
         node = world.node(rules=RULES, ready_recipients_max=1_000, ready_per_site_max=200)
         await node.start()
-        to = [f"u{n}@d{n % 7}.{'slow' if n % 2 else 'fast'}.test" for n in range(4_000)]
+        to = [f"u{n}@d{n % 7}.{'slow' if n % 2 else 'fast'}.test" for n in range(6_000)]
         delivery = await world.deliver(to)
         most = 0
 
         async def others_are_through() -> bool:
             nonlocal most
             most = max(most, await leased(world))
-            return (await world.show(delivery)).delivered >= 2_000 + 100
+            return (await world.show(delivery)).delivered >= 3_000 + 100
 
         await queue_says("the other half is delivered, and a slice of the slow one", others_are_through)
-        # A claim takes a part at least, and what was delivered just now is not on record yet.
-        assert 0 < most <= 1_000 + 256 + 250
+        # A claim takes a part at least; and the queue's count also holds what was settled but is not on record yet.
+        assert 0 < most <= 2 * (1_000 + 256)
 
         async def only_what_can_go_soon_is_in_memory() -> bool:
             return await leased(world) <= 100
@@ -59,22 +58,22 @@ async def test_surplus_of_a_throttled_site_returns_to_the_queue_while_others_fin
         sites = await value(world, f"SELECT array_agg(DISTINCT site) FROM mta.delivery_part WHERE {ON_TRICKLE}")
         assert sites == ["mx-slow.test"]
         waiting = await value(world, f"SELECT sum(count)::bigint FROM mta.delivery_part WHERE {ON_TRICKLE}")
-        assert 1_700 <= waiting <= 1_900
+        assert 2_700 <= waiting <= 2_900
         by_host = world.record().max_in_window_by(300, "local")
-        assert by_host == {"127.0.0.1": 2_000, TRICKLE: 100}
+        assert by_host == {"127.0.0.1": 3_000, TRICKLE: 100}
         # Nothing of that counts as an attempt.
         assert (await world.show(delivery)).deferrals == 0
         assert await node.stop() == 0
         audited = await world.audit(delivery)
         assert audited.is_clean
-        assert (audited.final, audited.open, audited.leased) == (2_100, 1_900, 0)
+        assert (audited.final, audited.open, audited.leased) == (3_100, 2_900, 0)
 
 
 async def test_a_reload_that_lowers_a_quota_holds_at_once_and_remembers_what_was_used(
     tmp_path: Path, database: Database
 ) -> None:
     async with World(tmp_path, database, ZONES, sink_addresses=("127.0.0.1", TRICKLE)) as world:
-        node = world.node(rules=RULES.replace("1200", "12000"))
+        node = world.node(children=1, rules=RULES.replace("1200", "12000"))
         await node.start()
         first = await world.deliver([f"a{n}@d.slow.test" for n in range(70)])
         assert (await world.wait_for(first)).delivered == 70

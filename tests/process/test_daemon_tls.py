@@ -23,7 +23,7 @@ async def test_a_rule_decides_whether_mail_goes_encrypted_in_clear_or_not_at_all
     tmp_path: Path, database: Database, offers_tls: bool
 ) -> None:
     async with World(tmp_path, database, ZONES, sink_addresses=list(ADDRESS.values()), tls=offers_tls) as world:
-        node = world.node(rules=RULES)
+        node = world.node(rules=RULES, children=1)
         await node.start()
         ids = {policy: await world.deliver([f"u{n}@{policy}.test" for n in range(5)]) for policy in POLICIES}
         for policy in POLICIES if offers_tls else POLICIES[1:]:

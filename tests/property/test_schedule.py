@@ -6,11 +6,8 @@ recipient is in one place, and that no lane sleeps while it could go; here the s
 
 from __future__ import annotations
 
-import random
-from collections import Counter
 from collections.abc import Callable
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -7,6 +7,7 @@ import pytest
 
 from mta.message import Content, check_content, load_content
 from mta.model.errors import BadInput
+from mta.model.limits import CONTENT_BYTES_MAX
 
 
 def content(**changes: Any) -> Content:
@@ -175,7 +176,7 @@ def test_json_loads_as_written() -> None:
         (b'{"sender":"a@b.c","subject":"x","text":"y","headers":{"X":"1","X":"2"}}', "delivery.json", "'X' twice"),
         (b'{"sender":"a@b.c","subject":"x\\r\\n","text":"y"}', "delivery.json.subject", "a carriage return"),
         (b'{"sender":"a@b.c","subject":"x","headers":' + b"[" * 100_000, "delivery.json.headers", "Expected `object`"),
-        (b" " * (5 * 1024 * 1024 + 1), "delivery.json", "bytes"),
+        (b" " * (CONTENT_BYTES_MAX + 1), "delivery.json", "bytes"),
     ],
 )
 def test_json_that_cannot_be_used_is_refused_with_its_place(text: bytes, where: str, what: str) -> None:

@@ -41,7 +41,9 @@ async def a_node(conn: asyncpg.Connection, name: str = "one") -> NodeRun:
 
 async def set_due(conn: asyncpg.Connection, delivery_id: int, due: dict[int, str]) -> None:
     """``due_at`` of parts by their place in the order of appending, as an interval from now."""
-    ids = [row["id"] for row in await conn.fetch("SELECT id FROM mta.delivery_part WHERE delivery_id = $1", delivery_id)]
+    ids = [
+        row["id"] for row in await conn.fetch("SELECT id FROM mta.delivery_part WHERE delivery_id = $1", delivery_id)
+    ]
     for place, interval in due.items():
         query = "UPDATE mta.delivery_part SET due_at = now() + $2::text::interval WHERE id = $1"
         await conn.execute(query, sorted(ids)[place], interval)
@@ -59,13 +61,17 @@ async def test_a_claim_takes_what_is_due_earliest_first_and_leaves_what_is_held_
     await running(conn, parts=3)  # somebody else's
     node, other = await a_node(conn), await a_node(conn, "two")
     await set_due(conn, made, {0: "-1 minute", 1: "-3 minutes", 2: "1 hour", 3: "-2 minutes", 4: "-4 minutes"})
-    await conn.execute("UPDATE mta.delivery_part SET held = true WHERE recipients LIKE '%u4@%' AND delivery_id = $1", made)
+    await conn.execute(
+        "UPDATE mta.delivery_part SET held = true WHERE recipients LIKE '%u4@%' AND delivery_id = $1", made
+    )
     assert places(await claim.claim(conn, other.id, made, 1)) == [1]
     taken = await claim.claim(conn, node.id, made, 10)
     assert sorted(places(taken)) == [0, 3, 5]
     assert await claim.claim(conn, node.id, made, 10) == []
     assert sorted(places(await claim.claim(conn, node.id, made, 10, also_not_due=True))) == [2]
-    owned = await conn.fetch("SELECT owner, count(*) AS n FROM mta.delivery_part WHERE delivery_id = $1 GROUP BY 1", made)
+    owned = await conn.fetch(
+        "SELECT owner, count(*) AS n FROM mta.delivery_part WHERE delivery_id = $1 GROUP BY 1", made
+    )
     assert {row["owner"]: row["n"] for row in owned} == {None: 1, node.id: 4, other.id: 1}
 
 
@@ -141,7 +147,13 @@ async def test_a_delivery_ends_when_it_is_sealed_and_empty_and_at_its_limit_when
     assert await claim.finish_ended_deliveries(conn) == []
     shown = {one.id: one for one in await deliveries.list_deliveries(conn)}
     states = {one: str(shown[one].state) for one in shown}
-    assert states == {open_end: "running", sealed: "finished", busy: "running", over: "finished", cancelled: "cancelled"}
+    assert states == {
+        open_end: "running",
+        sealed: "finished",
+        busy: "running",
+        over: "finished",
+        cancelled: "cancelled",
+    }
     assert shown[over].ended_at == shown[over].valid_until
     assert shown[cancelled].ended_at is not None
 

@@ -50,7 +50,8 @@ class Leased:
         """Something of everything: a part that ends, one that goes on and one that is given back."""
         ends, goes_on, back = self.parts
         settlement = Settlement(
-            lines=[self.line(0, n) for n in range(3)] + [self.line(1, 0, Status.DEFERRED), self.line(1, 1, Status.IN_DOUBT)],
+            lines=[self.line(0, n) for n in range(3)]
+            + [self.line(1, 0, Status.DEFERRED), self.line(1, 1, Status.IN_DOUBT)],
             settled={goes_on.id: [0, 1]},
             finished=[ends.id],
             released=[back.id],
@@ -59,7 +60,9 @@ class Leased:
                 msgspec.structs.replace(self.later(goes_on, 1, due_in_s=0.0), held=True, site=None),
             ],
             doubts=[
-                Doubt(self.delivery, goes_on.number(1), goes_on.id, 1, "u11@example.com", "mx", "192.0.2.1", "hold", "cut")
+                Doubt(
+                    self.delivery, goes_on.number(1), goes_on.id, 1, "u11@example.com", "mx", "192.0.2.1", "hold", "cut"
+                )
             ],
             credits={("rule|1", 100): 4, ("rule|2", 100): 1},
         )
@@ -79,7 +82,7 @@ class Leased:
         """All that a settlement can change."""
         found = {}
         for table in TABLES:
-            rows = await self.conn.fetch(f"SELECT * FROM mta.{table} ORDER BY {table}::text")  # noqa: S608
+            rows = await self.conn.fetch(f"SELECT * FROM mta.{table} ORDER BY {table}::text")
             found[table] = [dict(row) for row in rows]
         return found
 
@@ -103,7 +106,9 @@ async def test_a_settlement_records_lines_parts_counters_doubts_and_credits_toge
         (False, "mx.example.com", 1, [goes_on.number(0)]),
         (True, None, 1, [goes_on.number(1)]),
     ]
-    due = await leased.conn.fetchval("SELECT due_at - now() FROM mta.delivery_part WHERE numbers IS NOT NULL AND NOT held")
+    due = await leased.conn.fetchval(
+        "SELECT due_at - now() FROM mta.delivery_part WHERE numbers IS NOT NULL AND NOT held"
+    )
     assert 590 < due.total_seconds() <= 600
     assert [(row["number"], row["cause"]) for row in books["in_doubt"]] == [(goes_on.number(1), "cut")]
     shown = await deliveries.show(leased.conn, leased.delivery)

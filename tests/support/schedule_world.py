@@ -30,7 +30,7 @@ from mta.traffic.schedule import Schedule
 from mta.traffic.sessions import Session
 
 START_S = 5_000.0
-UNIX_OFFSET_S = 1_800_000_000.0
+UNIX_OFFSET_S = 1_800_000_000.123456
 REPORT_DELAY_S = 0.005
 
 
@@ -260,7 +260,8 @@ class World:
         self.schedule.put(lane, stream, part.weight, Run(part, numbers), self.now_s, at_front=at_front)
 
     def _pump(self) -> None:
-        while True:
+        for turn in count():
+            assert turn < 10_000, "something is due for ever"
             for action in self.schedule.hand_out(self.now_s):
                 if isinstance(action, OpenSession):
                     self._open(action.session)
@@ -410,9 +411,7 @@ class World:
         for key, _ in self._limits_of(session):
             self.open_now[key] -= 1
 
-    def _tell(
-        self, child: Child, action: HandOut[Part], part: Part, attempted: list[int], returned: list[int]
-    ) -> None:
+    def _tell(self, child: Child, action: HandOut[Part], part: Part, attempted: list[int], returned: list[int]) -> None:
         child.reports.append((action, part, attempted, returned))
         if not child.is_reporting:
             child.is_reporting = True
@@ -464,6 +463,8 @@ class World:
             if any(session.in_flight and not session.is_closing for session in sessions):
                 continue  # one more might not pay; the next report decides
             for hop in group.hops:
+                if set(hop.rooms) & set(lane.gates) and hop.limit.credits(self.now_s) <= 0:
+                    break  # full when it was looked at; that the path has failed since opens nothing at once
                 if not hop.path.is_open(self.now_s):
                     continue
                 if hop.limit.credits(self.now_s) > 0 and all(room.has_room for room in hop.rooms):

@@ -1,0 +1,131 @@
+"""Processes that stop for a while and come back: what was taken from them is not theirs any more."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from mta.model.outcome import InDoubtPolicy
+from tests.support.formula import hold_formula
+from tests.support.node import World, addresses, until
+from tests.support.postgres import Database
+from tests.support.server import own_server
+
+LEASE_S = 2.0
+RECIPIENTS = 3_000
+SLOW_SINK = """
+[[rule]]
+step = "dot"
+delay_ms = 20
+"""
+FEW_CONNECTIONS = """
+[[rule]]
+name = "everything"
+mx = "*"
+scope = "shared"
+connections_max = 20
+"""
+QUICK_RETRY = '{"first_count":20,"first_period_s":1,"then_period_s":1}'
+
+
+@pytest.mark.parametrize("policy", InDoubtPolicy)
+async def test_a_node_that_was_stopped_beyond_its_lease_sends_nothing_that_was_taken_over(
+    tmp_path: Path, database: Database, policy: InDoubtPolicy
+) -> None:
+    async with World(tmp_path, database, script=SLOW_SINK) as world:
+        keys = {"lease_s": LEASE_S, "take_over_after_s": 0.5, "ready_per_site_max": RECIPIENTS}
+        one, two = (world.node(name, rules=FEW_CONNECTIONS, **keys) for name in ("one", "two"))
+        await one.start()
+        everyone = addresses(RECIPIENTS)
+        delivery = await world.deliver(everyone, in_doubt_policy=policy, retry=QUICK_RETRY)
+        await world.wait_for(delivery, lambda d: d.delivered > 100)
+        assert one.process is not None
+        family = [one.process.pid, *one.child_pids()]
+        for pid in family:
+            os.kill(pid, signal.SIGSTOP)
+        await two.start()
+        await until("node one is taken over", lambda: two.said("a dead node was taken over"))
+        (said,) = two.said("a dead node was taken over")
+        before = await world.show(delivery)
+        assert before.in_doubt == said["in_doubt"] > 0
+        assert before.delivered + before.in_doubt == RECIPIENTS, "all that it had is named"
+        for pid in family:
+            os.kill(pid, signal.SIGCONT)
+        assert await asyncio.wait_for(one.process.wait(), 20) == 3
+        assert one.said("this run was declared dead by another node")
+        shown = await world.wait_for(delivery, lambda d: d.waiting == d.held)
+        seen = await hold_formula(world, delivery, everyone)
+        if policy is InDoubtPolicy.HOLD:
+            assert not seen.twice
+            assert shown.held == said["in_doubt"]
+        else:
+            assert shown.delivered == RECIPIENTS
+        await one.start()  # it may come back, and has nothing to tell
+        assert await one.stop() == 0
+        assert not list((one.directory / "journal").glob("*.journal"))
+        assert await two.stop() == 0
+
+
+async def test_a_child_that_is_silent_for_too_long_is_killed_and_its_work_goes_on(
+    tmp_path: Path, database: Database
+) -> None:
+    async with World(tmp_path, database, script=SLOW_SINK) as world:
+        node = world.node(rules=FEW_CONNECTIONS, settings="silence_s = 2.0")
+        await node.start()
+        everyone = addresses(RECIPIENTS)
+        delivery = await world.deliver(everyone, retry=QUICK_RETRY)
+        await world.wait_for(delivery, lambda d: d.delivered > 100)
+        stopped = node.child_pids()[0]
+        os.kill(stopped, signal.SIGSTOP)
+        await until("the silent child is killed", lambda: node.said("child is silent and is killed"))
+        shown = await world.wait_for(delivery)
+        seen = await hold_formula(world, delivery, everyone)
+        assert shown.delivered == RECIPIENTS
+        assert seen.doubts.total() <= 20
+        with pytest.raises(ProcessLookupError):
+            os.kill(stopped, 0)
+        assert await node.stop() == 0
+
+
+async def test_a_master_that_was_stopped_does_not_take_its_children_for_silent(
+    tmp_path: Path, database: Database
+) -> None:
+    async with World(tmp_path, database, script=SLOW_SINK) as world:
+        node = world.node(rules=FEW_CONNECTIONS, settings="silence_s = 2.0", lease_s=60.0)
+        await node.start()
+        everyone = addresses(RECIPIENTS)
+        delivery = await world.deliver(everyone)
+        await world.wait_for(delivery, lambda d: d.delivered > 100)
+        node.signal(signal.SIGSTOP)
+        await asyncio.sleep(3.5)  # longer than a child may be silent
+        node.signal(signal.SIGCONT)
+        shown = await world.wait_for(delivery)
+        assert (shown.delivered, shown.in_doubt) == (RECIPIENTS, 0)
+        assert not node.said("child is silent and is killed")
+
+
+async def test_while_the_database_is_away_the_daemon_waits_says_so_and_goes_on(tmp_path: Path) -> None:
+    async with own_server() as (server, database), World(tmp_path, database, script=SLOW_SINK) as world:
+        node = world.node(rules=FEW_CONNECTIONS, lease_s=LEASE_S)
+        await node.start()
+        everyone = addresses(RECIPIENTS)
+        delivery = await world.deliver(everyone)
+        await world.wait_for(delivery, lambda d: d.delivered > 100)
+        await asyncio.to_thread(server.stop)
+        await until("it says so", lambda: node.said("outcomes cannot be recorded, waiting for the database"))
+        await until("its lease ends", lambda: any(e["held_by"] == "lease" for e in node.said("sending")))
+        at_lease_end = world.record().recipients().total()
+        await asyncio.sleep(1.0)
+        # What was begun before may still arrive; nothing is begun.
+        assert world.record().recipients().total() <= at_lease_end + 20
+        await asyncio.to_thread(server.start)
+        shown = await world.wait_for(delivery)
+        seen = await hold_formula(world, delivery, everyone)
+        assert (shown.delivered, shown.in_doubt) == (RECIPIENTS, 0)
+        assert not seen.twice
+        assert node.said("database is back")
+        assert await node.stop() == 0

@@ -1,0 +1,625 @@
+"""The schedule in named situations, in a modelled world (`tests.support.schedule_world`)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import pairwise
+from typing import cast
+
+import pytest
+
+from mta.model.egress import EgressPool
+from mta.model.site import Site
+from mta.model.waiting import WaitReason
+from mta.traffic.actions import Bounds
+from mta.traffic.quota import BUCKET_S
+from mta.traffic.rules import Rule, RuleSet, Scope
+from tests.support.schedule_world import START_S, UNIX_OFFSET_S, World, egress, site
+
+A = site((10, "mx.a.test", ["192.0.2.1"]))
+B = site((10, "mx.b.test", ["192.0.2.2"]))
+
+
+def both(rule: Rule, **keys: object) -> World:
+    """A world of two sites of one address each, and one rule."""
+    return World([rule], sites={"a.test": A, "b.test": B}, **keys)  # type: ignore[arg-type]
+
+
+def finish(world: World, within_s: float = 3_600) -> None:
+    world.run(within_s, until=lambda: set(world.states()) <= {"done"})
+    world.check_all_done()
+
+
+# --- rules ----------------------------------------------------------------------------------------
+
+
+def test_the_first_rule_whose_mask_fits_the_host_holds() -> None:
+    narrow, wide = Rule("narrow", "*.a.test", connections_max=2), Rule("wide", "*.test", connections_max=5)
+    for rules, expected in (([narrow, wide], 2), ([wide, narrow], 5)):
+        world = World(rules, sites={"a.test": A})
+        world.put("a.test", 500)
+        finish(world)
+        assert max(world.open_max.values()) == expected
+
+
+def test_an_egress_outside_the_range_takes_the_next_rule() -> None:
+    rules = [
+        Rule("first", "*", egress_ids=((1, 1),), messages_per_connection_max=3),
+        Rule("rest", "*", messages_per_connection_max=7),
+    ]
+    world = World(rules, sites={"a.test": A}, pools=[EgressPool("main", (egress(1), egress(2)))])
+    world.put("a.test", 300)
+    finish(world)
+    per_session = Counter((sent.egress.id, sent.session) for sent in world.sent)
+    assert max(times for (number, _), times in per_session.items() if number == 1) == 3
+    assert max(times for (number, _), times in per_session.items() if number == 2) == 7
+
+
+@pytest.mark.parametrize(
+    ("scope", "expected"), [(Scope.PATH, [3, 3, 3, 3]), (Scope.EGRESS, [3, 3]), (Scope.SHARED, [3])]
+)
+def test_connections_are_counted_in_the_scope_of_the_rule(scope: Scope, expected: list[int]) -> None:
+    pools = [EgressPool("main", (egress(1), egress(2)))]
+    world = both(Rule("r", "*", scope=scope, connections_max=3), pools=pools)
+    world.put("a.test", 400)
+    world.put("b.test", 400)
+    finish(world)
+    assert sorted(most for key, most in world.open_max.items() if key.startswith("limit")) == expected
+
+
+def test_connections_to_one_address_are_bounded_apart_from_their_total() -> None:
+    hosts = site((10, "mx.a.test", ["192.0.2.1", "192.0.2.3", "192.0.2.5"]))
+    world = World([Rule("r", "*", connections_max=8, connections_per_path_max=3)], sites={"a.test": hosts})
+    world.put("a.test", 800)
+    finish(world)
+    assert world.open_max["limit r|1"] == 8
+    assert max(most for key, most in world.open_max.items() if key.startswith("path")) == 3
+
+
+# --- hosts ----------------------------------------------------------------------------------------
+
+
+def test_equals_share_the_load_and_less_preferred_hosts_are_not_used() -> None:
+    hosts = site(
+        (10, "mx1.a.test", ["192.0.2.1"]), (10, "mx2.a.test", ["192.0.2.2"]), (20, "mx3.a.test", ["192.0.2.3"])
+    )
+    world = World([Rule("r", "*", connections_max=4)], sites={"a.test": hosts})
+    world.put("a.test", 1_000)
+    finish(world)
+    counts = world.sent_by(lambda sent: sent.peer)
+    assert set(counts) == {"192.0.2.1", "192.0.2.2"}
+    assert min(counts.values()) > 400
+
+
+def test_a_full_host_does_not_spill_to_the_less_preferred_one_but_a_failing_one_does() -> None:
+    hosts = site((10, "mx1.a.test", ["192.0.2.1"]), (20, "mx2.a.test", ["192.0.2.2"]))
+    rules = [Rule("r", "*", scope=Scope.PATH, connections_max=1)]
+    world = World(rules, sites={"a.test": hosts})
+    world.put("a.test", 200)
+    finish(world)
+    assert world.sent_by(lambda sent: sent.peer) == {"192.0.2.1": 200}
+
+    world = World(rules, sites={"a.test": hosts})
+    world.servers["192.0.2.1"].is_down = True
+    world.put("a.test", 200)
+    finish(world)
+    assert world.sent_by(lambda sent: sent.peer) == {"192.0.2.2": 200}
+    assert world.now_s < START_S + 10, "nobody waits for a dead host while another is alive"
+
+
+def test_a_recovered_host_gets_its_mail_back_from_the_less_preferred_one() -> None:
+    hosts = site((10, "mx1.a.test", ["192.0.2.1"]), (20, "mx2.a.test", ["192.0.2.2"]))
+    world = World([Rule("r", "*", connections_max=3)], sites={"a.test": hosts})
+    world.servers["192.0.2.1"].is_down = True
+    for _ in range(400):
+        world.put("a.test", 20)
+        world.run(0.5)
+        if world.now_s > START_S + 20:
+            world.servers["192.0.2.1"].is_down = False
+    finish(world)
+    late = [sent.peer for sent in world.sent if sent.at_s > START_S + 120]
+    assert late
+    assert set(late) == {"192.0.2.1"}
+
+
+def test_attempts_on_a_dead_path_thin_out_one_at_a_time_while_the_other_egress_goes_on() -> None:
+    world = World(
+        [Rule("r", "*", connections_max=5)],
+        sites={"a.test": A},
+        pools=[EgressPool("main", (egress(1), egress(2)))],
+        bounds=Bounds(patience_s=1_000),
+    )
+    refused: list[float] = []
+    world.servers["192.0.2.1"].message_s = 0.08
+    real_opened = world._opened
+
+    def only_the_second(child: object, connection: object) -> None:
+        if connection.session.group.egress.id == 1 and not connection.is_over:  # type: ignore[attr-defined]
+            refused.append(world.now_s)
+            world._lost(child, connection, "CONNECT: refused", is_begun=False)  # type: ignore[arg-type]
+        else:
+            real_opened(child, connection)  # type: ignore[arg-type]
+
+    world._opened = only_the_second  # type: ignore[method-assign, assignment]
+    world.put("a.test", 6_000)
+    finish(world)
+    crowd = [at_s for at_s in refused if at_s < refused[0] + 1]
+    later = [crowd[-1], *refused[len(crowd) :]]
+    assert len(crowd) == 5
+    gaps = [after - before for before, after in pairwise(later)]
+    # Its turn comes round every second.
+    assert all(least < gap < least + 3 for gap, least in zip(gaps, (4, 8, 16, 32), strict=True))
+    assert world.sent_by(lambda sent: sent.egress.id) == {2: 6_000}
+    assert world.now_s < START_S + 110
+
+
+def test_a_dead_site_gives_its_recipients_back_as_attempts_when_patience_ends() -> None:
+    world = World(sites={"a.test": A}, bounds=Bounds(patience_s=30.0), comes_back=False)
+    world.servers["192.0.2.1"].is_down = True
+    world.put("a.test", 500)
+    world.run(60)
+    assert world.states() == {"deferred": 500}
+    assert all(action.is_attempt and "refused" in action.cause for _, action in world.given_back)
+    assert min(at_s for at_s, _ in world.given_back) > START_S + 10
+    assert max(at_s for at_s, _ in world.given_back) < START_S + 35
+    assert len(world.opened) < 20
+
+
+def test_after_a_failure_one_session_tries_before_the_crowd_follows() -> None:
+    world = World([Rule("r", "*", connections_max=20)], sites={"a.test": A}, bounds=Bounds(patience_s=1_000))
+    server = world.servers["192.0.2.1"]
+    server.is_down, server.message_s = True, 0.5
+    world.put("a.test", 1_000)
+    world.run(2.0)
+    first_crowd = len(world.opened)
+    world.run(15.0)
+    assert len(world.opened) <= first_crowd + 2
+    server.is_down = False
+    finish(world)
+    assert world.open_max["limit r|1"] == 20
+
+
+def test_a_server_that_takes_fewer_connections_than_the_rule_allows_is_used_to_the_full() -> None:
+    world = World([Rule("r", "*", connections_max=20)], sites={"a.test": A})
+    world.servers["192.0.2.1"].connections_max = 4
+    world.put("a.test", 2_000)
+    finish(world, 60)
+    assert not any(action.is_attempt for _, action in world.given_back)
+
+
+# --- shared resources -----------------------------------------------------------------------------
+
+
+def test_an_idle_session_of_another_site_is_closed_for_a_shared_limit() -> None:
+    world = both(Rule("r", "*", scope=Scope.SHARED, connections_max=1))
+    world.put("a.test", 3)
+    world.run(5)
+    assert world.schedule.sessions_count == 1
+    world.put("b.test", 3)
+    finish(world, 5)
+
+
+def test_a_busy_session_yields_to_a_site_that_has_none() -> None:
+    world = both(Rule("r", "*", scope=Scope.SHARED, connections_max=2))
+    world.put("a.test", 4_000)
+    world.run(1)
+    world.put("b.test", 4_000)
+    world.run(60)
+    counts = world.sent_by(lambda sent: sent.peer)
+    assert min(counts["192.0.2.1"], counts["192.0.2.2"]) > 1_000
+    finish(world)
+
+
+def test_more_sites_than_sessions_all_have_their_turn() -> None:
+    sites = {f"d{i}.test": site((10, f"mx{i}.test", [f"192.0.2.{i}"])) for i in range(1, 41)}
+    world = World(sites=sites, children=2, bounds=Bounds(sessions_per_child_max=3))
+    for domain in sites:
+        world.put(domain, 30)
+    finish(world, 120)
+    assert max(Counter(session.child for _, session in world.opened).values()) >= 15
+
+
+def test_weights_hold_for_messages_when_all_egresses_are_busy() -> None:
+    pool = EgressPool("main", (egress(1, 5), egress(2, 5), egress(3, 1)))
+    world = World([Rule("r", "*", connections_max=3)], sites={"a.test": A}, pools=[pool])
+    world.put("a.test", 11_000)
+    world.run(until=lambda: len(world.sent) >= 10_000)
+    share = {number: times / len(world.sent) for number, times in world.sent_by(lambda sent: sent.egress.id).items()}
+    assert share[1] == pytest.approx(0.455, abs=0.03)
+    assert share[2] == pytest.approx(0.455, abs=0.03)
+    assert share[3] == pytest.approx(0.09, abs=0.03)
+
+
+def test_where_an_egress_is_excluded_the_others_take_over_in_proportion() -> None:
+    pool = EgressPool("main", (egress(1, 5), egress(2, 5, exclude_domains=("a.test",)), egress(3, 1)))
+    world = World([Rule("r", "*", connections_max=3)], sites={"a.test": A}, pools=[pool])
+    world.put("a.test", 6_000)
+    finish(world)
+    counts = world.sent_by(lambda sent: sent.egress.id)
+    assert counts[2] == 0
+    assert counts[1] / 6_000 == pytest.approx(5 / 6, abs=0.03)
+
+
+def test_an_egress_whose_sessions_are_stuck_does_not_hold_up_the_others() -> None:
+    pool = EgressPool("main", (egress(1), egress(2)))
+    rules = [Rule("stuck", "*", egress_ids=((1, 1),), connections_max=2), Rule("good", "*", connections_max=2)]
+    hosts = site((10, "mx.a.test", ["192.0.2.1", "2001:db8::1"]))
+    pool = EgressPool("main", (egress(1, source_ipv4="192.0.2.101"), egress(2, source_ipv6="2001:db8::101")))
+    world = World(rules, sites={"a.test": hosts}, pools=[pool])
+    world.servers["192.0.2.1"].message_s = 500.0
+    world.put("a.test", 2_000)
+    world.run(60)
+    assert world.sent_by(lambda sent: sent.egress.id)[2] > 1_900
+
+
+def test_a_small_delivery_is_not_stuck_behind_a_large_one_at_the_same_site() -> None:
+    world = World([Rule("r", "*", connections_max=2)], sites={"a.test": A})
+    world.put("a.test", 5_000, delivery=1)
+    world.run(1)
+    small = set(world.put("a.test", 20, delivery=2, weight=8))
+    world.run(until=lambda: small <= {sent.recipient for sent in world.sent})
+    assert world.now_s < START_S + 3
+
+
+# --- hourly limits --------------------------------------------------------------------------------
+
+
+def test_sixty_an_hour_go_five_in_each_slice_by_one_session_at_a_time() -> None:
+    world = World([Rule("r", "*", messages_per_hour_max=60, connections_max=20)], sites={"a.test": A})
+    world.put("a.test", 100)
+    world.run(7_200)
+    world.check_quotas()
+    assert len(world.sent) >= 90
+    assert world.open_max["limit r|1"] == 1
+    assert len(world.opened) < 30
+
+
+def test_a_site_held_to_a_trickle_keeps_little_in_memory_and_the_rest_is_due_at_its_pace() -> None:
+    world = both(Rule("r", "*.a.test", messages_per_hour_max=600), comes_back=False)
+    world.put("a.test", 3_000)
+    world.put("b.test", 3_000)
+    world.run(20)
+    assert world.sent_by(lambda sent: sent.peer) == {"192.0.2.1": 50, "192.0.2.2": 3_000}
+    assert world.schedule.ready_count <= 75
+    due = [action.due_in_s for _, action in world.given_back]
+    assert not any(action.is_attempt for _, action in world.given_back)
+    assert 5 <= min(due) <= max(due) <= 900
+
+
+def test_what_waits_too_long_returns_to_the_queue_without_an_attempt() -> None:
+    world = World(
+        [Rule("r", "*", messages_per_hour_max=12)],
+        sites={"a.test": A},
+        bounds=Bounds(message_age_s=600.0),
+        comes_back=False,
+    )
+    world.put("a.test", 40)
+    world.run(599)
+    assert world.states() == {"ready": 38, "done": 2}
+    world.run(3)
+    assert world.states() == {"away": 38, "done": 2}
+    assert not any(action.is_attempt for _, action in world.given_back)
+
+
+def test_only_what_is_old_returns() -> None:
+    world = World([Rule("r", "*", messages_per_hour_max=12)], sites={"a.test": A}, comes_back=False)
+    world.put("a.test", 30)
+    world.run(400)
+    young = world.put("a.test", 10)
+    world.run(210)
+    assert world.states() == {"ready": 10, "away": 28, "done": 2}
+    assert {world.where[number] for number in young} == {"ready"}
+    world.run(400)
+    assert world.states().get("ready", 0) == 0
+
+
+def test_one_limit_for_several_sites_serves_all_of_them() -> None:
+    world = both(Rule("r", "*", scope=Scope.SHARED, messages_per_hour_max=120))
+    world.put("a.test", 40)
+    world.put("b.test", 40)
+    world.run(1_500)
+    world.check_quotas()
+    counts = world.sent_by(lambda sent: sent.peer)
+    assert min(counts.values()) >= 15
+
+
+def test_credits_of_an_earlier_run_are_used_up() -> None:
+    world = World([Rule("r", "*", messages_per_hour_max=120)], sites={"a.test": A})
+    bucket = int((START_S + UNIX_OFFSET_S) // BUCKET_S)
+    world.schedule.load_credits(
+        [("r|1", bucket - 1, 4), ("r|1", bucket, 5), ("gone|1", bucket, 9), ("r|2", bucket, 10)], world.now_s
+    )
+    world.put("a.test", 30)
+    world.run(200)
+    assert len(world.sent) == 1
+    assert world.waits() == {WaitReason.RULE_MESSAGES_PER_HOUR: 1}
+
+
+def test_credits_of_what_comes_back_from_a_lost_session_are_free_again() -> None:
+    """Also when the session's end is reported first."""
+    world = World([Rule("r", "*", messages_per_hour_max=1_200)], sites={"a.test": A})
+    world.servers["192.0.2.1"].open_s = 2.0
+    world.put("a.test", 100)
+    world.run(0.5)
+    for session in list(world.schedule._connections.all()):
+        assert session.in_flight
+        connection = world.children[session.child].connections[session.id]
+        queued = len(connection.queue)
+        world._forget(session)
+        world.schedule.session_closed(session.id, world.now_s, "")
+        connection.is_over = True
+        world._give_back_queue(world.children[session.child], connection)
+        assert queued
+    finish(world)
+    assert world.now_s < START_S + 60
+    assert not any(session.is_over for session in world.schedule._connections.all())
+
+
+# --- small, slow, short ---------------------------------------------------------------------------
+
+
+def test_a_small_site_gets_one_session_and_all_at_once() -> None:
+    sites = {f"d{i}.test": site((10, f"mx{i}.test", [f"192.0.{i >> 8}.{i & 255}"])) for i in range(1_000)}
+    world = World(sites=sites)
+    for domain in sites:
+        world.put(domain, 3)
+    finish(world, 5)
+    assert len(world.opened) == 1_000
+    assert len(world.hand_outs) == 1_000
+
+
+def test_a_slow_far_end_is_met_with_as_many_connections_as_the_rule_allows() -> None:
+    world = World(
+        [Rule("r", "*", connections_max=400)],
+        sites={"a.test": A},
+        bounds=Bounds(sessions_per_child_max=1_000, ready_per_lane_max=10_000),
+    )
+    world.servers["192.0.2.1"].message_s = 1.0
+    world.put("a.test", 4_000)
+    finish(world, 30)
+    assert world.open_max["limit r|1"] == 400
+
+
+def test_a_fast_site_is_given_full_batches_on_few_sessions() -> None:
+    world = World([Rule("r", "*", connections_max=50)], sites={"a.test": A})
+    world.servers["192.0.2.1"].message_s = 0.0005
+    world.put("a.test", 200)
+    world.run(1)
+    world.put("a.test", 5_000)
+    finish(world)
+    assert len(world.opened) < 30
+    sizes = [action.amount for _, action in world.hand_outs[-60:]]
+    assert sum(sizes) / len(sizes) > 20
+
+
+def test_sessions_of_one_message_go_side_by_side_up_to_the_limit() -> None:
+    world = World([Rule("r", "*", connections_max=8, messages_per_connection_max=1)], sites={"a.test": A})
+    world.put("a.test", 200)
+    finish(world, 30)
+    assert len(world.opened) == 200
+    assert world.open_max["limit r|1"] == 8
+
+
+def test_several_parts_reported_at_one_moment_do_not_spoil_the_pace() -> None:
+    world = World([Rule("r", "*", connections_max=1)], sites={"a.test": A})
+    world.servers["192.0.2.1"].message_s = 0.1
+    world.put("a.test", 40, part=1)
+    world.run(2)
+    (session,) = world.schedule._connections.all()
+    assert session.message_s == pytest.approx(0.1, rel=0.6)
+    assert session.window <= 5
+
+
+# --- lanes ----------------------------------------------------------------------------------------
+
+
+def test_without_an_egress_recipients_wait_with_the_reason_and_go_back() -> None:
+    pool = EgressPool("main", (egress(1, include_domains=("*.other.test",)),))
+    world = World(sites={"a.test": A}, pools=[pool], comes_back=False)
+    world.put("a.test", 5)
+    world.run(1)
+    (lane,) = world.schedule.lanes
+    assert lane.wait is not None
+    assert lane.wait.reason is WaitReason.NO_EGRESS
+    assert "main" in lane.wait.detail
+    world.run(700)
+    assert world.states() == {"away": 5}
+
+
+def test_a_site_that_no_egress_can_reach_is_deferred_with_the_cause() -> None:
+    hosts = site((10, "mx.a.test", ["2001:db8::1"]))
+    pool = EgressPool("main", (egress(1, source_ipv4="192.0.2.101"),))
+    world = World(sites={"a.test": hosts}, pools=[pool], comes_back=False)
+    world.put("a.test", 5)
+    world.run(1)
+    assert world.states() == {"deferred": 5}
+    assert "no address" in world.given_back[0][1].cause
+
+
+def test_what_comes_back_to_a_forgotten_lane_is_still_found() -> None:
+    world = World(sites={"a.test": A})
+    world.servers["192.0.2.1"].open_s = 10.0
+    numbers = world.put("a.test", 3, delivery=7)
+    world.run(1)
+    world.schedule.forget_empty(world.now_s)
+    assert not list(world.schedule.lanes)
+    child = next(child for child in world.children.values() if child.connections)
+    world._lost(child, next(iter(child.connections.values())), "CONNECT: refused", is_begun=False)
+    again = world.put("a.test", 2, delivery=7)
+    assert len(list(world.schedule.lanes)) == 1
+    world.pause(7)
+    assert {world.where[number] for number in numbers + again} == {"away"}
+    assert world.schedule.ready_count == 0
+
+
+def test_forgetting_never_splits_a_counter() -> None:
+    world = both(Rule("r", "*", scope=Scope.SHARED, connections_max=2, messages_per_hour_max=2_400))
+    for _ in range(30):
+        world.put("a.test", 3)
+        world.put("b.test", 3)
+        world.run(0.07)
+        world.schedule.forget_empty(world.now_s)
+    finish(world)
+    assert world.open_max["limit r"] == 2
+    world.check_quotas()
+
+
+def test_everything_is_forgotten_in_the_end() -> None:
+    world = both(Rule("r", "*", connections_max=2, connections_per_path_max=1))
+    world.put("a.test", 100)
+    world.put("b.test", 100)
+    finish(world)
+    for child in world.children.values():
+        for connection in list(child.connections.values()):
+            world._lost(child, connection, "", is_begun=False)
+    world.run(5_000)
+    world.schedule.forget_empty(world.now_s)
+    schedule = world.schedule
+    assert not list(schedule.lanes)
+    assert not schedule._groups
+    assert not len(schedule._counters)
+    assert schedule.next_due_s() == float("inf")
+    assert len(schedule._turns.alarms) == 0
+
+
+def test_waiting_costs_no_memory() -> None:
+    """A lane that is woken again and again by one gate leaves nothing behind at the others."""
+    world = both(Rule("r", "*", scope=Scope.SHARED, connections_max=1))
+    world.servers["192.0.2.1"].message_s = 0.002
+    world.put("b.test", 1)
+    world.put("a.test", 4_000)
+    world.run(3)
+    assert len(world.hand_outs) > 20
+    gates = {gate for lane in world.schedule.lanes for gate in lane.gates}
+    assert all(gate.waiting <= 2 for gate in gates)
+    assert len(world.schedule._turns.alarms._heap) < 100
+
+
+# --- reload ---------------------------------------------------------------------------------------
+
+
+def reload(world: World, *rules: Rule) -> None:
+    world.rules = RuleSet(rules)
+    world.schedule.set_rules(world.rules, world.now_s)
+
+
+def test_a_reload_that_tightens_connections_holds_at_once() -> None:
+    world = World([Rule("r", "*", connections_max=10)], sites={"a.test": A})
+    world.servers["192.0.2.1"].message_s = 0.2
+    world.put("a.test", 4_000)
+    world.run(3)
+    assert world.open_now["limit r|1"] == 10
+    opened = len(world.opened)
+    reload(world, Rule("r", "*", connections_max=3))
+    world.run(2)
+    assert len(world.opened) == opened
+    assert world.open_now["limit r|1"] == 3
+    reload(world, Rule("r", "*", connections_max=6))
+    world.run(3)
+    assert world.open_now["limit r|1"] == 6
+
+
+def test_connections_open_under_a_renamed_rule_count_under_the_new_one() -> None:
+    world = World([Rule("old", "*", connections_max=4)], sites={"a.test": A})
+    world.put("a.test", 4_000)
+    world.run(2)
+    opened = len(world.opened)
+    reload(world, Rule("new", "*", connections_max=4))
+    world.open_now.clear()
+    world.open_now["limit new|1"] = 4
+    world.run(2)
+    assert len(world.opened) == opened
+    finish(world)
+
+
+def test_a_reload_keeps_spent_credits_and_holds_the_new_limit_at_once() -> None:
+    world = World([Rule("r", "*", messages_per_hour_max=1_200)], sites={"a.test": A})
+    world.put("a.test", 400)
+    world.run(20)
+    assert len(world.sent) == 100
+    reload(world, Rule("r", "*", messages_per_hour_max=600))
+    world.run(200)
+    assert len(world.sent) == 100
+    reload(world, Rule("r", "*", messages_per_hour_max=2_400))
+    world.put("a.test", 200)
+    world.run(20)
+    assert len(world.sent) == 200
+
+
+def test_a_rule_gains_and_loses_its_hourly_limit_with_messages_in_flight() -> None:
+    world = World([Rule("r", "*", connections_max=2)], sites={"a.test": A})
+    world.servers["192.0.2.1"].message_s = 0.5
+    world.put("a.test", 400)
+    world.run(5)
+    before = len(world.sent)
+    reload(world, Rule("r", "*", connections_max=2, messages_per_hour_max=120))
+    world.run(100)
+    assert len(world.sent) - before <= 10 + 2 * 2, "ten in a slice, and what was in flight"
+    reload(world, Rule("r", "*", connections_max=2))
+    world.run(5)
+    reload(world, Rule("r", "*", connections_max=2, messages_per_hour_max=120))
+    finish(world, 100_000)
+
+
+def test_credits_stay_spent_when_a_rule_changes_its_scope() -> None:
+    world = both(Rule("r", "*", scope=Scope.PATH, messages_per_hour_max=1_200))
+    world.put("a.test", 300)
+    world.put("b.test", 300)
+    world.run(20)
+    assert len(world.sent) == 200
+    reload(world, Rule("r", "*", scope=Scope.SHARED, messages_per_hour_max=3_000))
+    world.run(20)
+    assert len(world.sent) == 250
+    reload(world, Rule("r", "*", scope=Scope.EGRESS, messages_per_hour_max=3_600))
+    world.put("a.test", 200)
+    world.run(20)
+    assert len(world.sent) == 300
+
+
+def test_fewer_messages_per_connection_hold_for_open_sessions_too() -> None:
+    world = World([Rule("r", "*", connections_max=1)], sites={"a.test": A})
+    world.put("a.test", 1_000)
+    world.run(3)
+    reload(world, Rule("r", "*", connections_max=1, messages_per_connection_max=10))
+    at_s = world.now_s
+    finish(world)
+    later = Counter(sent.session for sent in world.sent if sent.at_s > at_s + 1.5)
+    assert max(later.values()) == 10
+
+
+def test_sessions_in_clear_end_when_a_rule_requires_tls() -> None:
+    world = World([Rule("r", "*", connections_max=2)], sites={"a.test": A})
+    world.put("a.test", 2_000)
+    world.run(2)
+    before = {session.id for session in world.schedule._connections.all()}
+    reload(world, Rule("r", "*", connections_max=2, tls=cast("object", "required")))  # type: ignore[arg-type]
+    world.run(3)
+    assert not before & {session.id for session in world.schedule._connections.all()}
+    finish(world)
+
+
+# --- children -------------------------------------------------------------------------------------
+
+
+def test_a_dead_child_loses_nothing_and_its_sessions_count_until_it_is_buried() -> None:
+    world = World([Rule("r", "*", connections_max=6)], sites={"a.test": A}, children=2)
+    world.put("a.test", 2_000)
+    world.run(1)
+    world.kill_child(1)
+    finish(world)
+    assert {session.child for _, session in world.opened} == {1, 2, 3}
+
+
+def test_without_a_child_everything_waits_and_goes_when_one_comes() -> None:
+    world = World(sites={"a.test": A}, children=0)
+    world.put("a.test", 100)
+    world.run(10)
+    assert world.waits() == {WaitReason.SESSIONS: 1}
+    world.add_child()
+    finish(world, 20)
+
+
+def test_sites_of_the_same_hosts_share_a_lane() -> None:
+    again: Site = site((10, "mx.a.test", ["192.0.2.1"]))
+    world = World(sites={"a.test": A, "b.test": again})
+    assert world.lane("a.test") is world.lane("b.test")
