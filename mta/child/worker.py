@@ -310,9 +310,6 @@ class Worker(asyncio.Protocol):
             if letter.segment is not None:
                 letter.segment.open_intents -= 1
             letter.segment = segment
-        if self._trouble:
-            self._trouble = ""
-            self._send(JournalState(""))
         return due
 
     def _written_journal(self) -> Journal:
@@ -373,7 +370,7 @@ class Worker(asyncio.Protocol):
 
     def _probe_journal(self) -> None:
         try:
-            self._written_journal().write(Record(self._sequence, [], [], b""))
+            self._written_journal().probe()
         except JournalError as error:
             self._journal_failed(error)
             return

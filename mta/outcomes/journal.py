@@ -40,6 +40,7 @@ from mta.model.limits import FRAME_BYTES_MAX
 from mta.wire import Outcome
 
 _HEADER = struct.Struct("!II")
+_PROBE_BYTES = 64 * 1024  # some hundred messages: sending does not go on for one of them
 _NAME = re.compile(r"(\d+)-(\d+)-(\d+)\.journal")
 _MARK = re.compile(r"(\d+)\.run")
 
@@ -145,6 +146,23 @@ class Journal:
             self._cut_back()
             raise JournalError(0, f"cannot write {self.segment.path}: {written} of {len(framed)} bytes taken")
         self._size += written
+
+    def probe(self) -> None:
+        """Tries whether there is room again, and for more than the next record. JournalError: there is not."""
+        if self._lock_fd < 0:
+            self._take_lock()
+        if self._fd < 0:
+            self._open_segment()
+        # A kill in the middle leaves what reads as a torn record.
+        room = _HEADER.pack(2 * _PROBE_BYTES, 0) + bytes(_PROBE_BYTES)
+        try:
+            written = os.write(self._fd, room)
+        except OSError as error:
+            raise JournalError(error.errno, f"cannot write {self.segment.path}: {error.strerror}") from error
+        finally:
+            self._cut_back()
+        if written != len(room):
+            raise JournalError(0, f"cannot write {self.segment.path}: {written} of {len(room)} bytes taken")
 
     def _cut_back(self) -> None:
         # A half-written record would hide all that follows it. If even the cut fails, this file takes no more.

@@ -32,6 +32,8 @@ STOP_TIMEOUT_S: Final = 30.0
 POLL_S: Final = 0.01
 SOCKET_PATH_BYTES_MAX: Final = 100  # sun_path holds 108 on Linux, 104 on BSD, with ".s.PGSQL.5432" in it
 
+_SHORT_BASE: Final = Path(os.sep, "tmp")  # where TMPDIR is deep
+
 DEFAULT_SETTINGS: Final[Mapping[str, str]] = MappingProxyType(
     {
         "shared_buffers": "256MB",
@@ -153,7 +155,11 @@ class EmbeddedPostgres:
             return self.directory
         # The same for every process that asks for this directory.
         digest = hashlib.sha256(os.fsencode(self.directory)).hexdigest()[:12]
-        return Path(tempfile.gettempdir()) / f"mta-pg-{os.getuid()}-{digest}"
+        candidates = [Path(base) / f"mta-pg-{os.getuid()}-{digest}" for base in (tempfile.gettempdir(), _SHORT_BASE)]
+        fitting = [path for path in candidates if len(os.fsencode(path / ".s.PGSQL.5432")) <= SOCKET_PATH_BYTES_MAX]
+        if not fitting:
+            raise EmbeddedPostgresError(f"no directory for a socket has a path short enough: {candidates}")
+        return fitting[0]
 
     def _all_settings(self) -> dict[str, str]:
         return {
