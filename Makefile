@@ -27,7 +27,7 @@ demo: setup ## Show it working: RECIPIENTS=20000 on a database, a daemon and a f
 	$(BIN)/mta demo --recipients $(RECIPIENTS)
 
 test: lint ## Lint, types, import rules, all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: setup ## Lint, types and import rules only
 	$(BIN)/ruff check

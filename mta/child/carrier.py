@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-from mta.child.letters import BatchCursor, LetterFailed
+from mta.child.letters import BatchCursor, Letter, LetterFailed
 from mta.failure.triage import RETURNED, Decision, triage
 from mta.model.outcome import Reason, Status
 from mta.model.reply import Reply
@@ -14,10 +14,7 @@ from mta.outcomes.line import session_columns
 from mta.session.link import Link
 from mta.session.open import OpenSession, SessionFailed, SessionTarget, TlsPolicy, open_session
 from mta.smtp.dialogue import Dialogue, Envelope, Kind, Verdict
-from mta.wire import Open, Opened, OpenFailed, SessionClosed
-
-if TYPE_CHECKING:
-    from mta.child.worker import Worker
+from mta.wire import Batch, BatchPart, ChildFrame, Open, Opened, OpenFailed, SessionClosed
 
 # One under way and the next: its commands go out in the write that ends the body before it.
 DEPTH = 2
@@ -28,12 +25,35 @@ TLS_POLICIES: dict[str, TlsPolicy] = {
 }
 
 
+class Crew(Protocol):
+    """What a carrier asks of its process; `mta.child.worker.Worker` is the one there is."""
+
+    letters: dict[int, Letter]  # under way, by the token of their envelope
+
+    @property
+    def may_begin(self) -> bool: ...
+
+    def now_s(self) -> float: ...
+
+    def next_token(self) -> int: ...
+
+    def settle(self, letter: Letter, decision: Decision) -> None: ...
+
+    def give_back(self, batch: Batch, part: BatchPart, position: int, limit: str) -> None: ...
+
+    def bodies_due(self, carrier: Carrier, envelopes: list[Envelope]) -> None: ...
+
+    def tell(self, frame: ChildFrame) -> None: ...
+
+    def forget(self, carrier: Carrier) -> None: ...
+
+
 class Carrier:
     """Listener of one Link. Its letters are in the worker's table while they are under way."""
 
     __slots__ = ("_is_closing", "_is_over", "batches", "columns", "link", "opening", "order", "worker")
 
-    def __init__(self, worker: Worker, order: Open) -> None:
+    def __init__(self, worker: Crew, order: Open) -> None:
         self.worker = worker
         self.order = order
         self.link: Link | None = None

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn, Protocol
 
 import msgspec
 
 from mta.message import Rendered, Renderer, RenderError
 from mta.model.address import parse_mailbox
 from mta.model.errors import BadInput
+from mta.outcomes.journal import Segment
 from mta.smtp.dialogue import Envelope
-
-if TYPE_CHECKING:
-    from mta.child.carrier import Carrier
-    from mta.outcomes.journal import Segment
-    from mta.wire import Batch, BatchPart
+from mta.wire import Batch, BatchPart, Open
 
 Row = tuple[str, str | None, list[str] | None]
 _rows_decoder = msgspec.json.Decoder(list[tuple[str, str | None, list[str]]])
@@ -26,6 +23,13 @@ _values_decoder = msgspec.json.Decoder(list[str])
 # Addresses were validated when they were appended; what an application inserted by SQL was checked less. So the
 # plain form passes here at once, and anything else is validated again before it can reach a wire.
 _PLAIN_ADDRESS = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~.-]{1,64}@[A-Za-z0-9.-]{1,255}")
+
+
+class CarriedBy(Protocol):
+    """What a letter and its outcome need to know of the session that carries it."""
+
+    order: Open
+    columns: str  # of the log, the same for all of the session
 
 
 class Letter:
@@ -46,7 +50,7 @@ class Letter:
 
     def __init__(
         self,
-        carrier: Carrier,
+        carrier: CarriedBy,
         batch: Batch,
         part: BatchPart,
         position: int,
@@ -117,7 +121,7 @@ class BatchCursor:
             for position, number in zip(part.positions, part.numbers, strict=True):
                 yield part, position, number
 
-    def next_letter(self, carrier: Carrier, token: int) -> Letter:
+    def next_letter(self, carrier: CarriedBy, token: int) -> Letter:
         """The next recipient's letter, rendered; its envelope bears ``token``.
 
         Raises LetterFailed when it cannot be made: that recipient has failed, the batch goes on.

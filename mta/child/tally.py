@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from time import time
-from typing import TYPE_CHECKING
 
+from mta.child.letters import Letter
 from mta.failure.triage import Decision
 from mta.model.outcome import Status
 from mta.model.reply import Reply
 from mta.outcomes.line import escaped, log_line, timestamp
 from mta.wire import Batch, BatchPart, Outcome
-
-if TYPE_CHECKING:
-    from mta.child.letters import Letter
 
 _REPLIES_KEPT = 2_000
 Doubts = list[tuple[int, int, str, str, str]]

@@ -248,12 +248,12 @@ class Worker(asyncio.Protocol):
 
     def _recall(self, delivery_id: int | None) -> None:
         """What is not begun goes back, of one delivery or of all."""
-        tokens: dict[Carrier, set[int]] = {}
+        tokens: dict[int, set[int]] = {}  # by session
         for token, letter in self.letters.items():
             if delivery_id in (None, letter.batch.delivery_id):
-                tokens.setdefault(letter.carrier, set()).add(token)
-        for carrier in list(self._carriers.values()):
-            carrier.recall(delivery_id, tokens.get(carrier, set()))
+                tokens.setdefault(letter.carrier.order.session, set()).add(token)
+        for session, carrier in list(self._carriers.items()):
+            carrier.recall(delivery_id, tokens.get(session, set()))
         self._end_turn_soon()
 
     # --- the end of a turn ----------------------------------------------------------------------

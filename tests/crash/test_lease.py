@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -32,6 +34,19 @@ connections_max = 20
 QUICK_RETRY = '{"first_count":20,"first_period_s":1,"then_period_s":1}'
 
 
+@contextlib.contextmanager
+def _stopped(pids: list[int]) -> Iterator[None]:
+    """SIGSTOP for the length of a block; also after a failure none of them stays behind, stopped for ever."""
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+
 @pytest.mark.parametrize("policy", InDoubtPolicy)
 async def test_a_node_that_was_stopped_beyond_its_lease_sends_nothing_that_was_taken_over(
     tmp_path: Path, database: Database, policy: InDoubtPolicy
@@ -45,16 +60,11 @@ async def test_a_node_that_was_stopped_beyond_its_lease_sends_nothing_that_was_t
         await world.wait_for(delivery, lambda d: d.delivered > 100)
         assert one.process is not None
         family = [one.process.pid, *one.child_pids()]
-        for pid in family:
-            os.kill(pid, signal.SIGSTOP)
-        await two.start()
-        await until("node one is taken over", lambda: two.said("a dead node was taken over"))
-        (said,) = two.said("a dead node was taken over")
-        before = await world.show(delivery)
-        assert before.in_doubt == said["in_doubt"] > 0
-        assert before.delivered + before.in_doubt == RECIPIENTS, "all that it had is named"
-        for pid in family:
-            os.kill(pid, signal.SIGCONT)
+        with _stopped(family):
+            await two.start()
+            await until("node one is taken over", lambda: two.said("a dead node was taken over"))
+            (said,) = two.said("a dead node was taken over")
+            assert (await world.show(delivery)).in_doubt == said["in_doubt"] > 0
         assert await asyncio.wait_for(one.process.wait(), 20) == 3
         assert one.said("this run was declared dead by another node")
         shown = await world.wait_for(delivery, lambda d: d.waiting == d.held)
@@ -80,8 +90,8 @@ async def test_a_child_that_is_silent_for_too_long_is_killed_and_its_work_goes_o
         delivery = await world.deliver(everyone, retry=QUICK_RETRY)
         await world.wait_for(delivery, lambda d: d.delivered > 100)
         stopped = node.child_pids()[0]
-        os.kill(stopped, signal.SIGSTOP)
-        await until("the silent child is killed", lambda: node.said("child is silent and is killed"))
+        with _stopped([stopped]):
+            await until("the silent child is killed", lambda: node.said("child is silent and is killed"))
         shown = await world.wait_for(delivery)
         seen = await hold_formula(world, delivery, everyone)
         assert shown.delivered == RECIPIENTS
@@ -100,9 +110,9 @@ async def test_a_master_that_was_stopped_does_not_take_its_children_for_silent(
         everyone = addresses(RECIPIENTS)
         delivery = await world.deliver(everyone)
         await world.wait_for(delivery, lambda d: d.delivered > 100)
-        node.signal(signal.SIGSTOP)
-        await asyncio.sleep(3.5)  # longer than a child may be silent
-        node.signal(signal.SIGCONT)
+        assert node.process is not None
+        with _stopped([node.process.pid]):
+            await asyncio.sleep(3.5)  # longer than a child may be silent
         shown = await world.wait_for(delivery)
         assert (shown.delivered, shown.in_doubt) == (RECIPIENTS, 0)
         assert not node.said("child is silent and is killed")

@@ -32,6 +32,7 @@ from mta.traffic.sessions import Session
 START_S = 5_000.0
 UNIX_OFFSET_S = 1_800_000_000.123456
 REPORT_DELAY_S = 0.005
+ALARM_GRAIN_S = 0.01
 
 
 class Part(NamedTuple):
@@ -177,10 +178,18 @@ class World:
             if next_s > end_s or next_s == math.inf:
                 self.now_s = end_s if end_s < math.inf else self.now_s
                 break
+            self._look_before(next_s)
             self.now_s = max(self.now_s, next_s)
             while self._events and self._events[0][0] <= self.now_s:
                 heapq.heappop(self._events)[2]()
             self._pump()
+
+    def _look_before(self, next_s: float) -> None:
+        """Until the next thing happens nobody could have gone sooner: no alarm was forgotten."""
+        before_s = next_s - ALARM_GRAIN_S
+        if before_s > self.now_s:
+            self.now_s = before_s
+            self.check_nobody_sleeps()
 
     def kill_child(self, number: int) -> None:
         """It dies; its journal tells what was begun. Another takes its place."""
