@@ -15,8 +15,6 @@ from mta.traffic.gates import Gate
 from mta.traffic.quota import HourlyQuota
 from mta.traffic.rules import Rule, RuleSet, limit_key, path_key
 
-# To Unix time and back, a float may come out a little earlier than it went in; it would be too early for ever.
-_CLOCK_GRAIN_S = 0.001
 UNLIMITED = 2**31  # more than fits in memory
 
 
@@ -87,7 +85,7 @@ class Limit(Room):
         """When there will be a credit; inf while that depends on what is reported."""
         if self.quota is None:
             return now_s
-        return self.quota.next_at(now_s + self._unix_offset_s) - self._unix_offset_s + _CLOCK_GRAIN_S
+        return self.quota.next_at(now_s + self._unix_offset_s) - self._unix_offset_s
 
     def is_open(self, now_s: float) -> bool:
         return self.has_room and self.credits(now_s) > 0

@@ -66,7 +66,6 @@ class Lane(Waiter, Generic[PartT]):
         """It gets recipients and had none. After a quiet time what was known of its pace counts no more."""
         if now_s - max(self._pace_since_s, self.since_s) >= QUIET_S:
             self.since_s = now_s
-            self.failing_since_s = math.inf
             self.rate_per_s = 0.0
             self._sent = 0
             self._pace_since_s = now_s

@@ -205,8 +205,7 @@ def test_lanes_of_one_site_share_the_session_that_tries_a_path_again() -> None:
 
 
 def test_a_trial_that_has_nothing_left_to_try_with_makes_way() -> None:
-    shared = {"a.test": A, "b.test": site((10, "mx.b.test", ["192.0.2.1"]))}
-    world = World(sites=shared)
+    world = sites_of_one_address()
     server = world.servers["192.0.2.1"]
     server.is_down = True
     world.put("a.test", 1, delivery=1)
@@ -217,6 +216,53 @@ def test_a_trial_that_has_nothing_left_to_try_with_makes_way() -> None:
     world.pause(1)
     world.run(6)
     assert world.states()["done"] == 1
+
+
+def sites_of_one_address() -> World:
+    return World(sites={"a.test": A, "b.test": site((10, "mx.b.test", ["192.0.2.1"]))})
+
+
+def test_all_who_wait_for_a_path_go_when_its_trial_has_succeeded() -> None:
+    world = sites_of_one_address()
+    world.servers["192.0.2.1"].is_down = True
+    world.put("a.test", 1)
+    world.run(1)
+    world.put("b.test", 1)
+    world.servers["192.0.2.1"].is_down = False
+    finish(world, 5)
+
+
+def test_who_waits_for_a_path_is_not_forgotten_when_its_trial_fails_and_the_next_in_line_leaves() -> None:
+    world = World(
+        sites={f"{name}.test": site((10, f"mx.{name}.test", ["192.0.2.1"])) for name in "abc"}, comes_back=False
+    )
+    server = world.servers["192.0.2.1"]
+    server.is_down = True
+    world.put("a.test", 1, delivery=1)
+    world.run(1)
+    server.open_s = 2.0
+    world.run(until=lambda: any(session.is_trial for _, session in world.opened))
+    world.put("b.test", 1, delivery=2)
+    world.put("c.test", 1, delivery=3)
+    world.run(0.1)
+    trial = next(session for _, session in world.opened if session.is_trial)
+    child = world.children[trial.child]
+    world.pause(1)
+    world._lost(child, child.connections[trial.id], "CONNECT: refused", is_begun=False)
+    world.pause(2)
+    server.is_down = False
+    world.run(15)
+    assert world.states() == {"away": 2, "done": 1}
+
+
+def test_who_waits_for_credits_that_are_all_in_flight_goes_when_they_return() -> None:
+    world = both(Rule("r", "*", scope=Scope.SHARED, messages_per_hour_max=60))
+    world.servers["192.0.2.1"].message_s = 1.0
+    world.put("a.test", 5)
+    world.run(0.1)
+    world.put("b.test", 5)
+    world.run(330)
+    world.check_all_done()
 
 
 def test_an_idle_session_of_another_site_is_closed_for_a_shared_limit() -> None:

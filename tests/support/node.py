@@ -77,6 +77,7 @@ class Node:
         with (self.directory / f"{self.name}.log").open("ab") as file:
             async for line in process.stderr:
                 file.write(line)
+                file.flush()
                 try:
                     self._log.append(json.loads(line))
                 except ValueError:

@@ -430,9 +430,9 @@ class World:
         """As the collector does: an outcome for each part of each batch."""
         child.is_reporting = False
         reports, child.reports = child.reports, []
-        merged: dict[tuple[int, Part], tuple[HandOut[Part], Part, list[int], list[int]]] = {}
+        merged: dict[tuple[int, int], tuple[HandOut[Part], Part, list[int], list[int]]] = {}
         for action, part, attempted, returned in reports:
-            entry = merged.setdefault((id(action), part), (action, part, [], []))
+            entry = merged.setdefault((id(action), id(part)), (action, part, [], []))
             entry[2].extend(attempted)
             entry[3].extend(returned)
         for action, part, attempted, returned in merged.values():
