@@ -51,6 +51,7 @@ from mta.wire import (
 )
 
 LEASE_MARGIN_S = 1.0  # between our last moment and the one at which another may take over
+STATEMENT_LEASES = 4  # no statement of ours is allowed longer than so many leases (a minute)
 DRAIN_S = 660.0  # a final dot may be answered after ten minutes (RFC 5321 §4.5.3.2.6)
 STOP_NOW_S = 2.0  # for what is to be recorded, when the database is there
 STALL_S = 2.5  # without a turn of the house: then we were stopped ourselves
@@ -147,6 +148,17 @@ class Daemon:
 
     # --- start --------------------------------------------------------------------------------
 
+    def _server_settings(self) -> dict[str, str]:
+        lease_ms = int(self._settings.master.lease_s * 1000)
+        return {
+            "application_name": f"mta {self._settings.node.name}",
+            "timezone": "UTC",
+            # A process that was stopped in the middle of a transaction holds its locks; without these nobody could
+            # take its work over. The second is for a COPY, which is not idle while it waits for its client.
+            "idle_in_transaction_session_timeout": str(lease_ms),
+            "statement_timeout": str(STATEMENT_LEASES * lease_ms),
+        }
+
     async def _connect(self) -> asyncpg.Pool | None:
         """Waits for the database as long as it takes, and says so; None when told to stop meanwhile."""
         said = ""
@@ -157,7 +169,7 @@ class Daemon:
                     min_size=2,
                     max_size=self._settings.database.pool_max,
                     command_timeout=60,
-                    server_settings={"application_name": f"mta {self._settings.node.name}", "timezone": "UTC"},
+                    server_settings=self._server_settings(),
                 )
                 try:
                     async with pool.acquire() as conn:

@@ -26,6 +26,8 @@ class PathBackoff:
 
     def failures(self, now_s: float) -> int:
         """Failures in a row as they count now: halved for every full quiet period since the path was free again."""
+        if not self._failures:
+            return 0
         quiet_s = now_s - self.until_s
         if quiet_s < QUIET_PERIOD_S:
             return self._failures

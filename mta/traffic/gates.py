@@ -60,6 +60,8 @@ class Gate(Timed):
 
     @property
     def waiting(self) -> int:
+        if self._first is None and self._others is None:
+            return 0
         return len(self._first or ()) + len(self._others or ())
 
     @property
@@ -132,9 +134,11 @@ class Turns:
 
     def wake(self, gate: Gate) -> None:
         """The gate has opened a little: its next waiter may try; the others after it, while the gate stays open."""
-        waiter = gate.next_waiter(self._joined + 1)
-        if waiter is not None:
-            self._give(waiter, Chance(gate, self._joined + 1))
+        if gate.waiting:
+            number = self._joined + 1
+            waiter = gate.next_waiter(number)
+            if waiter is not None:
+                self._give(waiter, Chance(gate, number))
 
     def pass_on(self, now_s: float) -> None:
         """Ends a turn: the chance that came with it goes to the next waiter, if the gate is open still."""

@@ -80,6 +80,42 @@ async def test_a_node_that_was_stopped_beyond_its_lease_sends_nothing_that_was_t
         assert await two.stop() == 0
 
 
+_WAITS_IN_A_SETTLEMENT = """
+SELECT count(*) FROM pg_stat_activity
+WHERE datname = current_database() AND application_name = 'mta one' AND wait_event_type = 'Lock'
+"""
+
+
+async def test_a_node_that_was_stopped_within_a_settlement_does_not_keep_its_locks(
+    tmp_path: Path, database: Database
+) -> None:
+    """Stopped there, it holds the row that whoever takes over must have."""
+    async with World(tmp_path, database, script=SLOW_SINK) as world, database.pool.acquire() as conn:
+        keys = {"lease_s": LEASE_S, "take_over_after_s": 0.5}
+        one, two = (world.node(name, rules=FEW_CONNECTIONS, **keys) for name in ("one", "two"))
+        await one.start()
+        everyone = addresses(RECIPIENTS)
+        delivery = await world.deliver(everyone, retry=QUICK_RETRY)
+        await world.wait_for(delivery, lambda d: d.delivered > 100)
+        assert one.process is not None
+        async with conn.transaction():
+            await conn.execute("SELECT FROM mta.delivery_stats WHERE delivery_id = $1 FOR UPDATE", delivery)
+            async with asyncio.timeout(20):
+                while True:
+                    if await conn.fetchval(_WAITS_IN_A_SETTLEMENT):
+                        break
+                    await asyncio.sleep(0.01)
+            stopping = contextlib.ExitStack()
+            stopping.enter_context(_stopped([one.process.pid, *one.child_pids()]))
+        with stopping:
+            await two.start()
+            await until("node one is taken over", lambda: two.said("a dead node was taken over"))
+        assert await asyncio.wait_for(one.process.wait(), 20) == 3
+        await world.wait_for(delivery)
+        await hold_formula(world, delivery, everyone)
+        assert await two.stop() == 0
+
+
 async def test_a_child_that_is_silent_for_too_long_is_killed_and_its_work_goes_on(
     tmp_path: Path, database: Database
 ) -> None:

@@ -15,7 +15,8 @@ from mta.model.egress import EgressPool
 from mta.model.site import Site
 from mta.traffic.actions import Bounds
 from mta.traffic.rules import Rule, Scope
-from tests.support.schedule_world import World, egress, site
+from tests.support.schedule_model import egress, site
+from tests.support.schedule_world import World
 
 limits = st.one_of(st.none(), st.integers(1, 6))
 rules = st.builds(

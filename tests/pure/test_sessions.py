@@ -8,7 +8,7 @@ from mta.model.egress import Egress
 from mta.traffic.counters import Counters
 from mta.traffic.rules import Rule, RuleSet
 from mta.traffic.sessions import WINDOW_FIRST, WINDOW_MIN, WINDOW_S, Group, Session, find_hops
-from tests.support.schedule_world import egress, site
+from tests.support.schedule_model import egress, site
 
 SITE = site((10, "mx.a.test", ["192.0.2.1", "192.0.2.2"]), (20, "mx2.a.test", ["2001:db8::1"]))
 

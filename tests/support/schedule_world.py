@@ -14,12 +14,10 @@ import random
 from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from itertools import count
-from typing import NamedTuple
 
-from mta.model.egress import Egress, EgressPool
-from mta.model.site import MxHost, Site, site_key
+from mta.model.egress import EgressPool
+from mta.model.site import Site
 from mta.model.waiting import WaitReason
 from mta.traffic.actions import Bounds, CloseSession, GiveBack, HandOut, OpenSession
 from mta.traffic.egress import EgressChooser
@@ -28,75 +26,12 @@ from mta.traffic.ready import Run, Stream
 from mta.traffic.rules import Rule, RuleSet, limit_key, path_key
 from mta.traffic.schedule import Schedule
 from mta.traffic.sessions import Session
+from tests.support.schedule_model import A, B, Child, Connection, Part, Sent, Server, egress
 
 START_S = 5_000.0
 UNIX_OFFSET_S = 1_800_000_000.123456
 REPORT_DELAY_S = 0.005
 ALARM_GRAIN_S = 0.01
-
-
-class Part(NamedTuple):
-    """What the world puts in memory: recipients of one delivery at one site; positions are their numbers."""
-
-    delivery: int
-    weight: int
-    domain: str
-    pool: str
-
-
-@dataclass
-class Server:
-    """How the far end behaves; may be changed at any moment."""
-
-    open_s: float = 0.05
-    message_s: float = 0.01
-    is_down: bool = False
-    refuse_odds: float = 0.0  # of a connection
-    drop_odds: float = 0.0  # of a message: the connection is lost in it
-    connections_max: int = 10**9  # it refuses more
-
-
-class Sent(NamedTuple):
-    """A message that reached a server."""
-
-    at_s: float
-    recipient: int
-    session: int
-    mx_host: str
-    peer: str
-    egress: Egress
-
-
-@dataclass
-class Connection:
-    """A child's side of a session."""
-
-    session: Session
-    server: Server
-    queue: deque[tuple[HandOut[Part], Part, int]] = field(default_factory=deque)
-    is_open: bool = False
-    is_closing: bool = False
-    is_over: bool = False
-    is_busy: bool = False
-
-
-@dataclass
-class Child:
-    reports: list[tuple[HandOut[Part], Part, list[int], list[int]]] = field(default_factory=list)
-    connections: dict[int, Connection] = field(default_factory=dict)
-    is_reporting: bool = False
-
-
-def egress(number: int, weight: int = 1, **more: object) -> Egress:
-    return Egress(f"e{number}", number, f"e{number}.example.com", weight=weight, **more)  # type: ignore[arg-type]
-
-
-def site(*hosts: tuple[int, str, Sequence[str]]) -> Site:
-    """A site of (preference, host, addresses)."""
-    return Site(
-        site_key([(preference, name) for preference, name, _ in hosts]),
-        tuple(MxHost(name, preference, tuple(addresses)) for preference, name, addresses in hosts),
-    )
 
 
 class World:
@@ -502,3 +437,14 @@ class World:
 
     def waits(self) -> Counter[WaitReason]:
         return Counter(lane.wait.reason for lane in self.schedule.lanes if lane.wait is not None)
+
+
+def both(rule: Rule, **keys: object) -> World:
+    """A world of two sites of one address each, and one rule."""
+    return World([rule], sites={"a.test": A, "b.test": B}, **keys)  # type: ignore[arg-type]
+
+
+def finish(world: World, within_s: float = 3_600) -> None:
+    """Everything is sent, within a time."""
+    world.run(within_s, until=lambda: set(world.states()) <= {"done"})
+    world.check_all_done()
