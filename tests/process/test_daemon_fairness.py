@@ -68,7 +68,8 @@ async def test_weights_hold_also_when_memory_has_room_for_only_a_part_of_each(
         await world.wait_for(light)
         accepted = world.record().accepted
         until_heavy_ended = last_of("heavy", accepted) + 1
-        assert 150 < until_heavy_ended - 600 < 400  # three to one: 200; without weights: 600
+        # Three to one: 200, give or take what one claim of parts brings in; without weights: 600.
+        assert 64 < until_heavy_ended - 600 < 400
 
 
 async def start_together(database: Database) -> None:
