@@ -260,7 +260,9 @@ class Daemon:
 
     async def _serve(self) -> None:
         assert self._writer is not None
+        # What lives as long as the process is never looked at again; parts and batches hold no cycles.
         gc.freeze()
+        gc.set_threshold(50_000, 20, 50)
         raise_file_limit(self._settings.children.sessions_max)
         for _ in range(self.children.missing):
             await self._start_child()

@@ -12,7 +12,7 @@ from mta.model.masks import mask_fault
 from mta.model.timeouts import SessionTimeouts
 from mta.settings.toml_lines import KeyPath
 from mta.settings.toml_source import TomlSource, shown
-from mta.traffic.rules import Rule, RuleSet, Scope, Tls, first_unreachable
+from mta.traffic.rules import DEFAULT_RULE, Rule, RuleSet, Scope, Tls, first_unreachable
 
 RULES_MAX: Final = 2_000
 MASKS_PER_RULE_MAX: Final = 100
@@ -69,6 +69,10 @@ def parse_rules(source: TomlSource) -> RuleSet:
     for i, table in enumerate(tables):
         path: KeyPath = ("rule", i)
         rule = _rule(source, path, table)
+        if rule.name == DEFAULT_RULE.name:
+            raise source.fault(
+                (*path, "name"), f"{rule.name!r} is the name of the built-in rule, whose counters it would share"
+            )
         if rule.name in places:
             raise source.fault(
                 (*path, "name"), f"the name {rule.name!r} is taken by the rule at {source.where(places[rule.name])}"

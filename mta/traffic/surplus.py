@@ -20,7 +20,7 @@ UNKNOWN_PACE_S = 3.0  # a new lane: nothing is known yet of what its site takes
 PACE_MIN = 1.0  # assumed where nothing is known, messages a second
 DELAY_S_MIN, DELAY_S_MAX = 5.0, 900.0
 # Who only waits for a session may have many in a moment: its pace so far says little about then.
-BUSY_DELAY_S_MAX = 15.0
+BUSY_DELAY_S_MAX = 5.0  # short, as an idle node must not wait for it; not shorter, as each return is a rewrite
 # What waits for sessions goes on in a moment; and a path that fails is soon good again, or patience ends.
 _LONG_WAITS = frozenset({WaitReason.RULE_MESSAGES_PER_HOUR, WaitReason.NO_EGRESS})
 

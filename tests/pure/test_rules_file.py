@@ -256,3 +256,10 @@ def test_a_file_replaced_while_it_is_read_is_seen_whole_or_not_at_all(tmp_path: 
         is_over.set()
         writer.join()
     assert seen <= {"rest", "other"}
+
+
+def test_the_name_of_the_built_in_rule_is_not_to_be_had(tmp_path: Path) -> None:
+    file = tmp_path / "rules.toml"
+    file.write_text('[[rule]]\nname = "default"\nmx = "*"\n')
+    with pytest.raises(BadInput, match=r"rules.toml:2: .*built-in rule"):
+        load_rules(file)
