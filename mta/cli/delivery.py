@@ -24,15 +24,18 @@ from mta.cli.terminal import (
     print_json,
     print_table,
     shown,
+    warn,
     with_database,
 )
 from mta.model.errors import BadInput
 from mta.model.outcome import InDoubtPolicy
 from mta.queue import audit as audits
-from mta.queue import deliveries, source
+from mta.queue import deliveries, overview, source
 from mta.queue.connection import Conn
 from mta.queue.load import LoadSummary, append_source
 from mta.queue.states import DeliveryState
+
+LOG_BYTES_PER_RECIPIENT = 350  # an attempt with its two indexes, measured: docs/operating.md, "Sizing"
 
 app = typer.Typer(help="Deliveries: make, fill, steer and audit them.", no_args_is_help=True)
 
@@ -176,6 +179,10 @@ def show(delivery_id: DeliveryId, dsn: Dsn = "", as_json: AsJson = False) -> Non
 def start(delivery_id: DeliveryId, dsn: Dsn = "", as_json: AsJson = False) -> None:
     """Begin to send."""
     _change(delivery_id, deliveries.start, dsn, as_json)
+    warn(
+        f"delivery {beside.id} ({beside.name}) still has {beside.waiting:,} recipients to send: they share the capacity"
+        for beside in with_database(dsn, lambda conn: overview.large_beside(conn, delivery_id))
+    )
 
 
 @app.command()
@@ -321,6 +328,13 @@ def _print_summary(summary: LoadSummary, is_seal_asked: bool) -> None:
         f"{summary.rows_read:,} rows read: {summary.appended:,} appended, {summary.already_there:,} there already, "
         f"{summary.bad:,} bad, {summary.refused:,} refused with a bad one of their part"
     )
+    if summary.queue_bytes:
+        # What the outcomes will add, by the figures of docs/operating.md, "Sizing".
+        log_bytes = summary.appended * LOG_BYTES_PER_RECIPIENT
+        out.print(
+            f"space: {summary.queue_bytes / 1e6:,.1f} MB in the queue until it is sent; its log will take about "
+            f"{log_bytes / 1e6:,.1f} MB"
+        )
     if is_seal_asked and not summary.is_complete:
         err.print(f"not sealed: parts were refused: {', '.join(summary.refused_parts[:20])}", soft_wrap=True)
 

@@ -30,6 +30,7 @@ class LoadSummary(msgspec.Struct):
     already_there: int = 0  # by an earlier run with the same keys
     bad: int = 0
     refused: int = 0  # good rows that were refused with a bad one of their part
+    queue_bytes: int = 0  # what was appended takes in the queue, as stored
     refused_parts: list[str] = []
     bad_rows: list[BadRow] = []
 
@@ -72,9 +73,10 @@ def _count(summary: LoadSummary, source_part: SourcePart) -> None:
 
 
 async def _append(conn: Conn, delivery_id: int, batch: list[PackedPart], summary: LoadSummary) -> None:
-    for result in await append_parts(conn, delivery_id, batch):
+    for part, result in zip(batch, await append_parts(conn, delivery_id, batch), strict=True):
         summary.parts += 1
         if result.is_new:
             summary.appended += result.recipients
+            summary.queue_bytes += len(part.recipients)
         else:
             summary.already_there += result.recipients

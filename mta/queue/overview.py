@@ -28,11 +28,33 @@ SELECT n.id, n.name, n.started_at, n.ended_at IS NULL AND n.alive_until > now() 
 FROM mta.node n LEFT JOIN mta.delivery_part p ON p.owner = n.id
 WHERE n.ended_at IS NULL OR p.id IS NOT NULL GROUP BY n.id ORDER BY n.id
 """
+# From this on a delivery is large: several at once hold each other up (campaign-mta §10).
+LARGE_RECIPIENTS = 100_000
+_LARGE_BESIDE = """
+WITH large AS (
+    SELECT d.id, d.name,
+           (SELECT sum(recipients)::bigint FROM mta.delivery_append WHERE delivery_id = d.id)
+           - coalesce(s.delivered + s.failed + s.expired + s.cancelled, 0) AS waiting
+    FROM mta.delivery d LEFT JOIN mta.delivery_stats s ON s.delivery_id = d.id
+    WHERE d.state = 'running' AND d.ended_at IS NULL
+)
+SELECT o.id, o.name, o.waiting FROM large o
+WHERE o.id <> $1 AND o.waiting >= $2 AND EXISTS (SELECT 1 FROM large own WHERE own.id = $1 AND own.waiting >= $2)
+ORDER BY o.id
+"""
 FIND_BY_ADDRESS = """
 SELECT at, delivery_id, number, attempt, status, reason, code, enhanced, address, reference, site, mx_host, peer,
        egress, reply
 FROM mta.delivery_log WHERE address = $1 ORDER BY at DESC, attempt DESC LIMIT $2
 """
+
+
+class LargeDelivery(msgspec.Struct, frozen=True):
+    """A running delivery with many recipients that wait."""
+
+    id: int
+    name: str
+    waiting: int
 
 
 class Waiting(msgspec.Struct, frozen=True):
@@ -99,3 +121,8 @@ async def find_in_log(conn: Conn, address: str, *, limit: int = 100) -> list[Log
     """Every attempt for an address, in any of its forms, the newest first."""
     canonical = parse_mailbox(address, "address").text
     return [msgspec.convert(dict(row), LogLine) for row in await conn.fetch(FIND_BY_ADDRESS, canonical, limit)]
+
+
+async def large_beside(conn: Conn, delivery_id: int) -> list[LargeDelivery]:
+    """Large deliveries that run or are scheduled beside this one, if this one is large and runs itself."""
+    return [LargeDelivery(*row.values()) for row in await conn.fetch(_LARGE_BESIDE, delivery_id, LARGE_RECIPIENTS)]
