@@ -51,6 +51,7 @@ class Collector:
         self._lines_bytes = 0
         self._later: dict[_Later, tuple[list[int], list[Row]]] = {}
         self._reported: dict[int, int] = {}  # child -> last report in the settlement
+        self.unrecorded = 0  # recipients that are settled, but not yet in the database
         self.totals = dict.fromkeys(Status, 0)
 
     # --- reports ------------------------------------------------------------------------------
@@ -236,6 +237,8 @@ class Collector:
     def settle(self, part: LeasedPart, positions: list[int]) -> None:
         """These positions of a leased part are done with; the part goes when none is left."""
         part.left -= len(positions)
+        self._settlement.recipients += len(positions)
+        self.unrecorded += len(positions)
         part.delivery.held_recipients -= len(positions)
         assert part.left >= part.out >= 0, f"part {part.id}: {part.left} left, {part.out} out"
         if part.left:
@@ -259,6 +262,10 @@ class Collector:
             self._on_work(self._lines_bytes)
 
     # --- the writer's side --------------------------------------------------------------------
+
+    def recorded(self, settlement: Settlement) -> None:
+        """The settlement is in the database."""
+        self.unrecorded -= settlement.recipients
 
     def take(self) -> tuple[Settlement, dict[int, int]]:
         """The settlement so far, and for each child the last report that is in it."""

@@ -521,6 +521,7 @@ class Daemon:
         remains = self._remains.take()
 
         def committed() -> None:
+            self.collector.recorded(settlement)
             for number, sequence in reported.items():
                 child = self.children.living.get(number)
                 if child is not None:

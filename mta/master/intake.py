@@ -280,7 +280,8 @@ class Intake:
         By weight, as what children have in hand at a time would otherwise decide the shares, whatever the weights say.
         """
         bound = self._settings.ready_recipients_max
-        held = self.held_recipients
+        # What waits for the writer is in memory too: a slow database holds the claims back.
+        held = self.held_recipients + self._collector.unrecorded
         held_bytes = sum(len(part.claimed.recipients) for part in self._collector.parts.values())
         if held_bytes >= self._settings.ready_mbytes_max << 20:
             return 0

@@ -64,6 +64,7 @@ class Settlement:
     doubts: list[Doubt] = field(default_factory=list)
     counts: dict[int, dict[Status, int]] = field(default_factory=dict)  # delivery -> status -> recipients
     credits: dict[tuple[str, int], int] = field(default_factory=dict)  # (quota key, bucket) -> used
+    recipients: int = 0  # how many are settled by it; they are in memory until it is recorded
 
     @property
     def is_empty(self) -> bool:
