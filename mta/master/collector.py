@@ -52,7 +52,6 @@ class Collector:
         self._later: dict[_Later, tuple[list[int], list[Row]]] = {}
         self._reported: dict[int, int] = {}  # child -> last report in the settlement
         self.unrecorded = 0  # recipients that are settled, but not yet in the database
-        self.totals = dict.fromkeys(Status, 0)
 
     # --- reports ------------------------------------------------------------------------------
 
@@ -116,7 +115,6 @@ class Collector:
         ):
             if positions:
                 count(delivery.id, status, len(positions))
-                self.totals[status] += len(positions)
         if outcome.limit and self._schedule.is_counted(outcome.limit):
             self._credit(outcome.limit, attempted)
 
@@ -133,7 +131,6 @@ class Collector:
         assert told.status is not None
         self._settlement.lines.append(line)
         self._settlement.count(part.delivery.id, told.status, 1)
-        self.totals[told.status] += 1
         if told.limit:
             self._credit(told.limit, 1)
         if told.status is Status.DEFERRED:
@@ -225,7 +222,6 @@ class Collector:
         self._settlement.lines.append(encoded)
         self._lines_bytes += len(encoded)
         self._settlement.count(part.delivery.id, status, len(done))
-        self.totals[status] += len(done)
         self.settle(part, done)
         self._on_work(self._lines_bytes)
 

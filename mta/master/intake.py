@@ -86,10 +86,6 @@ class Intake:
     def held_recipients(self) -> int:
         return sum(book.held_recipients for book in self.deliveries.values())
 
-    @property
-    def waiting_for_dns(self) -> int:
-        return sum(len(positions) for waiting in self._asked.values() for _, positions in waiting)
-
     async def run(self) -> None:
         """Claims while there is room and work; looks again on news, when something is due, or after the poll time."""
         while not self.is_stopping:

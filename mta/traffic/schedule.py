@@ -288,7 +288,7 @@ class Schedule(Generic[PartT]):
     def decided(self, session_id: int, attempted: int, returned: int, now_s: float) -> None:
         """Of what the session was given, ``attempted`` have an outcome, ``returned`` were never begun.
 
-        What is returned must be put back by the caller (`put` with ``at_front``).
+        What is returned must be put back by the caller.
         """
         self._connections.decided(session_id, attempted, returned, now_s)
 
