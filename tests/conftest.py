@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import asyncpg
 import pytest
@@ -12,6 +14,16 @@ import pytest
 from mta.queue.embedded import EmbeddedPostgres
 from tests.support import postgres as support
 from tests.support.postgres import Database
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """What is compiled must be what stands in the sources, or the tests would be of something else."""
+    if os.environ.get("MTA_INTERPRETED") == "1":
+        return
+    for compiled in Path("mta").rglob("*.cpython-*.so"):
+        source = compiled.with_name(compiled.name.partition(".")[0] + ".py")
+        if source.exists() and source.stat().st_mtime > compiled.stat().st_mtime:
+            raise pytest.UsageError(f"{source} is newer than what was compiled from it: run make compile")
 
 
 @pytest.fixture(scope="session")
