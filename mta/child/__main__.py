@@ -8,6 +8,7 @@ import sys
 import uvloop
 
 from mta.child.worker import serve
+from mta.telemetry.dumps import forbid_dumps
 from mta.telemetry.logs import configure
 
 
@@ -16,6 +17,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     configure()
+    forbid_dumps()
     uvloop.run(serve(int(sys.argv[1])))
 
 

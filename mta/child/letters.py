@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from typing import NoReturn, Protocol
 
@@ -12,17 +11,13 @@ from mta.message import Rendered, Renderer, RenderError
 from mta.model.address import parse_mailbox
 from mta.model.errors import BadInput
 from mta.outcomes.journal import Segment
-from mta.smtp.dialogue import Envelope
+from mta.smtp.envelope import Envelope, Probe
 from mta.wire import Batch, BatchPart, Open
 
 Row = tuple[str, str | None, list[str] | None]
 _rows_decoder = msgspec.json.Decoder(list[tuple[str, str | None, list[str]]])
 _raw_rows_decoder = msgspec.json.Decoder(list[tuple[str, str | None, msgspec.Raw]])
 _values_decoder = msgspec.json.Decoder(list[str])
-
-# Addresses were validated when they were appended; what an application inserted by SQL was checked less. So the
-# plain form passes here at once, and anything else is validated again before it can reach a wire.
-_PLAIN_ADDRESS = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~.-]{1,64}@[A-Za-z0-9.-]{1,255}")
 
 
 class CarriedBy(Protocol):
@@ -102,11 +97,12 @@ def _values(raw: msgspec.Raw) -> list[str] | None:
 class BatchCursor:
     """A batch and how far it is worked off; letters are made one at a time, when they are about to be sent."""
 
-    __slots__ = ("_at", "_end", "_rows", "_walk", "batch", "renderer")
+    __slots__ = ("_at", "_end", "_envelope", "_rows", "_walk", "batch", "renderer")
 
-    def __init__(self, batch: Batch, renderer: Renderer | NoRenderer) -> None:
+    def __init__(self, batch: Batch, renderer: Renderer | NoRenderer, *, is_simulated: bool = False) -> None:
         self.batch = batch
         self.renderer = renderer
+        self._envelope = Probe if is_simulated else Envelope
         self._rows = _rows(batch.rows)
         self._at = 0
         self._end = len(self._rows)
@@ -133,12 +129,20 @@ class BatchCursor:
         try:
             if values is None:
                 raise BadInput("values", "are not a list of texts")
-            mailbox = address if _PLAIN_ADDRESS.fullmatch(address) else parse_mailbox(address, "address").text
-            rendered: Rendered = self.renderer.render(mailbox, reference, values, number, part.dated_unix_s)
+            try:
+                mailbox = address
+                rendered: Rendered = self.renderer.render(mailbox, reference, values, number, part.dated_unix_s)
+            except RenderError as refused:
+                if refused.field != "address":
+                    raise
+                # Addresses were brought into their canonical form when they were appended; those that an
+                # application inserted by SQL may need it now.
+                mailbox = parse_mailbox(address, "address").text
+                rendered = self.renderer.render(mailbox, reference, values, number, part.dated_unix_s)
         except (RenderError, BadInput) as error:
             raise LetterFailed(letter, str(error)) from None
         letter.segments = rendered.segments
-        letter.envelope = Envelope(
+        letter.envelope = self._envelope(
             token,
             rendered.return_path,
             (mailbox.encode(),),

@@ -1,128 +1,107 @@
-"""Outcomes on their way out of a child: of this tick (for the journal), and of this report (for the master)."""
+"""Outcomes on their way out of a child: of this turn (for the journal), and of this report (for the master)."""
 
 from __future__ import annotations
 
 from time import time
+from typing import Final
 
 from mta.child.letters import Letter
 from mta.failure.triage import Decision
 from mta.model.outcome import Status
 from mta.model.reply import Reply
+from mta.outcomes.journal import Doubt, Settled
 from mta.outcomes.line import escaped, log_line, timestamp
-from mta.wire import Batch, BatchPart, Outcome
+from mta.wire import Batch, BatchPart, OutcomeList, Report
 
-_REPLIES_KEPT = 2_000
-Doubts = list[tuple[int, int, str, str, str]]
-
-
-class OutcomeList:
-    """Outcomes by batch and part, merged as they come."""
-
-    __slots__ = ("_by_part", "count", "doubts", "lines")
-
-    def __init__(self) -> None:
-        self._by_part: dict[tuple[int, int], Outcome] = {}
-        self.lines: list[str] = []
-        self.doubts: Doubts = []
-        self.count = 0
-
-    def add(self, batch: Batch, part_id: int, position: int, status: Status | None, limit: str) -> None:
-        key = (batch.batch, part_id)
-        outcome = self._by_part.get(key)
-        if outcome is None:
-            outcome = self._by_part[key] = Outcome(batch.batch, part_id, limit)
-        if status is Status.DELIVERED:
-            outcome.delivered.append(position)
-        elif status is None:
-            outcome.returned.append(position)
-        elif status is Status.FAILED:
-            outcome.failed.append(position)
-        elif status is Status.DEFERRED:
-            outcome.deferred.append(position)
-        else:
-            assert status is Status.IN_DOUBT
-            outcome.in_doubt.append(position)
-        self.count += 1
-
-    def outcomes(self) -> list[Outcome]:
-        return list(self._by_part.values())
-
-    def merge(self, other: OutcomeList) -> None:
-        """Takes over what ``other`` holds; ``other`` is not used again."""
-        mine = self._by_part
-        for key, theirs in other._by_part.items():
-            own = mine.get(key)
-            if own is None:
-                mine[key] = theirs
-                continue
-            own.delivered.extend(theirs.delivered)
-            own.failed.extend(theirs.failed)
-            own.deferred.extend(theirs.deferred)
-            own.in_doubt.extend(theirs.in_doubt)
-            own.returned.extend(theirs.returned)
-        self.lines.extend(other.lines)
-        self.doubts.extend(other.doubts)
-        self.count += other.count
-
-    def encoded_lines(self) -> bytes:
-        return "".join(self.lines).encode()
+_REPLIES_KEPT: Final = 2_000
+_IN_DOUBT: Final = Status.IN_DOUBT
 
 
 class Tally:
-    """Turns decisions into outcomes and log lines. One clock reading and one text a tick or reply, not a message."""
+    """Turns decisions into outcomes and log lines. One clock reading a turn, one text a reply, not a message."""
 
     def __init__(self) -> None:
-        self.tick = OutcomeList()
+        self.settled: list[Settled] = []  # of this turn
+        self._report = OutcomeList()
+        self._lines: list[str] = []  # of the report; those of this turn begin at _turn_line
+        self._doubts: list[Doubt] = []
+        self._turn_line = 0
+        self._turn_doubt = 0
         self._at = ""
-        self._replies: dict[tuple[Status, Reply], tuple[str, str]] = {}
+        self._replies: dict[Reply, tuple[Status, str, str]] = {}
+
+    @property
+    def count(self) -> int:
+        """Outcomes in the report."""
+        return self._report.count
 
     def settle(self, letter: Letter, decision: Decision) -> None:
         """Records what became of a letter that was offered."""
         carrier = letter.carrier
         part = letter.part
+        part_id = part.part_id
         status = decision.status
-        self.tick.add(letter.batch, part.part_id, letter.position, status, carrier.order.limit)
+        self._add(letter.batch.batch, part_id, letter.position, status, carrier.order.limit)
         if status is None:
             return
         if not self._at:
             self._at = timestamp(time())
-        verdict, reply = self._texts(status, decision)
-        self.tick.lines.append(
+        reply = decision.reply
+        texts = self._replies.get(reply)
+        if texts is None or texts[0] is not status:
+            texts = self._texts(status, decision)
+        self._lines.append(
             log_line(
                 self._at,
                 letter.batch.delivery_id,
                 letter.number,
-                part.part_id,
+                part_id,
                 part.attempt,
-                verdict,
+                texts[1],
                 letter.address,
                 letter.reference,
                 carrier.columns,
-                reply,
+                texts[2],
             )
         )
-        if status is Status.IN_DOUBT:
+        if status is _IN_DOUBT:
             order = carrier.order
-            self.tick.doubts.append((part.part_id, letter.position, order.mx_host, order.peer, decision.reply.text))
+            self._doubts.append((part_id, letter.position, order.mx_host, order.peer, reply.text))
 
     def give_back(self, batch: Batch, part: BatchPart, position: int, limit: str) -> None:
         """Records a recipient that was never begun."""
-        self.tick.add(batch, part.part_id, position, None, limit)
+        self._add(batch.batch, part.part_id, position, None, limit)
 
-    def take_tick(self) -> OutcomeList:
-        """What came since the last call; the next tick reads the clock anew."""
-        taken, self.tick = self.tick, OutcomeList()
+    def take_turn(self) -> tuple[list[Settled], bytes, list[Doubt]]:
+        """Outcomes, lines and doubts since the last call, for the journal. The next turn reads the clock anew."""
+        settled, self.settled = self.settled, []
+        lines = "".join(self._lines[self._turn_line :]).encode()
+        doubts = self._doubts[self._turn_doubt :]
+        self._turn_line = len(self._lines)
+        self._turn_doubt = len(self._doubts)
         self._at = ""
-        return taken
+        return settled, lines, doubts
 
-    def _texts(self, status: Status, decision: Decision) -> tuple[str, str]:
-        key = (status, decision.reply)
-        texts = self._replies.get(key)
-        if texts is None:
-            reply = decision.reply
-            verdict = f"{status:d}\t{decision.reason:d}\t{reply.code}\t{reply.enhanced}"
-            texts = (verdict, escaped(reply.text))
-            if len(self._replies) >= _REPLIES_KEPT:
-                self._replies.clear()
-            self._replies[key] = texts
+    def take_report(self, sequence: int) -> Report:
+        """All since the last report; each turn of it must have been taken before."""
+        assert not self.settled, "what the journal does not have is not reported"
+        report = Report(sequence, self._report.outcomes(), "".join(self._lines).encode(), self._doubts)
+        self._report = OutcomeList()
+        self._lines = []
+        self._doubts = []
+        self._turn_line = 0
+        self._turn_doubt = 0
+        return report
+
+    def _add(self, batch: int, part_id: int, position: int, status: Status | None, limit: str) -> None:
+        self.settled.append(Settled(batch, part_id, position, status or 0, limit))
+        self._report.add(batch, part_id, position, status, limit)
+
+    def _texts(self, status: Status, decision: Decision) -> tuple[Status, str, str]:
+        """The columns that a reply makes, kept: servers say the same few sentences."""
+        reply = decision.reply
+        verdict = f"{status:d}\t{decision.reason:d}\t{reply.code}\t{reply.enhanced}"
+        if len(self._replies) >= _REPLIES_KEPT:
+            self._replies.clear()
+        texts = self._replies[reply] = (status, verdict, escaped(reply.text))
         return texts

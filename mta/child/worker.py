@@ -18,11 +18,11 @@ from typing import cast
 import structlog
 
 from mta.child.carrier import Carrier
-from mta.child.letters import BatchCursor, Letter, NoRenderer
-from mta.child.tally import OutcomeList, Tally
+from mta.child.letters import BatchCursor, Letter
+from mta.child.tally import Tally
+from mta.child.templates import Templates
 from mta.failure.triage import Decision
-from mta.message import Renderer, RenderError, Template, compile_content, load_content
-from mta.model.errors import BadInput, LocalFault
+from mta.model.errors import LocalFault
 from mta.outcomes.journal import Intent, Journal, JournalError, Record
 from mta.smtp.dialogue import Envelope
 from mta.telemetry.faults import end_on_fault
@@ -42,7 +42,7 @@ from mta.wire import (
     MasterFrame,
     Open,
     Recall,
-    Report,
+    SigningKeys,
     decode_master_frame,
     encode_frame,
 )
@@ -71,11 +71,10 @@ class Worker(asyncio.Protocol):
         self._journal: Journal | None = None
         self._trouble = ""
         self._carriers: dict[int, Carrier] = {}
-        self._templates: dict[int, Template | BadInput] = {}
-        self._renderers: dict[tuple[int, tuple[str, ...]], Renderer | NoRenderer] = {}
+        self._templates = Templates()
+        self._simulated: set[int] = set()  # deliveries of which nothing is sent
         self._opening: set[asyncio.Task[None]] = set()
         self._tally = Tally()
-        self._report = OutcomeList()
         self._sequence = 1
         self._tokens = 0
         self._due: list[tuple[Carrier, Envelope]] = []
@@ -119,20 +118,37 @@ class Worker(asyncio.Protocol):
                 self._lease_until_s = frame.until_s
                 self._resume()
             case TemplateFrame():
-                self._templates[frame.delivery_id] = self._compiled(frame)
+                self._take_template(frame)
             case Forget():
                 self._forget_template(frame.delivery_id)
             case Recall():
                 self._recall(frame.delivery_id)
             case Drain():
                 self._drain()
+            case SigningKeys():
+                self._take_keys(frame)
             case ChildOptions():
                 self._begin(frame)
 
+    def _take_template(self, frame: TemplateFrame) -> None:
+        assert self._options is not None
+        self._templates.add(frame, self._options.verp_key)
+        if frame.is_simulated:
+            self._simulated.add(frame.delivery_id)
+
     def _forget_template(self, delivery_id: int) -> None:
-        self._templates.pop(delivery_id, None)
-        for key in [key for key in self._renderers if key[0] == delivery_id]:
-            del self._renderers[key]
+        self._templates.forget(delivery_id)
+        self._simulated.discard(delivery_id)
+
+    def _take_keys(self, frame: SigningKeys) -> None:
+        """What is not rendered yet is signed by the new keys, or goes back when it cannot be signed any more."""
+        self._templates.take_keys(frame)
+        for carrier in list(self._carriers.values()):
+            for cursor in list(carrier.batches):
+                if renderer := self._templates.renderer(cursor.batch):
+                    cursor.renderer = renderer
+                else:
+                    carrier.recall(cursor.batch.delivery_id, set())
 
     def _close(self, order: Close) -> None:
         if carrier := self._carriers.get(order.session):
@@ -167,37 +183,15 @@ class Worker(asyncio.Protocol):
 
     def _take_batch(self, batch: Batch) -> None:
         carrier = self._carriers.get(batch.session)
-        if carrier is None or not carrier.takes_batches or self._is_draining:
+        renderer = self._templates.renderer(batch)
+        if renderer is None or carrier is None or not carrier.takes_batches or self._is_draining:
             limit = carrier.order.limit if carrier else ""
             for part in batch.parts:
                 for position in part.positions:
                     self.give_back(batch, part, position, limit)
             return
-        carrier.add(BatchCursor(batch, self._renderer(batch)))
-
-    def _compiled(self, frame: TemplateFrame) -> Template | BadInput:
-        """The template, or why it cannot be used: who wrote the content past the checks must not stop the others."""
-        assert self._options is not None
-        try:
-            content = load_content(frame.content, f"delivery {frame.delivery_id}")
-            return compile_content(content, delivery_id=frame.delivery_id, verp_key=self._options.verp_key)
-        except BadInput as error:
-            log.error("content cannot be used", delivery=frame.delivery_id, error=str(error))
-            return error
-
-    def _renderer(self, batch: Batch) -> Renderer | NoRenderer:
-        key = (batch.delivery_id, batch.fields)
-        renderer = self._renderers.get(key)
-        if renderer is None:
-            template = self._templates.get(batch.delivery_id)
-            if template is None:
-                raise LocalFault(f"batch {batch.batch}: the template of delivery {batch.delivery_id} was never sent")
-            try:
-                renderer = NoRenderer(template) if isinstance(template, BadInput) else template.bind(batch.fields)
-            except RenderError as error:
-                renderer = NoRenderer(error)
-            self._renderers[key] = renderer
-        return renderer
+        is_simulated = batch.delivery_id in self._simulated
+        carrier.add(BatchCursor(batch, renderer, is_simulated=is_simulated))
 
     def _drain(self) -> None:
         self._is_draining = True
@@ -269,15 +263,12 @@ class Worker(asyncio.Protocol):
         due: list[tuple[Carrier, Envelope]] = []
         if self._due and self.may_begin:
             due, self._due = self._due, []
-        tick = self._tally.take_tick()
-        if due or tick.count:
-            due = self._write_journal(due, tick)
-        if tick.count:
-            self._report.merge(tick)
-            if self._report.count >= REPORT_OUTCOMES:
-                self._send_report()
-            elif self._report_timer is None:
-                self._report_timer = self._loop.call_later(REPORT_DELAY_S, self._report_now)
+        if due or self._tally.settled:
+            due = self._write_journal(due)
+        if self._tally.count >= REPORT_OUTCOMES:
+            self._send_report()
+        elif self._tally.count and self._report_timer is None:
+            self._report_timer = self._loop.call_later(REPORT_DELAY_S, self._report_now)
         for carrier, envelope in due:
             letter = self.letters.get(envelope.token)
             # Gone when the link ended since it was due: its verdict is given.
@@ -286,7 +277,7 @@ class Worker(asyncio.Protocol):
                 self._bytes_sent += envelope.size_bytes
                 carrier.link.body(envelope.token, segments, is_transparent=True)
 
-    def _write_journal(self, due: list[tuple[Carrier, Envelope]], tick: OutcomeList) -> list[tuple[Carrier, Envelope]]:
+    def _write_journal(self, due: list[tuple[Carrier, Envelope]]) -> list[tuple[Carrier, Envelope]]:
         """Writes one record; what of ``due`` may be sent now: all of it, or nothing when the journal fails."""
         journal = self._written_journal()
         intended = [letter for _, envelope in due if (letter := self.letters.get(envelope.token)) is not None]
@@ -294,9 +285,9 @@ class Worker(asyncio.Protocol):
             # The intents that are open begin the new segment, so that none keeps an old one.
             intended += [letter for letter in self.letters.values() if letter.segment is not None]
         intents = [_intent(letter) for letter in intended]
-        record = Record(self._sequence, intents, tick.outcomes(), tick.encoded_lines(), tick.doubts)
+        settled, lines, doubts = self._tally.take_turn()
         try:
-            journal.write(record)
+            journal.write(Record(self._sequence, intents, settled, lines, doubts))
         except JournalError as error:
             self._journal_failed(error)
             for carrier, _ in due:
@@ -333,11 +324,9 @@ class Worker(asyncio.Protocol):
         if self._report_timer is not None:
             self._report_timer.cancel()
             self._report_timer = None
-        report = self._report
-        if not report.count:
+        if not self._tally.count:
             return
-        self._report = OutcomeList()
-        self._send(Report(self._sequence, report.outcomes(), report.encoded_lines(), report.doubts))
+        self._send(self._tally.take_report(self._sequence))
         self._sequence += 1
 
     def _send(self, frame: ChildFrame) -> None:

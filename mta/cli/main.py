@@ -16,9 +16,8 @@ from mta.model.errors import BadInput
 from mta.queue.connection import DatabaseUnreachable
 
 # A module has either ``app``, a Typer of several commands, or ``command``, a function that is the command.
-MODULES: Final = {
-    name: f"mta.cli.{name}" for name in ("run", "demo", "db", "delivery", "queue", "log", "rules", "sink")
-}
+_NAMES: Final = ("run", "demo", "db", "delivery", "queue", "log", "rules", "config", "dkim", "sink")
+MODULES: Final = {name: f"mta.cli.{name}" for name in _NAMES}
 EXIT_NOT_DONE: Final = 2
 
 

@@ -15,6 +15,7 @@ from mta.master.daemon import Daemon
 from mta.model.errors import BadInput
 from mta.queue.nodes import Fenced
 from mta.settings.config import load_settings
+from mta.telemetry.dumps import forbid_dumps
 from mta.telemetry.logs import configure
 
 log = structlog.get_logger()
@@ -29,11 +30,12 @@ def command(
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
     log_json: Annotated[bool, typer.Option(help="One JSON object a line even on a terminal.")] = False,
 ) -> None:
-    """Run a node: claim, send, record, until SIGTERM. SIGHUP reads the rules anew."""
+    """Run a node: claim, send, record, until SIGTERM. SIGHUP reads the rules and the signing keys anew."""
     configure(log_level, as_json=True if log_json else None)
+    forbid_dumps()
     settings = load_settings(config)
     try:
-        uvloop.run(_run(Daemon(settings)))
+        uvloop.run(_run(Daemon(settings, config)))
     except* Fenced as fenced:
         log.error("this run was declared dead by another node", error=str(fenced.exceptions[0]))
         raise typer.Exit(FENCED_EXIT) from None
@@ -48,6 +50,10 @@ async def _run(daemon: Daemon) -> None:
 
 
 def _reload(daemon: Daemon) -> None:
+    try:
+        daemon.reload_keys()
+    except BadInput as error:
+        log.error("signing keys are not changed", error=str(error))
     try:
         daemon.reload_rules()
     except BadInput as error:

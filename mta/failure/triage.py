@@ -11,6 +11,7 @@ refused, 421   to MAIL, RCPT or DATA                      none         is closed
 in doubt       content sent, no reply came                in doubt     is gone; no other host is tried
 not attempted  link lost while content was being sent     deferred     is gone
 not attempted  link lost before, recalled, never begun    none         its recipient is handed out again
+probed         2yz to RCPT of a simulated delivery        simulated    goes on
 =============  =========================================  ===========  ====================================
 
 "None" is no attempt: a 421 or a lost link before the content speaks of the session (threats C10), and the backoff of
@@ -20,7 +21,7 @@ connection would go round for ever.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from mta.model.outcome import Reason, Status
 from mta.model.reply import Reply
@@ -44,6 +45,9 @@ _ENHANCED_REASONS = {
     "2.1": Reason.ACCOUNT_DISABLED,
     "2.2": Reason.MAILBOX_FULL,
 }
+_ACCEPTED: Final = Kind.ACCEPTED
+_DELIVERED: Final = Status.DELIVERED
+_NOT_DEFINED: Final = Reason.NOT_DEFINED
 _BEFORE_CONTENT = frozenset({Stage.RSET, Stage.MAIL, Stage.RCPT, Stage.DATA})
 _CONTENT = frozenset({Stage.BODY, Stage.DOT})
 SERVICE_CLOSING = 421  # RFC 5321 §3.8
@@ -52,10 +56,10 @@ RETURNED = Decision(None, Reason.NOT_DEFINED, Reply(0))  # no attempt was made
 
 def triage(kind: Kind, stage: Stage, reply: Reply | None, cause: str) -> Decision:
     """What a verdict means for its recipient. ``cause`` is the dialogue's word where no reply decided."""
+    if kind is _ACCEPTED:  # nearly all of them: before the members that a match would look up
+        assert reply is not None
+        return Decision(_DELIVERED, _NOT_DEFINED, reply)
     match kind:
-        case Kind.ACCEPTED:
-            assert reply is not None
-            return Decision(Status.DELIVERED, Reason.NOT_DEFINED, reply)
         case Kind.REFUSED:
             assert reply is not None
             if reply.code == SERVICE_CLOSING and stage in _BEFORE_CONTENT:
@@ -68,6 +72,9 @@ def triage(kind: Kind, stage: Stage, reply: Reply | None, cause: str) -> Decisio
                 # 4.4.2: bad connection (RFC 3463 §3.5).
                 return Decision(Status.DEFERRED, Reason.UNREACHABLE, Reply(0, f"{stage.name}: {cause}", "4.4.2"))
             return RETURNED
+        case Kind.PROBED:
+            assert reply is not None
+            return Decision(Status.SIMULATED, Reason.NOT_DEFINED, reply)
 
 
 def reason_of(reply: Reply) -> Reason:

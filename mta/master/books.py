@@ -36,6 +36,7 @@ class DeliveryBook:
         "is_leaving",
         "part_recipients",
         "retry",
+        "sender_domain",
         "valid_until_s",
         "view",
         "weight",
@@ -47,6 +48,7 @@ class DeliveryBook:
         self.held_recipients = 0  # unsettled recipients of its leased parts
         self.is_leaving = False  # paused or cancelled: its parts go back as they become free
         self.part_recipients = PART_RECIPIENTS_MAX  # of its largest part lately, so that claims can be sized
+        self.sender_domain = ""  # of the mailbox in From: known when the content was read, and can be
         self.view = view
         self.retry = _retry_of(view)
         self.update(view)

@@ -7,7 +7,7 @@ import contextlib
 import resource
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import count
 from typing import cast
 
@@ -15,7 +15,6 @@ import structlog
 
 from mta.wire import (
     ChildFrame,
-    ChildOptions,
     Drain,
     FrameSplitter,
     Health,
@@ -68,8 +67,8 @@ class Child(asyncio.Protocol):
         assert self.process is not None
         return self.process.pid
 
-    async def start(self, options: ChildOptions) -> None:
-        """Starts the process; it is ready at once, frames wait in the socket."""
+    async def start(self, first: Sequence[MasterFrame]) -> None:
+        """Starts the process; it is ready at once, frames wait in the socket. ``first``: its options, its keys."""
         loop = asyncio.get_running_loop()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -83,7 +82,7 @@ class Child(asyncio.Protocol):
         self.started_at_s = self.heard_at_s = loop.time()
         await loop.create_unix_connection(lambda: self, sock=ours)
         # Before whatever it was told while it was being started (a drain, say).
-        self._frames.insert(0, encode_frame(options))
+        self._frames[:0] = [encode_frame(frame) for frame in first]
         self.flush()
 
     def tell(self, frame: MasterFrame) -> None:
@@ -140,13 +139,13 @@ class Children:
         self,
         wanted: int,
         silence_s: float,
-        options: Callable[[int], ChildOptions],
+        first: Callable[[int], Sequence[MasterFrame]],
         on_frame: Callable[[Child, ChildFrame], None],
         on_loss: Callable[[Child], None],
     ) -> None:
         self._wanted = wanted
         self._silence_s = silence_s
-        self._options = options
+        self._first = first
         self._on_frame = on_frame
         self._on_loss = on_loss
         self._numbers = count(1)
@@ -160,7 +159,7 @@ class Children:
         child = Child(next(self._numbers), self._on_frame, self._lost)
         self.living[child.number] = child
         try:
-            await child.start(self._options(child.number))
+            await child.start(self._first(child.number))
         except OSError as error:
             log.error("child cannot be started", child=child.number, error=str(error))
             self.living.pop(child.number, None)

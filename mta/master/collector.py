@@ -46,12 +46,25 @@ class Collector:
         self._schedule = schedule
         self._on_work = on_work
         self.parts: dict[int, LeasedPart] = {}
+        self.held_bytes = 0  # of their rows
         self.batches: dict[int, BatchBook] = {}
         self._settlement = Settlement()
         self._lines_bytes = 0
         self._later: dict[_Later, tuple[list[int], list[Row]]] = {}
         self._reported: dict[int, int] = {}  # child -> last report in the settlement
         self.unrecorded = 0  # recipients that are settled, but not yet in the database
+
+    # --- parts in memory ----------------------------------------------------------------------
+
+    def hold(self, part: LeasedPart) -> None:
+        """A part that was claimed; it is here until it is settled or released."""
+        self.parts[part.id] = part
+        self.held_bytes += len(part.claimed.recipients)
+        part.delivery.held_recipients += part.left
+
+    def _let_go(self, part: LeasedPart) -> None:
+        del self.parts[part.id]
+        self.held_bytes -= len(part.claimed.recipients)
 
     # --- reports ------------------------------------------------------------------------------
 
@@ -73,13 +86,20 @@ class Collector:
         part = self.parts[outcome.part_id]
         open_ = batch.open[outcome.part_id]
         before = len(open_)
-        for positions in (outcome.delivered, outcome.failed, outcome.deferred, outcome.in_doubt, outcome.returned):
+        for positions in (
+            outcome.delivered,
+            outcome.failed,
+            outcome.deferred,
+            outcome.in_doubt,
+            outcome.returned,
+            outcome.simulated,
+        ):
             open_.difference_update(positions)
         came = before - len(open_)
         returned = len(outcome.returned)
         attempted = came - returned
         delivery = part.delivery
-        decided = outcome.delivered + outcome.failed
+        decided = outcome.delivered + outcome.failed + outcome.simulated
         assert came == len(decided) + len(outcome.deferred) + len(outcome.in_doubt) + returned, "an outcome came twice"
         if not open_:
             del batch.open[outcome.part_id]
@@ -112,6 +132,7 @@ class Collector:
             (Status.FAILED, outcome.failed),
             (Status.DEFERRED, outcome.deferred),
             (Status.IN_DOUBT, outcome.in_doubt),
+            (Status.SIMULATED, outcome.simulated),
         ):
             if positions:
                 count(delivery.id, status, len(positions))
@@ -242,7 +263,7 @@ class Collector:
         else:
             self._settlement.settled.pop(part.id, None)
             self._settlement.finished.append(part.id)
-            del self.parts[part.id]
+            self._let_go(part)
 
     def set_aside(self, part_id: int) -> None:
         """A part that cannot be read is held, untouched, for an operator."""
@@ -253,7 +274,7 @@ class Collector:
         """Gives a part back to the queue once no child has any of it."""
         if part.left and not part.out and part.id in self.parts:
             part.delivery.held_recipients -= part.left
-            del self.parts[part.id]
+            self._let_go(part)
             self._settlement.released.append(part.id)
             self._on_work(self._lines_bytes)
 

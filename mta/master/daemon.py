@@ -14,11 +14,13 @@ import os
 import random
 import time
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import asyncpg
 import structlog
 
+from mta import is_compiled
 from mta.dns.resolver import Resolver
 from mta.master import recovery
 from mta.master.books import LeasedPart
@@ -26,13 +28,14 @@ from mta.master.children import Child, Children, raise_file_limit
 from mta.master.collector import Collector
 from mta.master.dispatch import Dispatch
 from mta.master.intake import Intake
+from mta.master.keys import KeyStore
 from mta.master.remains import Remains
 from mta.outcomes.journal import JournalError, mark_run, remove_run
 from mta.outcomes.writer import Writer
 from mta.queue import migrate, nodes, partitions
 from mta.queue.connection import DATABASE_AWAY, Conn
 from mta.queue.settle import Settlement, forget_credits, load_credits
-from mta.settings.config import Settings
+from mta.settings.config import Settings, load_settings
 from mta.settings.rules_file import load_rules
 from mta.telemetry.faults import end_on_fault
 from mta.telemetry.systemd import notify
@@ -44,6 +47,7 @@ from mta.wire import (
     ChildOptions,
     Committed,
     JournalState,
+    MasterFrame,
     Opened,
     OpenFailed,
     Report,
@@ -75,8 +79,12 @@ async def _closing(pool: asyncpg.Pool) -> AsyncIterator[None]:
 class Daemon:
     """One run. Everything it owns is used from its event loop only."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, config: Path | None = None) -> None:
+        """``config``: the file of the settings; of it the signing keys are read again at a reload."""
         self._settings = settings
+        self._config = config
+        self._rules = RuleSet()  # as last read
+        self._is_prepared = False  # there is somebody to tell of new rules and keys
         self._journal_dir = settings.journal_dir
         self._stop_wanted = asyncio.Event()
         self._stop_now = asyncio.Event()
@@ -96,19 +104,30 @@ class Daemon:
 
     def reload_rules(self) -> None:
         """Reads the rules file anew. Raises BadInput, with the running rules unchanged, when it cannot be used."""
-        self.schedule.set_rules(self._load_rules(), asyncio.get_running_loop().time())
-        self.dispatch.wake()
+        self._rules = self._load_rules()
+        if self._is_prepared:
+            self._use_rules()
         log.info("rules reloaded", file=str(self._settings.rules_file))
+
+    def reload_keys(self) -> None:
+        """Reads signing settings and key files anew. Raises BadInput, with nothing changed, for a bad settings file.
+
+        A key file that cannot be used is logged, and its sender domain keeps the keys it has.
+        """
+        settings = self._settings if self._config is None else load_settings(self._config)
+        if self._keys.reload(settings.signing) and self._is_prepared:
+            self._hand_on_keys()
 
     async def run(self) -> None:
         """The whole life of the run. Raises Fenced when another node declared it dead."""
         self._lock_journal_dir()
-        rules = self._load_rules()
+        self._rules = self._load_rules()
+        self._keys = KeyStore(self._settings.signing)
         try:
             while pool := await self._connect():
                 async with _closing(pool):
                     self._pool = pool
-                    if await self._prepared(rules):
+                    if await self._prepared(self._rules):
                         await self._serve_and_end()
                         return
             log.info("stopped before the database was there")
@@ -193,6 +212,7 @@ class Daemon:
                     continue
 
     async def _prepare(self, rules: RuleSet) -> None:
+        self._is_prepared = False
         settings = self._settings
         loop = asyncio.get_running_loop()
         self._fault: asyncio.Future[None] = loop.create_future()
@@ -226,7 +246,7 @@ class Daemon:
         self.children = Children(
             settings.children.effective_count,
             settings.children.silence_s,
-            self._child_options,
+            self._first_frames,
             self._on_frame,
             self._on_child_loss,
         )
@@ -248,13 +268,28 @@ class Daemon:
             self.collector,
             self.dispatch,
             self._writer.flushed,
+            self._keys,
         )
+        self._is_prepared = True
+        if self._rules is not rules:
+            self._use_rules()  # read anew meanwhile
 
-    def _child_options(self, child: int) -> ChildOptions:
+    def _use_rules(self) -> None:
+        self.schedule.set_rules(self._rules, asyncio.get_running_loop().time())
+        self.dispatch.wake()
+
+    def _hand_on_keys(self) -> None:
+        # Children first: what is taken from them below comes back of its own accord, too, when it cannot be signed.
+        self.children.tell_all(self._keys.frame)
+        self.intake.keys_changed()
+        self.dispatch.wake()
+
+    def _first_frames(self, child: int) -> list[MasterFrame]:
         segment_bytes_max = self._settings.children.journal_segment_kbytes << 10
-        return ChildOptions(
+        options = ChildOptions(
             self.node.id, child, str(self._journal_dir), segment_bytes_max, self._verp_key, self._lease_until_s
         )
+        return [options, self._keys.frame]
 
     # --- the tasks ----------------------------------------------------------------------------
 
@@ -278,7 +313,8 @@ class Daemon:
             intake = tasks.create_task(self.intake.run(), name="intake")
             self.started.set()
             notify("READY=1")
-            log.info("running", node=self.node.name, run=self.node.id, children=len(self.children.living))
+            children = len(self.children.living)
+            log.info("running", node=self.node.name, run=self.node.id, children=children, compiled=is_compiled())
             await self._stop_wanted.wait()
             await self._drain(intake)
             for task in background:
@@ -381,7 +417,7 @@ class Daemon:
     async def _keep_house(self) -> None:
         """What is done now and then: children replaced, partitions made, the dead taken over, the empty dropped."""
         loop = asyncio.get_running_loop()
-        next_hour_s = next_look_s = turned_s = loop.time()
+        next_hour_s = next_look_s = turned_s = keys_checked_s = loop.time()
         take_over_after_s = self._settings.master.take_over_after_s
         while True:
             await asyncio.sleep(1.0)
@@ -397,6 +433,10 @@ class Daemon:
             for child in self.children.silent(now_s):
                 log.error("child is silent and is killed", child=child.number, pid=child.pid)
                 child.kill()
+            if now_s - keys_checked_s >= self._keys.settings.check_s:
+                keys_checked_s = now_s
+                if self._keys.check():
+                    self._hand_on_keys()
             try:
                 if now_s >= next_look_s:
                     next_look_s = now_s + min(15.0, take_over_after_s / 2)

@@ -7,7 +7,7 @@ from itertools import count
 
 import msgspec
 
-from mta.master.books import BatchBook, LeasedPart
+from mta.master.books import BatchBook, DeliveryBook, LeasedPart
 from mta.master.children import Child, Children
 from mta.master.collector import Collector
 from mta.model.egress import source_for
@@ -110,7 +110,7 @@ class Dispatch:
                 self._schedule.put(action.lane, action.stream, part.delivery.weight, run, now_s, at_front=True)
             self._schedule.decided(session.id, 0, action.amount, now_s)
             return session.child
-        self._send_template(child, action.stream.delivery_id)
+        self._send_template(child, action.taken[0][0].delivery)
         parts: list[BatchPart] = []
         rows: list[bytes] = []
         size_bytes = 0
@@ -137,10 +137,10 @@ class Dispatch:
         packed = b"[" + b",".join(rows) + b"]"
         child.tell(Batch(number, session.id, stream.delivery_id, stream.fields, parts, packed))
 
-    def _send_template(self, child: Child, delivery_id: int) -> None:
-        if delivery_id not in child.templates:
-            child.templates.add(delivery_id)
-            child.tell(Template(delivery_id, self.contents[delivery_id]))
+    def _send_template(self, child: Child, delivery: DeliveryBook) -> None:
+        if delivery.id not in child.templates:
+            child.templates.add(delivery.id)
+            child.tell(Template(delivery.id, self.contents[delivery.id], delivery.view.is_simulated))
 
     def recall(self, delivery_id: int | None) -> None:
         """Children give back what they have not begun, of one delivery or of all."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 
 import asyncpg
@@ -18,6 +19,8 @@ from mta.dns.resolver import Resolver
 from mta.master.books import DeliveryBook, LeasedPart
 from mta.master.collector import Collector
 from mta.master.dispatch import Dispatch
+from mta.master.keys import KeyStore
+from mta.message.keyring import sender_domain_of
 from mta.model.address import domain_of
 from mta.model.egress import EgressPool
 from mta.model.errors import BadInput
@@ -25,6 +28,7 @@ from mta.model.limits import AUTO_PART_RECIPIENTS_MAX
 from mta.model.outcome import Reason, Status
 from mta.model.reply import Reply
 from mta.model.site import NoRoute, Route, Site
+from mta.model.waiting import Wait, WaitReason
 from mta.queue import claim as claims
 from mta.queue.claim import ClaimedPart, DeliveryView
 from mta.queue.connection import DATABASE_AWAY, Conn
@@ -39,6 +43,7 @@ log = structlog.get_logger()
 
 # A delivery with less than this in memory may always claim: a small one gets in though large ones fill the room.
 FINISH_PERIOD_S = 0.5  # between looks for deliveries that are done
+LOOKUPS_MAX = 1_000  # at a time; the resolver asks fewer questions at once, and some wait for one and the same host
 FOOTHOLD_RECIPIENTS = 2 * AUTO_PART_RECIPIENTS_MAX
 
 
@@ -56,6 +61,7 @@ class Intake:
         collector: Collector,
         dispatch: Dispatch,
         flushed: Callable[[], Awaitable[None]],
+        keys: KeyStore,
     ) -> None:
         self._pool = pool
         self._flushed = flushed  # returns when all that is collected is recorded
@@ -68,10 +74,13 @@ class Intake:
         self._dispatch = dispatch
         self._fair: FairQueue[int] = FairQueue(quantum=AUTO_PART_RECIPIENTS_MAX)
         self._asked: dict[str, list[tuple[LeasedPart, list[int]]]] = {}  # domain -> who waits for its route
+        self._unasked: deque[str] = deque()  # of them, those whose look-up has to wait
         self._lookups: set[asyncio.Task[None]] = set()
         self._expiries: dict[int, asyncio.TimerHandle] = {}  # delivery -> the end of its validity
         self._news = asyncio.Event()
         self._unknown_pools: set[str] = set()
+        self._keys = keys
+        self.waits: dict[int, Wait] = {}  # deliveries of which nothing is claimed, though it is due
         self.deliveries: dict[int, DeliveryBook] = {}
         self.due_views: dict[int, DeliveryView] = {}
         self._finished_at_s = 0.0
@@ -80,6 +89,13 @@ class Intake:
 
     def notify(self) -> None:
         """Something in the queue has changed (NOTIFY), or memory became free."""
+        self._news.set()
+
+    def keys_changed(self) -> None:
+        """What cannot be signed any more goes back to the queue, what can be now is claimed."""
+        for book in list(self.deliveries.values()):
+            if book.held_recipients and not book.is_leaving and not self._is_signable(book):
+                self._let_go(book)
         self._news.set()
 
     @property
@@ -141,6 +157,7 @@ class Intake:
         """Adopts the deliveries that run; lets go of those that do not run any more."""
         running = {view.id: view for view in views if view.state == "running"}
         self.due_views = {view.id: view for view in views if view.due_in_s is not None}
+        self.waits = {key: wait for key, wait in self.waits.items() if key in running}
         for view in running.values():
             book = self.deliveries.get(view.id)
             if book is None:
@@ -234,7 +251,7 @@ class Intake:
         for view in self.due_views.values():
             assert view.due_in_s is not None
             book = self.deliveries.get(view.id)
-            if book is None or book.is_leaving:
+            if book is None or book.is_leaving or not self._is_signable(book):
                 continue
             if view.due_in_s <= 0 or book.is_expired:
                 due[view.id] = book
@@ -254,8 +271,10 @@ class Intake:
                 self._fair.remove(delivery_id)
                 del due[delivery_id]
                 continue
-            if delivery_id not in self._dispatch.contents:
-                self._dispatch.contents[delivery_id] = await claims.delivery_content(conn, delivery_id)
+            if not await self._has_content(conn, book):
+                self._fair.remove(delivery_id)
+                del due[delivery_id]
+                continue
             parts = max(1, min(self._settings.claim_parts_max, allowed // book.part_recipients))
             claimed = await claims.claim(conn, self._run.id, delivery_id, parts, also_not_due=book.is_expired)
             if not claimed:
@@ -270,6 +289,31 @@ class Intake:
             await asyncio.sleep(0)  # let reports in between two claims
         return 0.05 if is_full else max(0.01, next_due_s)
 
+    async def _has_content(self, conn: Conn, book: DeliveryBook) -> bool:
+        """Reads a delivery's content before its first claim. False: its messages cannot be signed."""
+        if book.id not in self._dispatch.contents:
+            content = await claims.delivery_content(conn, book.id)
+            book.sender_domain = sender_domain_of(content) or ""
+            if not self._is_signable(book):
+                return False
+            self._dispatch.contents[book.id] = content
+        return True
+
+    def _is_signable(self, book: DeliveryBook) -> bool:
+        """False: nothing of it may be sent now. It then waits for a key, and is told of once."""
+        if not book.sender_domain or book.is_expired:  # not known yet, or past being sent
+            return True
+        if self._keys.ring.signers_for(book.sender_domain) is not None:
+            if self.waits.pop(book.id, None):
+                log.info("delivery goes on: its messages can be signed", delivery=book.id)
+            return True
+        if book.id not in self.waits:
+            self.waits[book.id] = Wait(WaitReason.NO_SIGNING_KEY, float("inf"), book.sender_domain)
+            log.warning(
+                "delivery waits: its messages cannot be signed", delivery=book.id, sender_domain=book.sender_domain
+            )
+        return False
+
     def _allowance(self, book: DeliveryBook, weights: int) -> int:
         """How many more recipients of a delivery the memory has room for; ``weights`` is the sum over those that claim.
 
@@ -278,8 +322,7 @@ class Intake:
         bound = self._settings.ready_recipients_max
         # What waits for the writer is in memory too: a slow database holds the claims back.
         held = self.held_recipients + self._collector.unrecorded
-        held_bytes = sum(len(part.claimed.recipients) for part in self._collector.parts.values())
-        if held_bytes >= self._settings.ready_mbytes_max << 20:
+        if self._collector.held_bytes >= self._settings.ready_mbytes_max << 20:
             return 0
         # Footholds may go over the bound, but not so far that the schedule sheds again what was just claimed.
         foothold = min(FOOTHOLD_RECIPIENTS, bound // 8)
@@ -296,8 +339,7 @@ class Intake:
             log.error("part cannot be read and is held", part=claimed.id, delivery=book.id, error=str(error))
             self._collector.set_aside(claimed.id)
             return None
-        self._collector.parts[part.id] = part
-        book.held_recipients += part.left
+        self._collector.hold(part)
         if not part.left:
             self._collector.settle(part, [])
             return None
@@ -310,6 +352,9 @@ class Intake:
             return
         if book.is_expired:
             self._collector.expire(part, part.open_positions())
+            return
+        if book.is_leaving or not self._is_signable(book):  # its key was taken away while it was claimed
+            self._collector.release_if_free(part)
             return
         by_domain: dict[str, list[int]] = {}
         rows = part.rows
@@ -359,9 +404,16 @@ class Intake:
             waiting.append((part, positions))
             return
         self._asked[domain] = [(part, positions)]
-        task = asyncio.get_running_loop().create_task(self._look_up(domain), name=f"route {domain}")
-        self._lookups.add(task)
-        task.add_done_callback(self._lookups.discard)
+        self._unasked.append(domain)
+        if len(self._lookups) < LOOKUPS_MAX:
+            task = asyncio.get_running_loop().create_task(self._look_up_all())
+            self._lookups.add(task)
+            task.add_done_callback(self._lookups.discard)
+
+    async def _look_up_all(self) -> None:
+        """One of a bounded number: a task for each domain would be half a gigabyte for a hundred thousand."""
+        while self._unasked:
+            await self._look_up(self._unasked.popleft())
 
     async def _look_up(self, domain: str) -> None:
         try:
@@ -391,4 +443,5 @@ class Intake:
         for task in list(self._lookups):
             task.cancel()
         await asyncio.gather(*self._lookups, return_exceptions=True)
+        self._unasked.clear()
         self._asked.clear()

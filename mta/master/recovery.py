@@ -13,6 +13,8 @@ journal directory
 another node, whose lease has ended    nothing                     all in doubt
 =====================================  ==========================  ========================================
 
+Of a simulated delivery nothing was sent, so nothing of it is in doubt: what has no known outcome is queued again.
+
 All but the first name more recipients than were sent, never fewer: a repeat that nobody named is the one thing
 that must not happen.
 """
@@ -174,8 +176,7 @@ def _recover_claimed(
 
 
 def _recover_part(part: LeasedPart, journals: Journals | None, collector: Collector, *, is_complete: bool) -> int:
-    collector.parts[part.id] = part
-    part.delivery.held_recipients += part.left
+    collector.hold(part)
     if not part.left:
         collector.settle(part, [])
         return 0
@@ -183,7 +184,7 @@ def _recover_part(part: LeasedPart, journals: Journals | None, collector: Collec
     for position in part.open_positions():
         told = journals.told(part.id, position) if journals else None
         if told is None:
-            if is_complete:
+            if is_complete or part.delivery.view.is_simulated:
                 continue
             told = Told(None, "", "", _CAUSE_INCOMPLETE if journals else _CAUSE_NO_JOURNAL, "")
         if told.status is None:

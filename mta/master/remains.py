@@ -12,9 +12,9 @@ from mta.master.collector import Collector
 from mta.master.recovery import doubt_line
 from mta.model.errors import LocalFault
 from mta.model.outcome import Status
-from mta.outcomes.journal import lock_path
+from mta.outcomes.journal import Record, lock_path
 from mta.outcomes.replay import Journals, Told
-from mta.wire import Outcome, Report
+from mta.wire import Outcome, OutcomeList, Report
 
 log = structlog.get_logger()
 CAUSE = "the process died before the reply came"
@@ -37,9 +37,8 @@ class Remains:
         """
         journals = Journals(self._directory, self._node_id, child.number)
         for record in journals.records:
-            if record.sequence > child.last_report and record.outcomes:
-                report = Report(record.sequence, record.outcomes, record.lines, record.doubts)
-                self._collector.report(child.number, report, now_s)
+            if record.sequence > child.last_report and record.settled:
+                self._collector.report(child.number, _report_of(record), now_s)
         doubts = 0
         for number, batch in list(self._collector.batches.items()):
             if batch.child == child.number:
@@ -68,6 +67,15 @@ class Remains:
             lock_path(self._directory, self._node_id, number).unlink(missing_ok=True)
 
 
+def _report_of(record: Record) -> Report:
+    """What the child would have reported."""
+    outcomes = OutcomeList()
+    for settled in record.settled:
+        status = Status(settled.status) if settled.status else None
+        outcomes.add(settled.batch, settled.part_id, settled.position, status, settled.limit)
+    return Report(record.sequence, outcomes.outcomes(), record.lines, record.doubts)
+
+
 def _last_report(
     child: Child, number: int, part: LeasedPart, positions: list[int], journals: Journals
 ) -> tuple[Report, int]:
@@ -79,7 +87,7 @@ def _last_report(
     limit = ""
     for position in positions:
         told = journals.told(part.id, position)
-        if told is None and journals.is_damaged:
+        if told is None and journals.is_damaged and not part.delivery.view.is_simulated:
             told = Told(None, "", "", CAUSE_DAMAGED, "")
         if told is None:
             returned.append(position)

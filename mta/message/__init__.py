@@ -4,8 +4,8 @@ In charge of the content's shape and checks (``content``; ``attached``, ``format
 its keys), the language of merge fields (``fields``), header lines (``headers``, RFC 5322, RFC 2047),
 quoted-printable bodies (``quoted``, RFC 2045 §6.7), MIME structure (``mime``), text with gaps (``layout``) and what
 goes into them (``values``), the compiled template (``template``), the message of one recipient (``render``), its DKIM
-signatures (``dkim`` has keys and signers, ``signing`` the signatures made while rendering) and return paths that can
-be told from forgeries (``verp``).
+signatures (``dkim`` has keys and signers, ``keyring`` whose they are, ``signing`` the signatures made while rendering)
+and return paths that can be told from forgeries (``verp``).
 
 Guarantees, for any content that passed its checks and any values whatever:
 
@@ -25,6 +25,7 @@ from mta.message.content import Content, check_content, load_content
 from mta.message.dkim import Signer, SigningKey, load_key
 from mta.message.fields import RenderError
 from mta.message.formats import Format, Structure
+from mta.message.keyring import KeyRing, RingEntry, sender_domain, sender_domain_of
 from mta.message.render import Rendered, Renderer
 from mta.message.template import Template, compile_content
 from mta.message.unsubscribe import ListUnsubscribe
@@ -35,10 +36,12 @@ __all__ = [
     "Content",
     "Format",
     "InlineImage",
+    "KeyRing",
     "ListUnsubscribe",
     "RenderError",
     "Rendered",
     "Renderer",
+    "RingEntry",
     "Signer",
     "SigningKey",
     "Structure",
@@ -48,4 +51,6 @@ __all__ = [
     "load_content",
     "load_key",
     "parse_verp",
+    "sender_domain",
+    "sender_domain_of",
 ]

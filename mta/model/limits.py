@@ -23,6 +23,9 @@ ATTACHED_BYTES_MAX: Final = 10 * 1024 * 1024  # files together, before base64; m
 ATTACHMENTS_MAX: Final = 20
 IMAGES_MAX: Final = 50
 FORMATS_MAX: Final = 100
+# Of a message on the wire; what is larger slows the sending (campaign-mta §12 row 70).
+MESSAGE_BYTES_ADVISED: Final = 35_000
+MESSAGE_BYTES_WARNED: Final = 60_000
 # A content as JSON: its texts, what is attached as base64, and 1 MB for everything else.
 CONTENT_BYTES_MAX: Final = TEMPLATE_BYTES_MAX + ATTACHED_BYTES_MAX * 4 // 3 + 1024 * 1024
 
@@ -36,6 +39,7 @@ FRAME_BYTES_MAX: Final = 64 * 1024 * 1024  # master <-> child
 assert PART_RECIPIENTS_MAX < 1 << PART_INDEX_BITS
 assert AUTO_PART_RECIPIENTS_MIN < AUTO_PART_RECIPIENTS_MAX <= PART_RECIPIENTS_MAX
 assert PART_BYTES_MAX < FRAME_BYTES_MAX
+assert MESSAGE_BYTES_ADVISED < MESSAGE_BYTES_WARNED
 assert CONTENT_BYTES_MAX < FRAME_BYTES_MAX // 2
 
 

@@ -15,6 +15,7 @@ class Status(enum.IntEnum):
     FAILED = 2
     EXPIRED = 3
     CANCELLED = 4
+    SIMULATED = 5  # of a simulated delivery: the server accepted RCPT, and nothing was sent
     DEFERRED = 10  # not final: due again in a new part
     IN_DOUBT = 11  # not final: the final dot went out, no reply came; the delivery's policy decides
 

@@ -15,6 +15,7 @@ class WaitReason(enum.StrEnum):
     RULE_MESSAGES_PER_HOUR = "rule-messages-per-hour"  # the slice or the hour is used up
     BACKOFF = "backoff"  # every path failed recently
     NO_EGRESS = "no-egress"  # the pool is unknown here, or its masks exclude the domain
+    NO_SIGNING_KEY = "no-signing-key"  # its sender domain must be signed for, and a key is missing or unusable
     SUSPENDED = "suspended"  # by an operator
     SESSIONS = "sessions"  # all sessions of all children are in use
     WINDOW = "window"  # its sessions are busy with what they have

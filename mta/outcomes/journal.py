@@ -37,7 +37,6 @@ from pathlib import Path
 import msgspec
 
 from mta.model.limits import FRAME_BYTES_MAX
-from mta.wire import Outcome
 
 _HEADER = struct.Struct("!II")
 _PROBE_BYTES = 64 * 1024  # some hundred messages: sending does not go on for one of them
@@ -55,14 +54,27 @@ class Intent(msgspec.Struct, frozen=True, array_like=True, gc=False):
     limit: str  # the key of the limit that counts it
 
 
+class Settled(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What came of one recipient. ``status`` 0: it goes back, no attempt was made."""
+
+    batch: int
+    part_id: int
+    position: int
+    status: int
+    limit: str  # the key of the limit that counts it
+
+
+Doubt = tuple[int, int, str, str, str]  # part, position, MX host, peer, cause
+
+
 class Record(msgspec.Struct, frozen=True, array_like=True):
     """One write. ``sequence`` is that of the Report which will carry these outcomes to the master."""
 
     sequence: int
     intents: list[Intent]
-    outcomes: list[Outcome]
+    settled: list[Settled]
     lines: bytes
-    doubts: list[tuple[int, int, str, str, str]] = []
+    doubts: list[Doubt] = []
 
 
 class JournalError(OSError):

@@ -10,10 +10,8 @@ from typing import NamedTuple
 
 from mta.model.outcome import Status
 from mta.outcomes.journal import Record, SegmentEnd, read_segment, segments_of
-from mta.wire import Outcome
 
 _Key = tuple[int, int]  # part, position
-_Doubt = tuple[int, int, str, str, str]
 
 
 class Told(NamedTuple):
@@ -57,29 +55,20 @@ class Journals:
     def _read(self, writer: str, record: Record) -> None:
         # Outcomes first: within one record they are of bodies that were begun before its intents.
         doubts = {(doubt[0], doubt[1]): doubt for doubt in record.doubts}
-        for outcome in record.outcomes:
-            self._read_outcome(writer, outcome, doubts)
+        for settled in record.settled:
+            key = (settled.part_id, settled.position)
+            if settled.status:
+                _, _, mx_host, peer, cause = doubts.get(key, (0, 0, "", "", ""))
+                self._outcomes[key] = Told(Status(settled.status), mx_host, peer, cause, settled.limit)
+            else:
+                # Another child may have had it before or have it now; only this one's intent is taken back.
+                self._intents.pop((writer, *key), None)
         for intent in record.intents:
             told = Told(None, intent.mx_host, intent.peer, "", intent.limit)
             self._intents[writer, intent.part_id, intent.position] = told
         for line in record.lines.splitlines(keepends=True):
             _, _, number, part_id, _ = line.split(b"\t", 4)
             self._lines[int(part_id), int(number)] = line
-
-    def _read_outcome(self, writer: str, outcome: Outcome, doubts: dict[_Key, _Doubt]) -> None:
-        for positions, status in (
-            (outcome.delivered, Status.DELIVERED),
-            (outcome.failed, Status.FAILED),
-            (outcome.deferred, Status.DEFERRED),
-            (outcome.in_doubt, Status.IN_DOUBT),
-        ):
-            for position in positions:
-                key = (outcome.part_id, position)
-                _, _, mx_host, peer, cause = doubts.get(key, (0, 0, "", "", ""))
-                self._outcomes[key] = Told(status, mx_host, peer, cause, outcome.limit)
-        for position in outcome.returned:
-            # Another child may have had it before or have it now; only this one's intent is taken back.
-            self._intents.pop((writer, outcome.part_id, position), None)
 
     def told(self, part_id: int, position: int) -> Told | None:
         """What is known of a recipient; None: it was never begun."""

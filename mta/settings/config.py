@@ -20,6 +20,7 @@ from mta.model.dns import DnsSettings
 from mta.model.egress import Egress, EgressPool
 from mta.model.errors import BadInput
 from mta.model.masks import mask_fault
+from mta.settings.dkim import SigningSettings, SigningTable, signing_settings
 from mta.settings.rules_file import EGRESS_ID_MAX
 from mta.settings.toml_lines import KeyPath
 from mta.settings.toml_source import TomlSource, shown
@@ -103,6 +104,7 @@ class Settings(msgspec.Struct, frozen=True):
     children: ChildrenSettings
     dns: DnsSettings
     smtp: SmtpSettings
+    signing: SigningSettings
     egresses: tuple[Egress, ...]
     pools: dict[str, EgressPool]  # holds DEFAULT_POOL, always
     rules_file: Path | None  # None: no file, the built-in rule holds for every host
@@ -136,9 +138,10 @@ _TABLES: Final[dict[str, type[msgspec.Struct]]] = {
     "children": ChildrenSettings,
     "dns": DnsSettings,
     "smtp": SmtpSettings,
+    "signing": SigningTable,
     "rules": _RulesTable,
 }
-TABLE_NAMES: Final = (*_TABLES, "egress", "pools")
+TABLE_NAMES: Final = (*_TABLES, "egress", "pools", "dkim")
 
 
 def load_settings(
@@ -164,6 +167,7 @@ def load_settings(
     _check_dns(source, tables["dns"])
     egresses = _egresses(source) or (Egress(name="default", id=1, helo=_helo_of(host_name)),)
     rules: _RulesTable = tables.pop("rules")
+    tables["signing"] = signing_settings(source, tables["signing"], base)
     return Settings(
         **{
             **tables,

@@ -9,7 +9,7 @@ import re
 import stat
 import tomllib
 import types
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Annotated, Any, Final, TypeVar, Union, get_args, get_origin
 
@@ -46,7 +46,7 @@ class TomlSource:
     @classmethod
     def read(cls, path: Path, bytes_max: int = FILE_BYTES_MAX) -> TomlSource:
         """Reads a regular file of UTF-8 text. Raises BadInput at the path, with a line where one is known."""
-        return cls(_decode(_read_whole(path, bytes_max), str(path)), str(path))
+        return cls(_decode(read_whole(path, bytes_max)[0], str(path)), str(path))
 
     def where(self, path: KeyPath) -> str:
         """``file:line`` of a key, or of the nearest thing around it that is written down."""
@@ -139,7 +139,13 @@ def _bounds(meta: msgspec.Meta) -> str:
     return ""
 
 
-def _read_whole(path: Path, bytes_max: int) -> bytes:
+def read_whole(
+    path: Path, bytes_max: int, refusal: Callable[[os.stat_result], str] = lambda _: ""
+) -> tuple[bytes, os.stat_result]:
+    """A regular file as a whole, and what the system says of it. Raises BadInput at the path.
+
+    ``refusal`` says why the file must not be used, going by its owner and mode; empty: it may be.
+    """
     try:
         # O_NONBLOCK: opening a pipe that nobody writes to must not stop the daemon.
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -149,6 +155,8 @@ def _read_whole(path: Path, bytes_max: int) -> bytes:
         before = os.fstat(handle)
         if not stat.S_ISREG(before.st_mode):
             raise BadInput(str(path), "is not a regular file")
+        if refused := refusal(before):
+            raise BadInput(str(path), refused)
         content = b""
         while len(content) <= bytes_max and (piece := os.read(handle, bytes_max + 1 - len(content))):
             content += piece
@@ -161,7 +169,7 @@ def _read_whole(path: Path, bytes_max: int) -> bytes:
         raise BadInput(str(path), f"is larger than {bytes_max:,} bytes")
     if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
         raise BadInput(str(path), "was changed while it was read; write a new file and rename it into place")
-    return content
+    return content, after
 
 
 def _decode(content: bytes, file: str) -> str:

@@ -26,14 +26,12 @@ def local_refusal(envelope: Envelope, extensions: Extensions) -> Reply | None:
     """
     if not envelope.recipients:
         raise LocalFault(f"{envelope!r} has no recipient")
-    if _CONTROL.search(envelope.mail) is not None:
-        raise LocalFault(f"{envelope!r}: a control character in the return path")
-    is_ascii = envelope.mail.isascii()
-    for recipient in envelope.recipients:
-        if _CONTROL.search(recipient) is not None or not recipient:
-            raise LocalFault(f"{envelope!r}: a control character in a recipient, or an empty one")
-        is_ascii = is_ascii and recipient.isascii()
-    if not is_ascii:
+    if b"" in envelope.recipients:
+        raise LocalFault(f"{envelope!r} has an empty recipient")
+    addresses = b"".join((envelope.mail, *envelope.recipients))
+    if _CONTROL.search(addresses) is not None:
+        raise LocalFault(f"{envelope!r}: a control character in an address")
+    if not addresses.isascii():
         envelope.needs_smtputf8 = True
     if extensions.size_max and envelope.size_bytes > extensions.size_max:  # 0 and None: no limit
         return _TOO_BIG

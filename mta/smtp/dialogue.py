@@ -16,7 +16,11 @@ PIPELINING             MAIL, RCPT..., DATA                            354; the c
                        body, dot, *next* MAIL, RCPT..., DATA          all their replies
 PIPELINING, CHUNKING   (nothing; the body is due first)               the caller's ``body()``
                        MAIL, RCPT..., BDAT n LAST, body               all their replies
+PIPELINING, a probe    MAIL, RCPT...                                  all their replies
 =====================  =============================================  =====================================
+
+A probe leaves its transaction open, as one whose recipients were all refused does: the RSET in front of the next MAIL
+ends it, or the QUIT.
 
 BDAT is not pipelined past a transaction: it would save no round trip over DATA with the next envelope behind the
 dot, and a refused BDAT leaves the server's state open (RFC 3030 §2), so RSET must be able to go before the next MAIL.
@@ -28,7 +32,7 @@ awaits   2yz                 3yz                                      4yz, 5yz
 =======  ==================  =======================================  ==================================
 RSET     MAIL                protocol error                           MAIL (its own reply tells)
 MAIL     RCPT                protocol error                           all refused; swallow the group's rest
-RCPT     accepted            protocol error                           refused; 452, 552 after one accepted:
+RCPT     accepted (probed)   protocol error                           refused; 452, 552 after one accepted:
                                                                       not attempted, next transaction
 DATA     protocol error      body due; none accepted: lone dot        accepted ones refused, RSET
 DOT      accepted            protocol error                           refused
@@ -297,7 +301,7 @@ class Dialogue:
             for index in range(recipients_max, count):
                 self.verdicts.append(Verdict(envelope.token, index, _NOT_ATTEMPTED, _RCPT, None, _TOO_MANY))
             count = recipients_max
-        if self._is_chunking:
+        if self._is_chunking and not envelope.is_probe:
             self._current = _Transaction(envelope, count, 0)
             self._is_body_due = True
             self.bodies_due.append(envelope)
@@ -315,10 +319,14 @@ class Dialogue:
         return b"RSET\r\n" + octets if self._needs_reset else octets
 
     def _send_group(self, envelope: Envelope, count: int) -> None:
-        octets = self._group(envelope, count) + b"DATA\r\n"
+        octets = self._group(envelope, count)
+        if envelope.is_probe:
+            self._owed += count + 1
+        else:
+            octets += b"DATA\r\n"
+            self._owed += count + 2
         transaction = _Transaction(envelope, count, len(octets))
         self.output.append(octets)
-        self._owed += count + 2
         if self._current is None:
             self._current = transaction
             self._expect_mail()
@@ -399,7 +407,10 @@ class Dialogue:
         index = current.index
         current.index = index + 1
         if code < 300:
-            if not current.is_refused:
+            if current.envelope.is_probe:
+                if not current.is_refused:
+                    self.verdicts.append(Verdict(current.envelope.token, index, Kind.PROBED, _RCPT, reply, ""))
+            elif not current.is_refused:
                 current.accepted.append(index)
         elif code < 400:
             current.index = index
@@ -422,7 +433,10 @@ class Dialogue:
             self.verdicts.append(Verdict(token, index, _REFUSED, _RCPT, reply, ""))
 
     def _after_rcpt(self, current: _Transaction) -> None:
-        if self._is_chunking:
+        if current.envelope.is_probe:
+            self._needs_reset = not current.is_refused
+            self._finish_transaction()
+        elif self._is_chunking:
             self.awaiting = _DOT
         elif self._is_pipelining:
             self.awaiting = _DATA
@@ -468,6 +482,9 @@ class Dialogue:
             self._refuse(current, _DOT, reply)
             self._needs_reset = self._is_chunking  # RFC 3030 §2: a failed BDAT leaves the transaction open
         self._finish_transaction()
+
+    def _nothing_awaited(self, reply: Reply) -> None:
+        raise LocalFault("a reply is owed, and no stage awaits it")
 
     def _on_quit(self, reply: Reply) -> None:
         self.is_closed = True
@@ -555,11 +572,11 @@ class Dialogue:
         self.closing_cause = cause
 
 
-_ON_REPLY: Final[dict[Stage, Callable[[Dialogue, Reply], None]]] = {
-    _RSET: Dialogue._on_rset,
-    _MAIL: Dialogue._on_mail,
-    _RCPT: Dialogue._on_rcpt,
-    _DATA: Dialogue._on_data,
-    _DOT: Dialogue._on_dot,
-    _QUIT: Dialogue._on_quit,
-}
+# By the stage awaited. A list, because an enum member is quick as an index and slow as a key.
+_ON_REPLY: Final[list[Callable[[Dialogue, Reply], None]]] = [Dialogue._nothing_awaited] * len(Stage)
+_ON_REPLY[_RSET] = Dialogue._on_rset
+_ON_REPLY[_MAIL] = Dialogue._on_mail
+_ON_REPLY[_RCPT] = Dialogue._on_rcpt
+_ON_REPLY[_DATA] = Dialogue._on_data
+_ON_REPLY[_DOT] = Dialogue._on_dot
+_ON_REPLY[_QUIT] = Dialogue._on_quit

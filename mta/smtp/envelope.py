@@ -32,12 +32,15 @@ class Kind(enum.IntEnum):
     REFUSED = 2  # a reply said no, for now or for good; or the server does not offer what the message needs
     IN_DOUBT = 3  # everything was sent, and no reply came
     NOT_ATTEMPTED = 4  # the server cannot have taken it: try elsewhere or later, no attempt was made
+    PROBED = 5  # of a Probe only: RCPT was accepted, and nothing was to be sent
 
 
 class Envelope:
     """Return path and recipients of one transaction (RFC 5321 §2.3.1), addresses without angle brackets."""
 
     __slots__ = ("mail", "needs_8bit", "needs_smtputf8", "recipients", "size_bytes", "token")
+
+    is_probe = False  # of the class: an ordinary envelope pays nothing for it
 
     def __init__(
         self,
@@ -56,7 +59,15 @@ class Envelope:
         self.needs_smtputf8 = needs_smtputf8
 
     def __repr__(self) -> str:
-        return f"<Envelope {self.token} from {self.mail!r} to {len(self.recipients)}>"
+        return f"<{type(self).__name__} {self.token} from {self.mail!r} to {len(self.recipients)}>"
+
+
+class Probe(Envelope):
+    """An envelope without a letter: MAIL and RCPT are asked, no content ever follows (campaign-mta §1, "Test SMTP")."""
+
+    __slots__ = ()
+
+    is_probe = True
 
 
 class Verdict(NamedTuple):

@@ -25,11 +25,14 @@ from mta.wire.frames import (
     Recall,
     Report,
     SessionClosed,
+    SigningKey,
+    SigningKeys,
     Template,
     decode_child_frame,
     decode_master_frame,
     encode_frame,
 )
+from mta.wire.outcomes import OutcomeList
 
 __all__ = [
     "Batch",
@@ -49,9 +52,12 @@ __all__ = [
     "OpenFailed",
     "Opened",
     "Outcome",
+    "OutcomeList",
     "Recall",
     "Report",
     "SessionClosed",
+    "SigningKey",
+    "SigningKeys",
     "Template",
     "decode_child_frame",
     "decode_master_frame",

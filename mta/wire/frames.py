@@ -25,10 +25,14 @@ class ChildOptions(msgspec.Struct, frozen=True, array_like=True, tag=1):
 
 
 class Template(msgspec.Struct, frozen=True, array_like=True, tag=2):
-    """The content of a delivery, sent once before its first batch. ``content`` is its stored JSON."""
+    """The content of a delivery, sent once before its first batch. ``content`` is its stored JSON.
+
+    ``is_simulated``: its messages are made and its recipients asked for, and nothing of it is sent.
+    """
 
     delivery_id: int
     content: bytes
+    is_simulated: bool = False
 
 
 class Forget(msgspec.Struct, frozen=True, array_like=True, tag=3):
@@ -107,7 +111,30 @@ class Drain(msgspec.Struct, frozen=True, array_like=True, tag=10):
     """Give back what is not begun, finish the rest, close all sessions and exit."""
 
 
-MasterFrame = ChildOptions | Template | Forget | Open | Batch | Close | Recall | Lease | Committed | Drain
+class SigningKey(msgspec.Struct, frozen=True, array_like=True):
+    """A signature of the messages of a sender domain. ``pem`` empty: there is to be one, and its key cannot be used."""
+
+    domain: str
+    has_subdomains: bool
+    d: str
+    selector: str
+    pem: bytes
+
+    def __repr__(self) -> str:
+        return f"<SigningKey {self.selector}._domainkey.{self.d} for {self.domain}>"
+
+
+class SigningKeys(msgspec.Struct, frozen=True, array_like=True, tag=11):
+    """All keys there are, before the first template and after each change; they hold for all that is not rendered.
+
+    ``is_required``: a sender domain that has none must not be sent unsigned.
+    """
+
+    is_required: bool
+    keys: list[SigningKey]
+
+
+MasterFrame = ChildOptions | Template | Forget | Open | Batch | Close | Recall | Lease | Committed | Drain | SigningKeys
 
 # --- child to master ---------------------------------------------------------------------------
 
@@ -144,6 +171,7 @@ class Outcome(msgspec.Struct, frozen=True, array_like=True):
     deferred: list[int] = []
     in_doubt: list[int] = []
     returned: list[int] = []  # not attempted: no log line, no attempt counted
+    simulated: list[int] = []
 
 
 class Report(msgspec.Struct, frozen=True, array_like=True, tag=4):

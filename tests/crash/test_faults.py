@@ -74,7 +74,7 @@ async def test_children_that_die_at_once_are_not_started_in_a_tight_circle(
     loop = asyncio.get_running_loop()
     lost: asyncio.Queue[Child] = asyncio.Queue()
     children = Children(
-        1, 30.0, lambda number: ChildOptions(1, number, str(tmp_path), 1 << 20, b"", 0.0), print, lost.put_nowait
+        1, 30.0, lambda number: [ChildOptions(1, number, str(tmp_path), 1 << 20, b"", 0.0)], print, lost.put_nowait
     )
     for least_s in (0.0, 0.9, 1.9, 3.9):
         await children.start_one()

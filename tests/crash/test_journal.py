@@ -17,13 +17,13 @@ from mta.outcomes.journal import (
     JournalError,
     Record,
     SegmentEnd,
+    Settled,
     lock_path,
     read_segment,
     segments_of,
 )
 from mta.outcomes.replay import Journals
 from mta.queue.deliveries import Delivery
-from mta.wire import Outcome
 from tests.support.formula import hold_formula
 from tests.support.node import Node, World, addresses, one_host_zones, until
 from tests.support.postgres import Database
@@ -45,7 +45,9 @@ def _begun(*positions: int, part: int = 1) -> Record:
 
 
 def _ended(part: int = 1, **positions: list[int]) -> Record:
-    return Record(1, [], [Outcome(1, part, "", **positions)], b"")
+    statuses = {"returned": 0, **{status.name.lower(): int(status) for status in Status}}
+    settled = [Settled(1, part, place, statuses[name], "") for name, places in positions.items() for place in places]
+    return Record(1, [], settled, b"")
 
 
 @pytest.fixture

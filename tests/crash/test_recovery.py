@@ -11,15 +11,14 @@ import asyncpg
 import pytest
 
 from mta.master import recovery
-from mta.model.outcome import InDoubtPolicy
-from mta.outcomes.journal import Intent, Journal, Record, mark_run, marked_runs, segments_of
+from mta.model.outcome import InDoubtPolicy, Status
+from mta.outcomes.journal import Intent, Journal, Record, Settled, mark_run, marked_runs, segments_of
 from mta.outcomes.line import log_line, session_columns, timestamp
 from mta.queue import audit, claim, deliveries, nodes
 from mta.queue.append import append_parts
 from mta.queue.deliveries import NewDelivery
 from mta.queue.nodes import Fenced, NodeRun
 from mta.queue.part import Part
-from mta.wire import Outcome
 from tests.support.content import content_json
 from tests.support.postgres import Database
 
@@ -76,8 +75,9 @@ def _write_journal(directory: Path, delivery: int, run: NodeRun, parts: list[cla
     for part in parts:
         intents = [Intent(part.id, position, "mx.test", "127.0.0.1", "rule") for position in (*DELIVERED, *BEGUN)]
         journal.write(Record(1, intents, [], b""))
+        settled = [Settled(7, part.id, position, Status.DELIVERED, "rule") for position in DELIVERED]
         lines = b"".join(_line(delivery, part, position) for position in DELIVERED)
-        journal.write(Record(1, [], [Outcome(7, part.id, "rule", delivered=list(DELIVERED))], lines))
+        journal.write(Record(1, [], settled, lines))
     journal.close()
 
 
@@ -114,6 +114,16 @@ async def test_after_a_restart_of_the_machine_the_journal_is_believed_but_not_co
     dead = await died(3)
     await dead.recover(boot_id="another boot")
     assert await dead.seen() == (6, 24, 0, True)
+
+
+async def test_of_a_simulated_delivery_nothing_is_ever_in_doubt(died: Died) -> None:
+    dead = await died(2)
+    async with dead.database.pool.acquire() as conn:
+        await conn.execute("UPDATE mta.delivery SET is_simulated = true")
+    (segment,) = segments_of(dead.directory, dead.run.id)
+    segment.write_bytes(b"")  # not even what it would tell is known
+    await dead.recover(boot_id="another boot")
+    assert await dead.seen() == (0, 0, 20, True)
 
 
 async def test_a_damaged_journal_is_not_complete(died: Died) -> None:

@@ -98,7 +98,7 @@ def plain_body_hash(message: bytes) -> bytes:
 ADDRESSES = st.sampled_from(["ann@example.com", "ann@mx.example", "jörg@example.com", '"a  b"@example.com'])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=600, deadline=None)
 @given(contents, values, ADDRESSES)
 @example({"subject": "", "text": ""}, ["", ""], "ann@example.com")
 @example({"subject": "", "text": "{{a}}\n{{b}}"}, ["", ""], "ann@example.com")

@@ -5,6 +5,8 @@ import pickle
 import re
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from mta.message import Content, Signer, compile_content, load_key
 from mta.message.dkim import relaxed_lines, relaxed_text
@@ -48,6 +50,21 @@ def test_an_rsa_key_is_read_in_either_of_its_forms(traditional: bool) -> None:
     assert load_key(rsa_pem(traditional=traditional), "key").algorithm == "rsa-sha256"
     assert load_key(b"a comment\n" + rsa_pem(traditional=traditional), "key").algorithm == "rsa-sha256"
     assert load_key(ed25519_pem(), "key").algorithm == "ed25519-sha256"
+
+
+@pytest.mark.parametrize("part", ["d", "dmp1", "iqmp"])
+def test_an_rsa_key_whose_parts_do_not_belong_together_is_refused(part: str) -> None:
+    mine, other = (rsa_numbers() for _ in range(2))
+    parts = {name: getattr(mine, name) for name in ("p", "q", "d", "dmp1", "dmq1", "iqmp", "public_numbers")}
+    parts[part] = getattr(other, part)
+    mixed = rsa.RSAPrivateNumbers(**parts).private_key(unsafe_skip_rsa_key_validation=True)
+    pem = mixed.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    assert "do not belong together" in refusal(pem).what
+    assert load_key(pem, "key", is_proven=True).algorithm == "rsa-sha256"
+
+
+def rsa_numbers() -> rsa.RSAPrivateNumbers:
+    return rsa.generate_private_key(65537, 2048).private_numbers()
 
 
 @pytest.mark.parametrize(

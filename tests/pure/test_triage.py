@@ -25,6 +25,13 @@ def test_refused_for_good_has_failed(code: int) -> None:
     assert triage(Kind.REFUSED, Stage.DOT, Reply(code), "").status is Status.FAILED
 
 
+def test_a_probe_that_was_accepted_is_simulated_and_a_refused_one_as_any_other() -> None:
+    decision = triage(Kind.PROBED, Stage.RCPT, Reply(250, "ok"), "")
+    assert (decision.status, decision.reply.text) == (Status.SIMULATED, "ok")
+    assert Status.SIMULATED.is_final
+    assert triage(Kind.REFUSED, Stage.RCPT, Reply(550), "").status is Status.FAILED
+
+
 def test_an_unanswered_final_dot_is_in_doubt_never_failed_or_delivered() -> None:
     decision = triage(Kind.IN_DOUBT, Stage.DOT, None, "closed by the server")
     assert decision.status is Status.IN_DOUBT

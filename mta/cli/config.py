@@ -1,0 +1,61 @@
+"""``mta config``: would a node start with these settings, and sign."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+from mta.cli.terminal import AsJson, print_json
+from mta.model.errors import BadInput
+from mta.settings import Settings, load_rules, load_settings
+from mta.settings.dkim import read_key
+
+app = typer.Typer(help="Settings: check a file and all that it names.", no_args_is_help=True)
+
+REFUSED_EXIT: Final = 1
+
+
+@app.callback()
+def _group() -> None:
+    """So that a lone command keeps its name."""
+
+
+@app.command()
+def check(
+    file: Annotated[Path, typer.Argument(help="Settings, such as config/mta.toml.")],
+    as_json: AsJson = False,
+) -> None:
+    """Say what is wrong with settings, their rules and their signing keys; exit 1 when there is something."""
+    try:
+        settings = load_settings(file)
+    except BadInput as error:
+        faults = [error]
+    else:
+        faults = _faults_beside(settings)
+    if as_json:
+        print_json({"ok": not faults, "faults": [{"where": fault.where, "what": fault.what} for fault in faults]})
+    elif faults:
+        for fault in faults:
+            typer.echo(f"{fault}", err=True)
+    else:
+        typer.echo(f"{file}: {len(settings.egresses)} egresses, {len(settings.signing.entries)} signing keys, all well")
+    if faults:
+        raise typer.Exit(REFUSED_EXIT)
+
+
+def _faults_beside(settings: Settings) -> list[BadInput]:
+    """What is wrong with the files that the settings name."""
+    faults = []
+    try:
+        if settings.rules_file is not None:
+            load_rules(settings.rules_file)
+    except BadInput as error:
+        faults.append(error)
+    for entry in settings.signing.entries:
+        try:
+            read_key(entry)
+        except BadInput as error:
+            faults.append(error)
+    return faults
