@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import json
 import tomllib
 from collections.abc import Awaitable, Callable, Iterator
@@ -13,6 +14,7 @@ import msgspec
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from mta.cli.preview import preview
 from mta.cli.terminal import (
     AsJson,
     DeliveryId,
@@ -27,17 +29,21 @@ from mta.cli.terminal import (
     warn,
     with_database,
 )
+from mta.cli.waves import print_waves, too_late, waves_from
 from mta.model.errors import BadInput
 from mta.model.outcome import InDoubtPolicy
 from mta.queue import audit as audits
-from mta.queue import deliveries, overview, source
+from mta.queue import deliveries, overview, source, waves
 from mta.queue.connection import Conn
 from mta.queue.load import LoadSummary, append_source
 from mta.queue.states import DeliveryState
+from mta.traffic.waves import Wave
 
 LOG_BYTES_PER_RECIPIENT = 350  # an attempt with its two indexes, measured: docs/operating.md, "Sizing"
 
 app = typer.Typer(help="Deliveries: make, fill, steer and audit them.", no_args_is_help=True)
+
+app.command()(preview)
 
 InputFile = Annotated[Path | None, typer.Option(exists=True, dir_okay=False, readable=True, show_default=False)]
 
@@ -67,6 +73,17 @@ def create(
         str | None, typer.Option(help="Retry schedule: a preset's name, or JSON.", show_default=False)
     ] = None,
     part_recipients: Annotated[int, typer.Option(help="Recipients a part; 0: automatic.")] = 0,
+    wave_share: Annotated[
+        str | None, typer.Option(help="Equal waves of so much: 30%, or a number.", show_default=False)
+    ] = None,
+    wave_every: Annotated[
+        str | None, typer.Option(help="Between equal waves: 30m, 12h, 1d.", show_default=False)
+    ] = None,
+    wave: Annotated[
+        list[str] | None,
+        typer.Option(help="A wave of a calendar, WHEN=SHARE: 2h=10%; may be repeated.", show_default=False),
+    ] = None,
+    simulate: Annotated[bool, typer.Option("--simulate", help="Ask for each recipient, and send nothing.")] = False,
     dsn: Dsn = "",
     as_json: AsJson = False,
 ) -> None:
@@ -83,12 +100,32 @@ def create(
         validity=parse_duration(valid_for, "--valid-for"),
         # A preset's name may stand without the quotes that make it JSON.
         retry=json.dumps(retry) if retry is not None and retry.isidentifier() and retry != "null" else retry,
+        waves=waves_from(wave_share, wave_every, wave or []),
+        is_simulated=simulate,
     )
     made = with_database(dsn, lambda conn: deliveries.create(conn, new))
     if as_json:
         print_json({"id": made})
     else:
         out.print(f"delivery {made} made; next: mta delivery append {made} FILE, mta delivery start {made}")
+
+
+@app.command()
+def duplicate(
+    delivery_id: DeliveryId,
+    name: Annotated[str | None, typer.Option(help="Another name.", show_default=False)] = None,
+    simulate: Annotated[
+        bool | None, typer.Option("--simulate/--no-simulate", help="Else as the other.", show_default=False)
+    ] = None,
+    dsn: Dsn = "",
+    as_json: AsJson = False,
+) -> None:
+    """Make a new delivery like another: without its recipients, part size and time of start."""
+    made = with_database(dsn, lambda conn: deliveries.duplicate(conn, delivery_id, name=name, is_simulated=simulate))
+    if as_json:
+        print_json({"id": made})
+    else:
+        out.print(f"delivery {made} made, like delivery {delivery_id}")
 
 
 @app.command()
@@ -154,11 +191,14 @@ def list_(
         return
     print_table(
         "Deliveries (recipients)",
-        ("id", "name", "state", "sealed", "appended", "waiting", "delivered", "failed", "expired", "cancelled", "held"),
+        (
+            *("id", "name", "state", "sealed", "appended", "waiting", "delivered", "failed", "expired", "cancelled"),
+            *("simulated", "held"),
+        ),
         [
             (
                 *(one.id, one.name, one.state.value, one.sealed, one.appended, one.waiting),
-                *(one.delivered, one.failed, one.expired, one.cancelled, one.held),
+                *(one.delivered, one.failed, one.expired, one.cancelled, one.simulated, one.held),
             )
             for one in found
         ],
@@ -168,21 +208,39 @@ def list_(
 @app.command()
 def show(delivery_id: DeliveryId, dsn: Dsn = "", as_json: AsJson = False) -> None:
     """All about one delivery."""
-    found = _as_json(with_database(dsn, lambda conn: deliveries.show(conn, delivery_id)))
+
+    async def work(conn: Conn) -> tuple[deliveries.Delivery, list[Wave]]:
+        return await deliveries.show(conn, delivery_id), await waves.planned(conn, delivery_id)
+
+    found, planned = with_database(dsn, work)
     if as_json:
-        print_json(found)
+        print_json({**_as_json(found), "waves_planned": [wave._asdict() for wave in planned]})
     else:
-        print_table(f"Delivery {delivery_id}", ("what", "value"), list(found.items()))
+        print_table(f"Delivery {delivery_id}", ("what", "value"), list(_as_json(found).items()))
+        if planned:
+            print_waves(planned)
+    warn(too_late(found))
 
 
 @app.command()
-def start(delivery_id: DeliveryId, dsn: Dsn = "", as_json: AsJson = False) -> None:
-    """Begin to send."""
-    _change(delivery_id, deliveries.start, dsn, as_json)
-    warn(
-        f"delivery {beside.id} ({beside.name}) still has {beside.waiting:,} recipients to send: they share the capacity"
-        for beside in with_database(dsn, lambda conn: overview.large_beside(conn, delivery_id))
-    )
+def start(
+    delivery_id: DeliveryId,
+    at: Annotated[
+        str | None, typer.Option(help="Not before this time (ISO 8601 with zone).", show_default=False)
+    ] = None,
+    dsn: Dsn = "",
+    as_json: AsJson = False,
+) -> None:
+    """Begin to send, now or at the time that is set."""
+    time = None if at is None else parse_time(at, "--at")
+    _change(delivery_id, lambda conn, which: deliveries.start(conn, which, at=time), dsn, as_json)
+
+    async def look_around(conn: Conn) -> tuple[deliveries.Delivery, list[overview.LargeDelivery]]:
+        return await deliveries.show(conn, delivery_id), await overview.large_beside(conn, delivery_id)
+
+    found, beside = with_database(dsn, look_around)
+    warn(too_late(found))
+    warn(_scheduled_together(beside))
 
 
 @app.command()
@@ -254,6 +312,20 @@ def in_doubt(
         ("at", "address", "attempt", "MX host", "policy", "held", "cause"),
         [(one.at, one.address, one.attempt, one.mx_host, one.policy, one.held, one.cause) for one in found],
     )
+
+
+def _scheduled_together(beside: list[overview.LargeDelivery]) -> Iterator[str]:
+    soon = datetime.datetime.now(datetime.UTC) + datetime.timedelta(minutes=1)  # clocks differ somewhat
+    for one in beside:
+        if one.begins_at <= soon:
+            yield (
+                f"delivery {one.id} ({one.name}) still has {one.waiting:,} recipients to send: they share the capacity"
+            )
+        else:
+            yield (
+                f"scheduled together with delivery {one.id} ({one.name}), which begins with {one.waiting:,} recipients "
+                f"at {shown(one.begins_at)}: they share the capacity"
+            )
 
 
 def _change(delivery_id: int, change: Callable[[Conn, int], Awaitable[DeliveryState]], dsn: str, as_json: bool) -> None:
@@ -364,5 +436,6 @@ def _print_audit(found: audits.Audit) -> None:
 def _as_json(found: deliveries.Delivery) -> dict[str, Any]:
     fields = msgspec.to_builtins(found)
     del fields["validity"]
+    fields["waves"] = None if found.waves is None else msgspec.json.decode(found.waves)
     seconds = int(found.validity.total_seconds())
     return {**fields, "validity_s": seconds, "final": found.final, "waiting": found.waiting}

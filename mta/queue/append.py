@@ -20,10 +20,14 @@ from mta.queue.deliveries import no_such_delivery
 from mta.queue.part import PackedPart, Part, pack_part
 from mta.queue.states import APPENDABLE
 
-# Shared by appends, exclusive for the seal; the same numbers stand in schema/0003_append.sql.
+# Shared by appends, exclusive for the seal and the start of waves; the same numbers stand in schema/0004_waves.sql.
 _LOCK: Final = "SELECT pg_advisory_xact_lock_shared(20180, ($1::bigint & 2147483647)::int)"
-# FOR KEY SHARE conflicts with sealing only (index delivery_seal): pause and cancel never wait for an append.
-_DELIVERY: Final = "SELECT state, sealed, content FROM mta.delivery WHERE id = $1 FOR KEY SHARE"
+# FOR KEY SHARE conflicts with sealing and the start of waves only (index delivery_seal): pause and cancel never wait
+# for an append.
+_DELIVERY: Final = """
+SELECT state, sealed, content, CASE WHEN last_wave_at > now() THEN last_wave_at END AS wave_at
+FROM mta.delivery WHERE id = $1 FOR KEY SHARE
+"""
 _FIND: Final = """
 SELECT key, append_id, recipients, digest FROM mta.delivery_append WHERE delivery_id = $1 AND key = ANY($2::text[])
 """
@@ -52,7 +56,8 @@ async def append_parts(
 ) -> list[AppendResult]:
     """Append all of them or none, in one transaction; answers in the order of ``parts``.
 
-    ``due_at`` (aware; None: now by the database's clock) applies to new parts. Raises BadInput for a bad row, a key
+    ``due_at`` (aware; None: now by the database's clock) applies to new parts; to a delivery that was started with
+    waves they come into its last one. Raises BadInput for a bad row, a key
     used before with other content, an unknown delivery, or one to which nothing can be appended any more.
     """
     if due_at is not None and due_at.tzinfo is None:
@@ -76,12 +81,16 @@ async def append_parts(
                 state = delivery["state"] if delivery["state"] not in APPENDABLE else "sealed"
                 raise BadInput(f"delivery {delivery_id}", f"is {state}: nothing can be appended")
             _check_fields_against_content(delivery_id, delivery["content"], fresh)
-            results |= await _insert(conn, delivery_id, fresh, due_at)
+            results |= await _insert(conn, delivery_id, fresh, due_at, delivery["wave_at"])
     return [results[part.key] for part in packed]
 
 
 async def _insert(
-    conn: Conn, delivery_id: int, fresh: Sequence[PackedPart], due_at: datetime.datetime | None
+    conn: Conn,
+    delivery_id: int,
+    fresh: Sequence[PackedPart],
+    due_at: datetime.datetime | None,
+    wave_at: datetime.datetime | None,
 ) -> dict[str, AppendResult]:
     rows = await conn.fetch(
         _RESERVE,
@@ -92,11 +101,15 @@ async def _insert(
     )
     append_ids = {row["key"]: row["append_id"] for row in rows}
     new = [part for part in fresh if part.key in append_ids]
-    records = [(delivery_id, append_ids[part.key], part.fields, part.count, part.recipients) for part in new]
-    columns = _COLUMNS
-    if due_at is not None:
-        records = [(*record, due_at) for record in records]  # type: ignore[misc]
-        columns = (*_COLUMNS, "due_at")  # type: ignore[assignment]
+    # What is not set is as the table says: now, by the database's clock.
+    set_: dict[str, object] = {}
+    if due_at is not None or wave_at is not None:
+        set_["due_at"] = max(time for time in (due_at, wave_at) if time is not None)
+    if wave_at is not None:
+        set_["appended_at"] = wave_at
+    more = tuple(set_.values())
+    records = [(delivery_id, append_ids[part.key], part.fields, part.count, part.recipients, *more) for part in new]
+    columns = (*_COLUMNS, *set_)
     await conn.copy_records_to_table("delivery_part", schema_name="mta", columns=columns, records=records)
     await conn.execute(_NOTIFY, f"append {delivery_id}")
     results = {part.key: AppendResult(part.key, append_ids[part.key], part.count, True) for part in new}

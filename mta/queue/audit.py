@@ -34,7 +34,8 @@ _KEYS = "SELECT append_id, key FROM mta.delivery_append WHERE delivery_id = $1 A
 _FINALS = "SELECT number FROM mta.delivery_log WHERE delivery_id = $1 AND status < $2"
 _LOG_COUNTS = "SELECT status, count(*) FROM mta.delivery_log WHERE delivery_id = $1 GROUP BY status"
 _STATS = """
-SELECT delivered, failed, expired, cancelled, deferrals, in_doubt FROM mta.delivery_stats WHERE delivery_id = $1
+SELECT delivered, failed, expired, cancelled, simulated, deferrals, in_doubt
+FROM mta.delivery_stats WHERE delivery_id = $1
 """
 _PARTS = """
 SELECT p.append_id, p.numbers, p.count, p.held, p.owner IS NOT NULL AS leased,
@@ -295,6 +296,7 @@ async def _counters(conn: Conn, delivery_id: int) -> list[Counter]:
         "failed": Status.FAILED,
         "expired": Status.EXPIRED,
         "cancelled": Status.CANCELLED,
+        "simulated": Status.SIMULATED,
         "deferrals": Status.DEFERRED,
         "in_doubt": Status.IN_DOUBT,
     }

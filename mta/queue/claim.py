@@ -29,6 +29,7 @@ class DeliveryView(msgspec.Struct, frozen=True):
     started_at: datetime | None
     valid_until: datetime
     due_in_s: float | None  # ≤ 0: due now; by the database's clock
+    is_simulated: bool
 
 
 class ClaimedPart(msgspec.Struct, frozen=True):
@@ -56,7 +57,8 @@ class ClaimedPart(msgspec.Struct, frozen=True):
 
 _ACTIVE = """
 SELECT d.id, d.state, d.sealed, d.priority, d.weight, d.egress_pool, d.in_doubt_policy, d.retry::text,
-       d.started_at, d.valid_until, extract(epoch FROM p.due_at - clock_timestamp())::float8 AS due_in_s
+       d.started_at, d.valid_until, extract(epoch FROM p.due_at - clock_timestamp())::float8 AS due_in_s,
+       d.is_simulated
 FROM mta.delivery d
 LEFT JOIN LATERAL (
     SELECT due_at FROM mta.delivery_part
@@ -68,7 +70,7 @@ ORDER BY d.id
 """
 _ONE = """
 SELECT id, state, sealed, priority, weight, egress_pool, in_doubt_policy, retry::text, started_at, valid_until,
-       NULL::float8 AS due_in_s
+       NULL::float8 AS due_in_s, is_simulated
 FROM mta.delivery WHERE id = $1
 """
 _CONTENT = "SELECT content FROM mta.delivery WHERE id = $1"

@@ -5,7 +5,9 @@ Payloads of the channel are two words: ``delivery 17`` (its row changed), ``appe
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+from collections.abc import AsyncIterator
 from typing import Final
 
 import asyncpg
@@ -15,9 +17,11 @@ from mta.message.content import check_content, load_content
 from mta.model.errors import BadInput
 from mta.model.limits import PART_RECIPIENTS_MAX
 from mta.model.outcome import InDoubtPolicy
+from mta.queue import waves as waves_of
 from mta.queue.connection import Conn
 from mta.queue.states import Action, DeliveryState, next_state
 from mta.traffic.retry import parse_retry
+from mta.traffic.waves import parse_waves
 
 CHANNEL: Final = "mta"
 NAME_CHARS_MAX: Final = 200
@@ -29,10 +33,12 @@ SEAL_TIMEOUT_MS: Final = 10_000
 _COLUMNS = """
 SELECT d.id, d.name, d.state, d.sealed, d.priority, d.weight, d.egress_pool, d.in_doubt_policy, d.part_recipients,
        d.starts_at, d.validity, d.created_at, d.started_at, d.valid_until, d.ended_at,
+       d.waves::text AS waves, d.last_wave_at, d.is_simulated,
        (SELECT coalesce(sum(recipients), 0)::bigint FROM mta.delivery_append WHERE delivery_id = d.id) AS appended,
        (SELECT coalesce(sum(count), 0)::bigint FROM mta.delivery_part WHERE delivery_id = d.id AND held) AS held,
        coalesce(s.delivered, 0) AS delivered, coalesce(s.failed, 0) AS failed, coalesce(s.expired, 0) AS expired,
-       coalesce(s.cancelled, 0) AS cancelled, coalesce(s.deferrals, 0) AS deferrals, coalesce(s.in_doubt, 0) AS in_doubt
+       coalesce(s.cancelled, 0) AS cancelled, coalesce(s.simulated, 0) AS simulated,
+       coalesce(s.deferrals, 0) AS deferrals, coalesce(s.in_doubt, 0) AS in_doubt
 FROM mta.delivery d LEFT JOIN mta.delivery_stats s ON s.delivery_id = d.id
 """
 _SHOW = _COLUMNS + "WHERE d.id = $1"
@@ -40,8 +46,19 @@ _LIST = _COLUMNS + "WHERE $1::text IS NULL OR d.state = $1 ORDER BY d.id DESC LI
 _CREATE = """
 WITH made AS (
     INSERT INTO mta.delivery (name, content, priority, weight, egress_pool, in_doubt_policy, part_recipients,
-                              starts_at, validity, retry)
-    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10::text::jsonb) RETURNING id
+                              starts_at, validity, retry, waves, is_simulated)
+    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10::text::jsonb, $11::text::jsonb, $12) RETURNING id
+)
+INSERT INTO mta.delivery_stats (delivery_id) SELECT id FROM made RETURNING delivery_id
+"""
+# Part size and time of start are of the one delivery and are not copied (campaign-mta §12 row 3).
+_DUPLICATE = """
+WITH made AS (
+    INSERT INTO mta.delivery (name, content, priority, weight, egress_pool, in_doubt_policy, validity, retry, waves,
+                              is_simulated)
+    SELECT coalesce($2, name), content, priority, weight, egress_pool, in_doubt_policy, validity, retry, waves,
+           coalesce($3, is_simulated)
+    FROM mta.delivery WHERE id = $1 RETURNING id
 )
 INSERT INTO mta.delivery_stats (delivery_id) SELECT id FROM made RETURNING delivery_id
 """
@@ -50,9 +67,14 @@ _STATE_FOR_CHANGE = "SELECT state FROM mta.delivery WHERE id = $1 FOR NO KEY UPD
 # A scheduled delivery is running at once, but its started_at lies ahead: nothing is claimed before it.
 _START = """
 UPDATE mta.delivery
-SET state = 'running', started_at = greatest(now(), starts_at), valid_until = greatest(now(), starts_at) + validity
+SET state = 'running', started_at = greatest(now(), starts_at), valid_until = greatest(now(), starts_at) + validity,
+    last_wave_at = $2
 WHERE id = $1
 """
+# None once it was started: then they are in its parts.
+_WAVES = "SELECT waves::text FROM mta.delivery WHERE id = $1 AND state = 'editing'"
+_SCHEDULE = "UPDATE mta.delivery SET starts_at = $2 WHERE id = $1"
+_BEGINS_AT = "SELECT greatest(now(), starts_at) FROM mta.delivery WHERE id = $1"
 _SET_STATE = """
 UPDATE mta.delivery
 SET state = $2, ended_at = CASE WHEN $2 = 'finished' THEN now() ELSE ended_at END,
@@ -61,7 +83,7 @@ SET state = $2, ended_at = CASE WHEN $2 = 'finished' THEN now() ELSE ended_at EN
 WHERE id = $1
 """
 _SET_LOCK_TIMEOUT = "SELECT set_config('lock_timeout', $1, true)"
-_SEAL_LOCK = "SELECT pg_advisory_xact_lock(20180, ($1::bigint & 2147483647)::int)"
+_NO_APPENDS_LOCK = "SELECT pg_advisory_xact_lock(20180, ($1::bigint & 2147483647)::int)"
 _SEAL = "UPDATE mta.delivery SET sealed = true WHERE id = $1 AND NOT sealed"
 _NOTIFY = "SELECT pg_notify('mta', $1)"
 
@@ -79,6 +101,8 @@ class NewDelivery(msgspec.Struct, frozen=True, kw_only=True):
     starts_at: datetime.datetime | None = None  # aware
     validity: datetime.timedelta = DEFAULT_VALIDITY
     retry: str | None = None  # JSON, see mta.traffic.retry; None: the classic schedule
+    waves: str | None = None  # JSON, see mta.traffic.waves; None: all at once
+    is_simulated: bool = False  # MAIL and RCPT are asked, nothing is sent
 
 
 class Delivery(msgspec.Struct, frozen=True):
@@ -99,24 +123,33 @@ class Delivery(msgspec.Struct, frozen=True):
     started_at: datetime.datetime | None
     valid_until: datetime.datetime | None
     ended_at: datetime.datetime | None
+    waves: str | None
+    last_wave_at: datetime.datetime | None
+    is_simulated: bool
     appended: int
     held: int
     delivered: int
     failed: int
     expired: int
     cancelled: int
+    simulated: int
     deferrals: int
     in_doubt: int
 
     @property
     def final(self) -> int:
         """Recipients with a final outcome."""
-        return self.delivered + self.failed + self.expired + self.cancelled
+        return self.delivered + self.failed + self.expired + self.cancelled + self.simulated
 
     @property
     def waiting(self) -> int:
         """Recipients still without one, held ones included."""
         return self.appended - self.final
+
+    @property
+    def has_wave_too_late(self) -> bool:
+        """Its last wave begins when its validity is over, so it will expire unsent."""
+        return self.last_wave_at is not None and self.valid_until is not None and self.last_wave_at >= self.valid_until
 
 
 async def create(conn: Conn, new: NewDelivery) -> int:
@@ -136,7 +169,20 @@ async def create(conn: Conn, new: NewDelivery) -> int:
         new.starts_at,
         new.validity,
         new.retry,
+        new.waves,
+        new.is_simulated,
     )
+    await announce(conn, made)
+    return made
+
+
+async def duplicate(conn: Conn, delivery_id: int, *, name: str | None = None, is_simulated: bool | None = None) -> int:
+    """A new delivery like another, without its recipients; answers its id. Its parts are sized automatically."""
+    if name is not None:
+        _check_text("name", name)
+    made: int | None = await conn.fetchval(_DUPLICATE, delivery_id, name, is_simulated)
+    if made is None:
+        raise no_such_delivery(delivery_id)
     await announce(conn, made)
     return made
 
@@ -161,26 +207,56 @@ async def list_deliveries(conn: Conn, *, state: DeliveryState | None = None, lim
     return [_delivery(row) for row in await conn.fetch(_LIST, state and state.value, limit)]
 
 
-async def start(conn: Conn, delivery_id: int) -> DeliveryState:
-    """Begin sending, from ``starts_at`` on when it has one; its validity runs from then."""
-    return await change_state(conn, delivery_id, Action.START)
+async def start(
+    conn: Conn, delivery_id: int, *, at: datetime.datetime | None = None, timeout_ms: int = SEAL_TIMEOUT_MS
+) -> DeliveryState:
+    """Begin sending, from ``at`` (aware; else ``starts_at``) on when there is one; its validity runs from then.
+
+    With waves its recipients are portioned now, and it waits for appends that are open, at most ``timeout_ms``.
+    """
+    if at is not None and at.tzinfo is None:
+        raise BadInput("at", "has no time zone")
+    waves = parse_waves(await conn.fetchval(_WAVES, delivery_id), "waves")
+    transaction = conn.transaction() if waves is None else _without_appends(conn, delivery_id, timeout_ms, "started")
+    async with transaction:
+        if await _may_start(conn, delivery_id, at):
+            last_wave_at = None
+            if waves is not None:
+                begins_at = await conn.fetchval(_BEGINS_AT, delivery_id)
+                last_wave_at = await waves_of.assign(conn, delivery_id, waves, begins_at)
+            await conn.execute(_START, delivery_id, last_wave_at)
+            await announce(conn, delivery_id)
+    return DeliveryState.RUNNING
+
+
+async def _may_start(conn: Conn, delivery_id: int, at: datetime.datetime | None) -> bool:
+    """Locks the delivery; True when it is to be started now, False when it runs already. BadInput when it cannot."""
+    state = await conn.fetchval(_STATE_FOR_CHANGE, delivery_id)
+    if state is None:
+        raise no_such_delivery(delivery_id)
+    is_changing = next_state(delivery_id, DeliveryState(state), Action.START) is not DeliveryState(state)
+    if at is not None:
+        if not is_changing:
+            raise BadInput(f"delivery {delivery_id}", "was started before: its time cannot be set any more")
+        await conn.execute(_SCHEDULE, delivery_id, at)
+    return is_changing
 
 
 async def pause(conn: Conn, delivery_id: int) -> DeliveryState:
-    """Stop handing out its recipients. Never waits for an append that is open. Its validity runs on."""
-    return await change_state(conn, delivery_id, Action.PAUSE)
+    """Stop handing out its recipients. Never waits for an append that is open. Its validity and its waves run on."""
+    return await _change_state(conn, delivery_id, Action.PAUSE)
 
 
 async def resume(conn: Conn, delivery_id: int) -> DeliveryState:
-    return await change_state(conn, delivery_id, Action.RESUME)
+    return await _change_state(conn, delivery_id, Action.RESUME)
 
 
 async def cancel(conn: Conn, delivery_id: int) -> DeliveryState:
     """Send no more of it; a daemon records its waiting recipients as CANCELLED."""
-    return await change_state(conn, delivery_id, Action.CANCEL)
+    return await _change_state(conn, delivery_id, Action.CANCEL)
 
 
-async def change_state(conn: Conn, delivery_id: int, action: Action) -> DeliveryState:
+async def _change_state(conn: Conn, delivery_id: int, action: Action) -> DeliveryState:
     """Apply the table of ``mta.queue.states``; answers the state after it. BadInput when it cannot be."""
     async with conn.transaction():
         state = await conn.fetchval(_STATE_FOR_CHANGE, delivery_id)
@@ -188,27 +264,31 @@ async def change_state(conn: Conn, delivery_id: int, action: Action) -> Delivery
             raise no_such_delivery(delivery_id)
         after = next_state(delivery_id, DeliveryState(state), action)
         if after != state:
-            if action is Action.START:
-                await conn.execute(_START, delivery_id)
-            else:
-                await conn.execute(_SET_STATE, delivery_id, after.value)
+            await conn.execute(_SET_STATE, delivery_id, after.value)
             await announce(conn, delivery_id)
     return after
 
 
 async def seal(conn: Conn, delivery_id: int, *, timeout_ms: int = SEAL_TIMEOUT_MS) -> None:
     """Nothing more will be appended: waits for appends that are open, at most ``timeout_ms``. Idempotent."""
+    async with _without_appends(conn, delivery_id, timeout_ms, "sealed"):
+        if await conn.fetchval(_STATE_FOR_CHANGE, delivery_id) is None:
+            raise no_such_delivery(delivery_id)
+        await conn.execute(_SEAL, delivery_id)
+        await announce(conn, delivery_id)
+
+
+@contextlib.asynccontextmanager
+async def _without_appends(conn: Conn, delivery_id: int, timeout_ms: int, what: str) -> AsyncIterator[None]:
+    """A transaction that began when no append to the delivery was open, and lets none begin."""
     try:
         async with conn.transaction():
             await conn.execute(_SET_LOCK_TIMEOUT, str(timeout_ms))
-            await conn.execute(_SEAL_LOCK, delivery_id)
-            if await conn.fetchval(_STATE_FOR_CHANGE, delivery_id) is None:
-                raise no_such_delivery(delivery_id)
-            await conn.execute(_SEAL, delivery_id)
-            await announce(conn, delivery_id)
+            await conn.execute(_NO_APPENDS_LOCK, delivery_id)
+            yield
     except asyncpg.LockNotAvailableError as error:
-        what = f"cannot be sealed now: a transaction that appends to it was still open after {timeout_ms / 1000:g} s"
-        raise BadInput(f"delivery {delivery_id}", what) from error
+        why = f"a transaction that appends to it was still open after {timeout_ms / 1000:g} s"
+        raise BadInput(f"delivery {delivery_id}", f"cannot be {what} now: {why}") from error
 
 
 async def announce(conn: Conn, delivery_id: int) -> None:
@@ -224,10 +304,14 @@ def _delivery(row: asyncpg.Record) -> Delivery:
     return msgspec.convert(dict(row), Delivery)
 
 
+def _check_text(where: str, text: str) -> None:
+    if not text.strip() or len(text) > NAME_CHARS_MAX or not text.isprintable():
+        raise BadInput(where, f"must be 1 to {NAME_CHARS_MAX} printable characters, and not only spaces")
+
+
 def _check_new(new: NewDelivery) -> None:
-    for where, text in (("name", new.name), ("egress_pool", new.egress_pool)):
-        if not text.strip() or len(text) > NAME_CHARS_MAX or not text.isprintable():
-            raise BadInput(where, f"must be 1 to {NAME_CHARS_MAX} printable characters, and not only spaces")
+    _check_text("name", new.name)
+    _check_text("egress_pool", new.egress_pool)
     for where, value, least, most in (
         ("priority", new.priority, 0, PRIORITY_MAX),
         ("weight", new.weight, 1, WEIGHT_MAX),
@@ -240,3 +324,4 @@ def _check_new(new: NewDelivery) -> None:
     if new.validity <= datetime.timedelta(0):
         raise BadInput("validity", "must be longer than nothing")
     parse_retry(new.retry, "retry")
+    parse_waves(new.waves, "waves")

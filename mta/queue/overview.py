@@ -16,7 +16,8 @@ SELECT p.delivery_id, d.name, d.state, p.site, count(*) AS parts, sum(p.count)::
        coalesce(sum(p.count) FILTER (WHERE p.owner IS NULL AND NOT p.held AND p.due_at <= now()), 0)::bigint AS due,
        coalesce(sum(p.count) FILTER (WHERE p.owner IS NOT NULL), 0)::bigint AS leased,
        coalesce(sum(p.count) FILTER (WHERE p.held), 0)::bigint AS held,
-       extract(epoch FROM now() - min(p.appended_at))::float8 AS oldest_age_s,
+       -- Of a wave to come it lies ahead.
+       greatest(extract(epoch FROM now() - min(p.appended_at)), 0)::float8 AS oldest_age_s,
        extract(epoch FROM min(p.due_at) FILTER (WHERE p.owner IS NULL AND NOT p.held) - now())::float8 AS next_due_in_s
 FROM mta.delivery_part p JOIN mta.delivery d ON d.id = p.delivery_id
 GROUP BY p.delivery_id, d.name, d.state, p.site ORDER BY p.delivery_id, recipients DESC LIMIT $1
@@ -30,17 +31,28 @@ WHERE n.ended_at IS NULL OR p.id IS NOT NULL GROUP BY n.id ORDER BY n.id
 """
 # From this on a delivery is large: several at once hold each other up (campaign-mta §10).
 LARGE_RECIPIENTS = 100_000
+TOGETHER = datetime.timedelta(hours=1)
+# What begins at one time: a wave, or all that waits of a delivery and is of no wave to come.
 _LARGE_BESIDE = """
-WITH large AS (
-    SELECT d.id, d.name,
+WITH running AS (
+    SELECT d.id, d.name, greatest(d.started_at, now()) AS begins_at,
            (SELECT sum(recipients)::bigint FROM mta.delivery_append WHERE delivery_id = d.id)
-           - coalesce(s.delivered + s.failed + s.expired + s.cancelled, 0) AS waiting
+           - coalesce(s.delivered + s.failed + s.expired + s.cancelled + s.simulated, 0) AS waiting
     FROM mta.delivery d LEFT JOIN mta.delivery_stats s ON s.delivery_id = d.id
     WHERE d.state = 'running' AND d.ended_at IS NULL
+), wave AS (
+    SELECT r.id, r.name, w.due_at, w.recipients
+    FROM running r JOIN mta.delivery_wave w ON w.delivery_id = r.id AND w.due_at > r.begins_at
+), portion AS (
+    SELECT r.id, r.name, r.begins_at, r.waiting - coalesce(sum(w.recipients), 0) AS recipients
+    FROM running r LEFT JOIN wave w ON w.id = r.id GROUP BY r.id, r.name, r.begins_at, r.waiting
+    UNION ALL
+    SELECT * FROM wave
 )
-SELECT o.id, o.name, o.waiting FROM large o
-WHERE o.id <> $1 AND o.waiting >= $2 AND EXISTS (SELECT 1 FROM large own WHERE own.id = $1 AND own.waiting >= $2)
-ORDER BY o.id
+SELECT DISTINCT ON (o.id) o.id, o.name, o.recipients::bigint, o.begins_at
+FROM portion own JOIN portion o ON o.id <> own.id AND o.begins_at - own.begins_at BETWEEN - $3::interval AND $3
+WHERE own.id = $1 AND own.recipients >= $2 AND o.recipients >= $2
+ORDER BY o.id, o.begins_at
 """
 FIND_BY_ADDRESS = """
 SELECT at, delivery_id, number, attempt, status, reason, code, enhanced, address, reference, site, mx_host, peer,
@@ -50,11 +62,12 @@ FROM mta.delivery_log WHERE address = $1 ORDER BY at DESC, attempt DESC LIMIT $2
 
 
 class LargeDelivery(msgspec.Struct, frozen=True):
-    """A running delivery with many recipients that wait."""
+    """A running delivery, or a wave of one, with many recipients that wait for the same time."""
 
     id: int
     name: str
     waiting: int
+    begins_at: datetime.datetime  # now, where it has begun
 
 
 class Waiting(msgspec.Struct, frozen=True):
@@ -124,5 +137,7 @@ async def find_in_log(conn: Conn, address: str, *, limit: int = 100) -> list[Log
 
 
 async def large_beside(conn: Conn, delivery_id: int) -> list[LargeDelivery]:
-    """Large deliveries that run or are scheduled beside this one, if this one is large and runs itself."""
-    return [LargeDelivery(*row.values()) for row in await conn.fetch(_LARGE_BESIDE, delivery_id, LARGE_RECIPIENTS)]
+    """Large ones that begin within ``TOGETHER`` of a time at which much of this one begins; one line for each."""
+    return [
+        LargeDelivery(*row.values()) for row in await conn.fetch(_LARGE_BESIDE, delivery_id, LARGE_RECIPIENTS, TOGETHER)
+    ]

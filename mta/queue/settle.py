@@ -106,11 +106,14 @@ VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
 """
 # Deliveries in the order of their ids, so that two nodes never wait for each other.
 _COUNTS = """
-INSERT INTO mta.delivery_stats AS s (delivery_id, delivered, failed, expired, cancelled, deferrals, in_doubt)
-SELECT * FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[])
+INSERT INTO mta.delivery_stats AS s
+    (delivery_id, delivered, failed, expired, cancelled, simulated, deferrals, in_doubt)
+SELECT * FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[],
+                     $8::bigint[])
 ON CONFLICT (delivery_id) DO UPDATE SET
     delivered = s.delivered + excluded.delivered, failed = s.failed + excluded.failed,
     expired = s.expired + excluded.expired, cancelled = s.cancelled + excluded.cancelled,
+    simulated = s.simulated + excluded.simulated,
     deferrals = s.deferrals + excluded.deferrals, in_doubt = s.in_doubt + excluded.in_doubt
 """
 _CREDITS = """
@@ -118,7 +121,15 @@ INSERT INTO mta.quota_counter AS q (node, key, bucket, used)
 SELECT $1, * FROM unnest($2::text[], $3::bigint[], $4::int[])
 ON CONFLICT (node, key, bucket) DO UPDATE SET used = q.used + excluded.used
 """
-_COUNTED = (Status.DELIVERED, Status.FAILED, Status.EXPIRED, Status.CANCELLED, Status.DEFERRED, Status.IN_DOUBT)
+_COUNTED = (
+    Status.DELIVERED,
+    Status.FAILED,
+    Status.EXPIRED,
+    Status.CANCELLED,
+    Status.SIMULATED,
+    Status.DEFERRED,
+    Status.IN_DOUBT,
+)
 
 
 async def commit(conn: Conn, run: nodes.NodeRun, settlement: Settlement, sequence: int, columns: Iterable[str]) -> None:

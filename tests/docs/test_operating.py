@@ -16,6 +16,7 @@ from mta.master.daemon import DRAIN_S
 from mta.model.outcome import Reason, Status
 from mta.model.waiting import WaitReason
 from mta.settings import config
+from mta.settings.dkim import DkimTable
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "operating.md").read_text()
@@ -76,13 +77,14 @@ def test_every_key_is_explained_here_or_in_the_shipped_file() -> None:
             is_shipped = section is not None and re.search(rf"^(?:# )?{key} =", section[1], re.MULTILINE)
             if not is_shipped and f"`{table}.{key}`" not in TEXT:
                 unknown.append(f"{table}.{key}")
-    of_egress = config._EgressTable.__struct_fields__
-    unknown += [f"egress.{key}" for key in of_egress if not re.search(rf"^# {key} =", SHIPPED, re.MULTILINE)]
+    for name, kind in (("egress", config._EgressTable), ("dkim", DkimTable)):
+        of_array = kind.__struct_fields__
+        unknown += [f"{name}.{key}" for key in of_array if not re.search(rf"^# {key} =", SHIPPED, re.MULTILINE)]
     assert unknown == []
 
 
 def test_keys_that_are_spoken_of_exist() -> None:
-    named = re.findall(r"`((?:node|database|master|children|dns|smtp|rules)\.\w+)`", TEXT)
+    named = re.findall(r"`((?:node|database|master|children|dns|smtp|signing|rules)\.\w+)`", TEXT)
     assert len(named) >= 8
     for name in named:
         table, key = name.split(".")

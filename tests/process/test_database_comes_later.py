@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -23,9 +24,15 @@ async def test_a_database_that_is_not_there_yet_is_waited_for(
         starting = asyncio.create_task(node.start())
         await until("the daemon says that it waits", lambda: node.said("waiting for the database"))
         assert late in str(node.said("waiting for the database")[0]["error"])
+        # It hears a reload already, and starts with what it has read then.
+        node.config.write_text(f"{node.config.read_text()}[signing]\nrequired = true\n")
+        node.signal(signal.SIGHUP)
+        await until("rules are reloaded", lambda: node.said("rules reloaded"))
+        assert node.said("signing keys changed")
         async with connection(postgres.dsn) as conn:
             await conn.execute(f"CREATE DATABASE {late} TEMPLATE {TEMPLATE}")
         await starting
+        assert not [entry for entry in node.log if "Traceback" in str(entry)]
         assert await node.stop() == 0
         async with connection(postgres.dsn) as conn:
             await conn.execute(f"DROP DATABASE {late} WITH (FORCE)")

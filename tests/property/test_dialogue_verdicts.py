@@ -3,7 +3,8 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mta.smtp.dialogue import Dialogue, Envelope, Kind
+from mta.smtp.dialogue import Dialogue, Kind
+from mta.smtp.envelope import Envelope, Probe
 from mta.smtp.extensions import Extensions
 
 REPLIES = st.sampled_from(
@@ -29,10 +30,10 @@ OFFERS = st.builds(
 )
 
 
-@given(OFFERS, EVENTS, st.integers(1, 4))
+@given(OFFERS, EVENTS, st.integers(1, 4), st.sets(st.integers(1, 5)))
 @settings(max_examples=400, deadline=None)
 def test_whatever_happens_each_recipient_gets_one_verdict(
-    extensions: Extensions, events: list[bytes | str], recipients: int
+    extensions: Extensions, events: list[bytes | str], recipients: int, probes: set[int]
 ) -> None:
     dialogue = Dialogue(extensions)
     offered = 0
@@ -42,10 +43,12 @@ def test_whatever_happens_each_recipient_gets_one_verdict(
             dialogue.receive(event)
         elif event == "offer":
             offered += 1
-            dialogue.offer(Envelope(offered, b"", tuple(b"r%d@example.test" % n for n in range(recipients))))
+            kind = Probe if offered in probes else Envelope
+            dialogue.offer(kind(offered, b"", tuple(b"r%d@example.test" % n for n in range(recipients))))
         elif event == "body":
             due, dialogue.bodies_due = dialogue.bodies_due, []
             for envelope in due:
+                assert not envelope.is_probe
                 dialogue.body(envelope.token, [b"x\r\n"])
                 dots += not dialogue.is_closed
         elif event == "recall":
@@ -63,6 +66,8 @@ def test_whatever_happens_each_recipient_gets_one_verdict(
         assert dialogue.load <= offered
     verdicts = [(verdict.token, verdict.recipient) for verdict in dialogue.verdicts]
     assert sorted(verdicts) == [(token, n) for token in range(1, offered + 1) for n in range(recipients)]
+    assert {v.token for v in dialogue.verdicts if v.kind is Kind.PROBED} <= probes
+    assert not probes & {v.token for v in dialogue.verdicts if v.kind in (Kind.ACCEPTED, Kind.IN_DOUBT)}
     decided_by_body = {v.token for v in dialogue.verdicts if v.kind in (Kind.ACCEPTED, Kind.IN_DOUBT)}
     assert len(decided_by_body) <= dots
     assert len({v.token for v in dialogue.verdicts if v.kind is Kind.IN_DOUBT}) <= 1

@@ -51,6 +51,22 @@ async def test_a_claim_walks_its_index_and_touches_only_what_it_takes(
     assert nodes[0]["Shared Hit Blocks"] + nodes[0]["Shared Read Blocks"] < 100
 
 
+async def test_waves_to_come_cost_a_claim_nothing(conn: asyncpg.Connection) -> None:
+    made = await new_delivery(conn)
+    await conn.execute(FILL, made, PARTS)
+    # All but 20 parts are of later waves.
+    await conn.execute(
+        "UPDATE mta.delivery_part SET due_at = now() + interval '1 hour' * append_id WHERE append_id > 20"
+    )
+    claim = CLAIM.replace("LIMIT 16", "LIMIT 64")
+    await conn.execute("VACUUM mta.delivery_part")  # as PostgreSQL does by itself soon after so many changes
+    nodes = await _plan(conn, claim, made)
+    scans = [node for node in nodes if "Scan" in node["Node Type"]]
+    assert [node["Index Name"] for node in scans] == ["delivery_part_claim"]
+    assert scans[0]["Actual Rows"] == 20
+    assert nodes[0]["Shared Hit Blocks"] + nodes[0]["Shared Read Blocks"] < 100
+
+
 async def test_the_log_finds_an_address_by_index_in_every_partition(conn: asyncpg.Connection) -> None:
     await conn.execute(
         """

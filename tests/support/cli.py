@@ -1,0 +1,50 @@
+"""The real program in a process of its own, as an operator types it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+
+
+class Cli:
+    def __init__(self, dsn: str, directory: Path) -> None:
+        self.dsn = dsn
+        self.directory = directory
+
+    def run(self, *arguments: str, expect: int = 0, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [sys.executable, "-m", "mta.cli.main", *arguments],
+            env={**os.environ, "MTA_DATABASE_URL": self.dsn, "PYTHONPATH": str(ROOT), "COLUMNS": "200"},
+            cwd=self.directory,
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == expect, (arguments, done.returncode, done.stdout, done.stderr)
+        assert "Traceback" not in done.stderr
+        return done
+
+    def json(self, *arguments: str, expect: int = 0, stdin: str | None = None) -> Any:
+        return json.loads(self.run(*arguments, "--json", expect=expect, stdin=stdin).stdout)
+
+    def create(self, *more: str) -> str:
+        (self.directory / "body.txt").write_text("Hello {{first}}")
+        options = (
+            "--name",
+            "Spring",
+            "--subject",
+            "Hi {{first}}",
+            "--from",
+            "Shop <news@shop.example>",
+            "--text",
+            "body.txt",
+        )
+        return str(self.json("delivery", "create", *options, *more)["id"])
