@@ -8,9 +8,10 @@ from typing import Final
 
 import msgspec
 
+from bench.content import content_of, row_of
 from bench.far import SinkKind
 from bench.usage import rss_mb
-from bench.world import SUFFIX, BenchFailed, Plan, World, content_of
+from bench.world import SUFFIX, BenchFailed, Plan, World, Zone, rule, standing
 from mta.queue import deliveries
 from mta.queue.part import Row
 
@@ -71,14 +72,12 @@ async def throttled(options: ThrottledOptions, on_step: Callable[[str], None]) -
     plan = Plan(
         sink=options.sink,
         rules=_rules(options.connections),
-        domains=options.domains,
-        hosts=min(HOSTS_MAX, options.domains),
+        zones=(Zone(SUFFIX, options.domains, min(HOSTS_MAX, options.domains), 1.5 / options.domains),),  # d0 on mx0
         children=options.children,
-        first_share=1.5 / options.domains,  # one domain
     )
     content = content_of(options.size_bytes)
     free = options.recipients // 2
-    async with World(plan, on_step) as world:
+    async with standing(plan, on_step) as world:
         on_step("warming up: the first log files of PostgreSQL cost more than those after them")
         warm_up = msgspec.structs.replace(options, recipients=max(2, options.recipients // 10))
         delivery_id = await world.fill(_rows(warm_up, is_alone=True), content)
@@ -150,24 +149,11 @@ class _Sampler:
 
 def _rows(options: ThrottledOptions, *, is_alone: bool) -> Iterator[Row]:
     for i in range(options.recipients // 2):
-        values = ["Ann", f"V-{i:08d}"]
-        yield f"user{i}@d{1 + i % (options.domains - 1)}.{SUFFIX}", None, values
+        yield row_of(f"user{i}@d{1 + i % (options.domains - 1)}.{SUFFIX}", i)
         if not is_alone:
-            yield f"user{i}@d0.{SUFFIX}", None, values
+            yield row_of(f"user{i}@d0.{SUFFIX}", i)
 
 
 def _rules(connections: int) -> str:
-    return f"""\
-[[rule]]
-name = "trickle"
-mx = "{_TRICKLE_SITE}"
-scope = "shared"
-connections_max = 2
-messages_per_hour_max = {TRICKLE_PER_HOUR}
-
-[[rule]]
-name = "bench"
-mx = "*"
-scope = "shared"
-connections_max = {connections}
-"""
+    trickle = rule("trickle", _TRICKLE_SITE, connections_max=2, messages_per_hour_max=TRICKLE_PER_HOUR)
+    return trickle + rule("bench", "*", connections_max=connections)

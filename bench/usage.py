@@ -24,18 +24,58 @@ class CpuSeconds(msgspec.Struct, frozen=True):
     children: float
     postgres: float
     sink: float
+    nameserver: float
 
     def since(self, before: CpuSeconds) -> CpuSeconds:
-        return CpuSeconds(*(getattr(self, name) - getattr(before, name) for name in self.__struct_fields__))
+        pairs = zip(msgspec.structs.astuple(self), msgspec.structs.astuple(before), strict=True)
+        return CpuSeconds(*(now - then for now, then in pairs))
+
+    @property
+    def total(self) -> float:
+        return float(sum(msgspec.structs.astuple(self)))
 
 
-def cpu_seconds(master: int, postmaster: int, sinks: Iterable[int]) -> CpuSeconds:
-    """All of them now. ``sinks`` are processes that do not end meanwhile."""
+class CpuMicroseconds(msgspec.Struct, frozen=True):
+    """CPU time a message."""
+
+    master: float
+    children: float
+    postgres: float
+    sink: float
+    nameserver: float
+
+
+class PeakMegabytes(msgspec.Struct, frozen=True):
+    """Peak resident memory: of the master, of the largest child, of the largest process of PostgreSQL (with the
+    shared buffers that it touched)."""
+
+    master: float
+    child: float
+    postgres: float
+
+
+class Used(msgspec.Struct, frozen=True):
+    """What a stretch of time has taken."""
+
+    seconds: float
+    cpu: CpuSeconds
+
+    def rate(self, messages: int) -> float:
+        """Messages a second."""
+        return round(messages / self.seconds, 1)
+
+    def cpu_us(self, messages: int) -> CpuMicroseconds:
+        return CpuMicroseconds(*(round(value * 1e6 / messages, 2) for value in msgspec.structs.astuple(self.cpu)))
+
+
+def cpu_seconds(master: int, postmaster: int, sinks: Iterable[int], nameserver: int) -> CpuSeconds:
+    """All of them now. ``sinks`` and ``nameserver`` do not end meanwhile."""
     return CpuSeconds(
         master=_own(master),
         children=_of_children(master),
         postgres=_own(postmaster) + _of_children(postmaster),
         sink=sum(map(_own, sinks)),
+        nameserver=_own(nameserver),
     )
 
 

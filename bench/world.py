@@ -6,22 +6,27 @@ import asyncio
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 import asyncpg
 import msgspec
 
-from bench.far import ADDRESS, FarEnd, SinkKind, far_end
+from bench.content import FIELDS
+from bench.far import ADDRESS, FarEnd, Receiver, SinkKind, far_end
+from bench.openssl import Dkim, settings_of
+from bench.receiver import ReceiverOptions, Taken
+from bench.usage import PeakMegabytes, Used, children_of, cpu_seconds, peak_rss_mb
 from mta.demo.node import NodeProcess
 from mta.demo.stage import destroy, own_directory, uninterrupted
 from mta.model.errors import LocalFault
 from mta.model.limits import AUTO_PART_RECIPIENTS_MAX
 from mta.queue import deliveries
 from mta.queue.append import append_parts
+from mta.queue.audit import audit
 from mta.queue.connection import connect, connection
 from mta.queue.deliveries import NewDelivery
 from mta.queue.embedded import EmbeddedPostgres
@@ -33,70 +38,92 @@ PREFIX: Final = "mta-bench-"
 SUFFIX: Final = "bench.test"
 STALL_S: Final = 60.0
 POLL_S: Final = 0.02
-FIELDS: Final = ("first_name", "voucher")
-_STATE: Final = "SELECT state FROM mta.delivery WHERE id = $1"
-_DELIVERED: Final = "SELECT delivered FROM mta.delivery_stats WHERE delivery_id = $1"
+_SETTLED: Final = "SELECT delivered + failed + expired FROM mta.delivery_stats WHERE delivery_id = $1"
+_ALL_SETTLED: Final = """
+SELECT delivery_id, delivered + failed + expired AS settled FROM mta.delivery_stats
+WHERE delivery_id = ANY ($1::bigint[])
+"""
 
 
 class BenchFailed(Exception):  # noqa: N818 - a sentence for whoever started it
     """No figure can be given; the text says why."""
 
 
-class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """What the world is made of. ``hosts`` MX hosts serve the domains d0, d1, ... of `SUFFIX`."""
+class Zone(msgspec.Struct, frozen=True):
+    """Domains d0, d1, ... of ``suffix`` over MX hosts mx0, mx1, ... of it."""
 
-    sink: SinkKind
-    rules: str
+    suffix: str
     domains: int
     hosts: int
-    children: int
     first_share: float = 0.0  # of the domains on mx0; 0: even
 
 
-class World:
-    """An asynchronous context manager; the node is started and stopped by the bench itself."""
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """What the world is made of."""
 
-    def __init__(self, plan: Plan, on_step: Callable[[str], None]) -> None:
+    sink: SinkKind
+    manner: ReceiverOptions = ReceiverOptions()
+    rules: str
+    zones: tuple[Zone, ...]
+    children: int
+    sessions_max: int = 1_000  # of one child
+    dkim: Dkim = Dkim.NONE
+
+
+@contextlib.asynccontextmanager
+async def database(directory: Path) -> AsyncIterator[tuple[EmbeddedPostgres, asyncpg.Connection[asyncpg.Record], str]]:
+    """A server in ``directory`` with fsync on, a connection to a database with our tables, and its address."""
+    postgres = EmbeddedPostgres(directory / "postgres")
+    try:
+        await uninterrupted(postgres.start)
+        async with connection(postgres.dsn) as conn:
+            await conn.execute("CREATE DATABASE bench")
+        dsn = postgres.database_dsn("bench")
+        conn = await connect(dsn, application_name="mta bench")
+        try:
+            await migrate(conn)
+            yield postgres, conn, dsn
+        finally:
+            await conn.close(timeout=5)
+    finally:
+        destroy(postgres)
+
+
+@contextlib.asynccontextmanager
+async def standing(plan: Plan, on_step: Callable[[str], None]) -> AsyncIterator[World]:
+    """A world as long as the context lasts; the node is started and stopped by the bench itself."""
+    async with contextlib.AsyncExitStack() as stack:
+        world = World(plan, on_step, stack)
+        await world.set_up()
+        yield world
+
+
+class World:
+    """What `standing` has set up."""
+
+    def __init__(self, plan: Plan, on_step: Callable[[str], None], stack: contextlib.AsyncExitStack) -> None:
         self._plan = plan
         self._on_step = on_step
-        self._stack = contextlib.AsyncExitStack()
+        self._stack = stack
         self.conn: asyncpg.Connection[asyncpg.Record]
         self.postgres: EmbeddedPostgres
         self.far_end: FarEnd
         self.node: NodeProcess
 
-    async def __aenter__(self) -> Self:
-        try:
-            await self._set_up()
-        except BaseException:
-            await self._stack.aclose()
-            raise
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
-    ) -> None:
-        await self._stack.aclose()
-
-    async def _set_up(self) -> None:
+    async def set_up(self) -> None:
+        """Everything but the node's start; what stands is cleared with the stack, also when the rest fails."""
         self._on_step("starting PostgreSQL, the far end and the name server")
         directory = self._stack.enter_context(own_directory(PREFIX))
-        self.postgres = EmbeddedPostgres(directory / "postgres")
-        self._stack.callback(destroy, self.postgres)
-        await uninterrupted(self.postgres.start)
-        async with connection(self.postgres.dsn) as conn:
-            await conn.execute("CREATE DATABASE bench")
-        dsn = self.postgres.database_dsn("bench")
-        self.conn = await connect(dsn, application_name="mta bench")
-        self._stack.push_async_callback(self.conn.close, timeout=5)
-        await migrate(self.conn)
-        self.far_end = far_end(self._plan.sink, directory)
+        self.postgres, self.conn, dsn = await self._stack.enter_async_context(database(directory))
+        self.far_end = far_end(self._plan.sink, directory, self._plan.manner)
         self._stack.callback(self.far_end.stop)
         await uninterrupted(self.far_end.start)
         nameserver = await self._start_nameserver(directory)
         (directory / "mx-rules.toml").write_text(self._plan.rules)
         config = directory / "mta.toml"
-        config.write_text(_config(dsn, nameserver, self.far_end.port, self._plan.children))
+        config.write_text(
+            _config(self._plan, dsn, nameserver, self.far_end.port) + settings_of(self._plan.dkim, directory)
+        )
         self.node = NodeProcess(config, directory / "log")
         self._stack.push_async_callback(self.node.kill)
 
@@ -104,8 +131,11 @@ class World:
         """In a process of its own, so that its CPU time is nobody's. Answers ADDRESS:PORT."""
         zones = directory / "zones.toml"
         zones.write_text(
-            f"[[spread]]\nsuffix = {SUFFIX!r}\ndomains = {self._plan.domains}\nhosts = {self._plan.hosts}\n"
-            f"addresses = [{ADDRESS!r}]\nfirst_share = {self._plan.first_share}\n"
+            "".join(
+                f"[[spread]]\nsuffix = {zone.suffix!r}\ndomains = {zone.domains}\nhosts = {zone.hosts}\n"
+                f"addresses = [{ADDRESS!r}]\nfirst_share = {zone.first_share}\n"
+                for zone in self._plan.zones
+            )
         )
         arguments = ("sink", "nameserver", str(zones), "--listen", f"{ADDRESS}:0", "--json")
         process = await asyncio.create_subprocess_exec(
@@ -116,6 +146,7 @@ class World:
             env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
         )
         self._stack.push_async_callback(_end, process)
+        self._nameserver_pid = process.pid
         assert process.stdout is not None
         async with asyncio.timeout(30):
             line = await process.stdout.readline()
@@ -123,52 +154,103 @@ class World:
             raise LocalFault("the name server did not start; standard error says why")
         return msgspec.json.decode(line, type=dict[str, str])["listening"]
 
-    async def fill(self, rows: Iterable[Row], content: bytes) -> int:
+    async def fill(
+        self, rows: Iterable[Row], content: bytes, *, fields: tuple[str, ...] = FIELDS, retry: str | None = None
+    ) -> int:
         """A delivery of these recipients in the queue, durable and sealed, not started; its id."""
-        new = NewDelivery(name="bench", content=content)
+        new = NewDelivery(name="bench", content=content, retry=retry)
         delivery_id = await deliveries.create(self.conn, new)
         numbered = enumerate(_parts(rows))
         while batch := list(islice(numbered, BATCH_RECIPIENTS_MAX // AUTO_PART_RECIPIENTS_MAX)):
-            await append_parts(self.conn, delivery_id, [Part(f"{number}", FIELDS, part) for number, part in batch])
+            await append_parts(self.conn, delivery_id, [Part(f"{number}", fields, part) for number, part in batch])
         await deliveries.seal(self.conn, delivery_id)
         # What filling the queue left to be written is not the drain's business.
         await self.conn.execute("CHECKPOINT")
         return delivery_id
 
-    async def wait_finished(self, delivery_id: int) -> None:
-        """Until the delivery is finished. BenchFailed when nothing moves any more."""
-        await self.wait(delivery_id, lambda _: self._is_finished(delivery_id))
+    def stopwatch(self) -> Callable[[], Used]:
+        """Starts now; a call tells what was used since. The node runs, at both times the same."""
+        postmaster = self.postgres.postmaster_pid()
+        assert postmaster is not None
+        who = self.node.pid, postmaster, self.far_end.pids, self._nameserver_pid
+        before, began_s = cpu_seconds(*who), time.monotonic()
+        return lambda: Used(time.monotonic() - began_s, cpu_seconds(*who).since(before))
 
-    async def wait(self, delivery_id: int, is_over: Callable[[int], object]) -> None:
-        """Until ``await is_over(delivered)`` is true; looked at 50 times a second."""
+    def peak_memory(self) -> PeakMegabytes:
+        """Of the node that runs, since it was started."""
+        postmaster = self.postgres.postmaster_pid()
+        assert postmaster is not None
+        return PeakMegabytes(
+            master=round(peak_rss_mb([self.node.pid]), 1),
+            child=round(peak_rss_mb(self.node.child_pids()), 1),
+            postgres=round(peak_rss_mb([postmaster, *children_of(postmaster)]), 1),
+        )
+
+    def check_taken(self, messages: int) -> None:
+        """BenchFailed unless the receiver counted so many messages. To be asked when the world has ended."""
+        if isinstance(self.far_end, Receiver) and self.taken().messages != messages:
+            raise BenchFailed(f"the receiver counted {self.taken().messages:,} messages instead of {messages:,}")
+
+    def taken(self) -> Taken:
+        """What the receiver counted; nothing before the world has ended, or when somebody else received."""
+        return self.far_end.taken if isinstance(self.far_end, Receiver) else Taken()
+
+    async def warm_up(
+        self, rows: Iterable[Row], content: bytes, *, fields: tuple[str, ...] = FIELDS, retry: str | None = None
+    ) -> None:
+        """A delivery that is not measured: modules are loaded and caches filled, as in a daemon that has run before."""
+        listed = list(rows)
+        delivery_id = await self.fill(listed, content, fields=fields, retry=retry)
+        await deliveries.start(self.conn, delivery_id)
+        await self.wait(delivery_id, lambda settled: settled >= len(listed))
+
+    async def drain(self, delivery_id: int, recipients: int) -> Used:
+        """Starts it, and waits until what became of each recipient is durable."""
+        read = self.stopwatch()
+        await deliveries.start(self.conn, delivery_id)
+        await self.wait(delivery_id, lambda settled: settled >= recipients)
+        return read()
+
+    async def check(self, delivery_id: int, delivered: int) -> None:
+        """BenchFailed unless so many were delivered, each of all recipients has one outcome, and nobody is left."""
+        shown = await deliveries.show(self.conn, delivery_id)
+        audited = await audit(self.conn, delivery_id)
+        if shown.delivered != delivered or not audited.is_clean:
+            raise BenchFailed(f"{shown.delivered:,} of {delivered:,} delivered, {shown.failed:,} failed; {audited}")
+
+    async def wait(self, delivery_id: int, is_over: Callable[[int], object]) -> int:
+        """Until ``await is_over(settled)`` is true; looked at 50 times a second. Answers how many were settled."""
         loop = asyncio.get_running_loop()
         last, moved_at_s = -1, loop.time()
         while True:
-            delivered: int = await self.conn.fetchval(_DELIVERED, delivery_id)
-            answer = is_over(delivered)
+            settled: int = await self.conn.fetchval(_SETTLED, delivery_id)
+            answer = is_over(settled)
             if await answer if asyncio.iscoroutine(answer) else answer:
-                return
-            if delivered != last:
-                last, moved_at_s = delivered, loop.time()
+                return settled
+            if settled != last:
+                last, moved_at_s = settled, loop.time()
             elif loop.time() - moved_at_s > STALL_S:
-                raise BenchFailed(f"{delivered:,} delivered, and nothing more for {STALL_S:.0f} s")
+                log = [entry.get("event") for entry in list(self.node.log)[-5:]]
+                raise BenchFailed(f"{settled:,} settled, nothing more for {STALL_S:.0f} s; its log ends {log}")
             if not self.node.pid:
                 raise BenchFailed(f"the daemon ended by itself: {list(self.node.log)[-3:]}")
             await asyncio.sleep(POLL_S)
 
-    async def _is_finished(self, delivery_id: int) -> bool:
-        return bool(await self.conn.fetchval(_STATE, delivery_id) == "finished")
+    async def wait_any(self, recipients: dict[int, int]) -> None:
+        """Until one of several deliveries, given with their numbers of recipients, has all of them settled."""
+
+        async def is_over() -> bool:
+            rows = await self.conn.fetch(_ALL_SETTLED, list(recipients))
+            return any(row["settled"] >= recipients[row["delivery_id"]] for row in rows)
+
+        await self.wait(next(iter(recipients)), lambda _: is_over())
 
 
-def content_of(size_bytes: int) -> bytes:
-    """A content whose body has about ``size_bytes`` bytes, personalised at its beginning and its end."""
-    line = "This line fills the body up to the size that was asked for, as news do.\n"
-    frame = "Hello {{first_name}},\n\n", "\nYour voucher: {{voucher}}\n"
-    filler = line * (1 + size_bytes // len(line))
-    text = frame[0] + filler[: max(1, size_bytes - sum(map(len, frame)))] + frame[1]
-    return msgspec.json.encode(
-        {"sender": '"Bench" <news@shop.example>', "subject": "News for {{first_name}}", "text": text}
-    )
+def rule(name: str, mx: str, **keys: int | str) -> str:
+    """A ``[[rule]]`` with one count for all hosts that it covers."""
+    written = {"name": name, "mx": mx, "scope": "shared", **keys}
+    # JSON's texts, numbers and truth values are also TOML's.
+    return "[[rule]]\n" + "".join(f"{key} = {msgspec.json.encode(value).decode()}\n" for key, value in written.items())
 
 
 def _parts(rows: Iterable[Row]) -> Iterator[list[Row]]:
@@ -177,7 +259,7 @@ def _parts(rows: Iterable[Row]) -> Iterator[list[Row]]:
         yield part
 
 
-def _config(dsn: str, nameserver: str, port: int, children: int) -> str:
+def _config(plan: Plan, dsn: str, nameserver: str, port: int) -> str:
     return f"""\
 [node]
 name = "bench"
@@ -185,7 +267,8 @@ journal_dir = "journal"
 [database]
 dsn = "{dsn}"
 [children]
-count = {children}
+count = {plan.children}
+sessions_max = {plan.sessions_max}
 [dns]
 nameservers = ["{nameserver}"]
 allow_networks = ["127.0.0.0/8"]

@@ -41,6 +41,7 @@ from mta.wire import (
     Lease,
     MasterFrame,
     Open,
+    Opened,
     Recall,
     SigningKeys,
     decode_master_frame,
@@ -233,7 +234,8 @@ class Worker(asyncio.Protocol):
 
     def tell(self, frame: ChildFrame) -> None:
         """Tells the master something about a session, after the outcomes that came before it."""
-        self._report_now()
+        if not isinstance(frame, Opened):  # which has none
+            self._report_now()
         self._send(frame)
 
     def forget(self, carrier: Carrier) -> None:

@@ -6,9 +6,13 @@ In charge of one thing: `Transport.ask` answers every question exactly once, wit
 Against forged answers (RFC 5452): ports are connected, so the kernel drops strangers; ids are random; the
 question must come back; each nameserver is asked from several ports, which are replaced after some use.
 
-A question costs one future and no timer: all time-outs are equally long, so those under way are kept in the
-order of their ends and one timer watches the first. Sockets are read in a loop of our own, many packets a
-wake-up: an asyncio datagram transport reads one packet each turn.
+A datagram is lost where a socket buffer is full, which a burst of questions brings about at nameservers of modest
+settings; to wait out the whole time-out for each would stop all look-ups. So within a try a question is repeated on
+its port, under its id: whichever answer comes counts.
+
+A question costs one future and no timer: all that wait for the same step wait equally long, so those under way are
+kept by step, in the order of their ends, and one timer watches the first of each. Sockets are read in a loop of our
+own, many packets a wake-up: an asyncio datagram transport reads one packet each turn.
 """
 
 from __future__ import annotations
@@ -27,16 +31,18 @@ from mta.dns.nameservers import Endpoint
 
 _PORTS_PER_SERVER = 4
 _PORT_QUERIES_MAX = 2_000  # then a fresh source port takes its place
-_PACKETS_PER_WAKE_MAX = 64  # then the event loop's other duties get their turn
+_PACKETS_PER_WAKE_MAX = 16  # then the event loop's other duties get their turn
 _PACKET_BYTES_MAX = 65_535
 _RECEIVE_BUFFER_BYTES = 1 << 20  # answers to a burst of several hundred questions
+_REPEAT_AFTER_S = (0.5, 1.0)  # each after the one before; a recursive server may be at work for longer, and joins them
 _TCP_MAX = 64  # connections at once; few answers are that long
 
 
 class TransportStatistics(msgspec.Struct, frozen=True):
     """Counters since the start, and what is under way now."""
 
-    queries: int  # packets and TCP questions sent, tries included
+    queries: int  # packets and TCP questions sent, tries and repetitions included
+    repeated: int
     timeouts: int
     bad_answers: int  # SERVFAIL, REFUSED, malformed, lame
     ignored: int  # packets that answer no question of ours: late, or forged
@@ -49,7 +55,20 @@ class TransportStatistics(msgspec.Struct, frozen=True):
 class _Exchange:
     """One question under way."""
 
-    __slots__ = ("answered", "bad", "edns", "future", "kind", "name", "port", "query_id", "question", "text", "tries")
+    __slots__ = (
+        "answered",
+        "bad",
+        "edns",
+        "future",
+        "kind",
+        "name",
+        "port",
+        "query_id",
+        "question",
+        "step",
+        "text",
+        "tries",
+    )
 
     def __init__(self, name: str, kind: RecordType, future: asyncio.Future[Answer]) -> None:
         self.name = name
@@ -59,6 +78,7 @@ class _Exchange:
         self.edns = True
         self.tries = 0
         self.bad = 0
+        self.step = 0  # of the current try: how often it was repeated
         self.port: _Port | None = None
         self.query_id = 0
         self.text = ""
@@ -102,13 +122,15 @@ class Transport:
         self._turn = 0
         self._preferred = 0  # the server asked first; moves on when it is silent
         self._queue: deque[_Exchange] = deque()
-        self._due: OrderedDict[_Exchange, float] = OrderedDict()  # end of the current try, earliest first
+        self._steps_s = _steps_s(timeout_s)
+        # End of the current step of a try, earliest first; one table for each step.
+        self._due: list[OrderedDict[_Exchange, float]] = [OrderedDict() for _ in self._steps_s]
         self._timer: asyncio.TimerHandle | None = None
         self._tcp_tasks: set[asyncio.Task[None]] = set()
         self._tcp_slots = asyncio.Semaphore(_TCP_MAX)
         self._is_closed = False
         self._outstanding = self._outstanding_highest = 0
-        self._queries = self._timeouts = self._bad_answers = self._ignored = self._over_tcp = 0
+        self._queries = self._repeated = self._timeouts = self._bad_answers = self._ignored = self._over_tcp = 0
 
     def ask(self, name: str, kind: RecordType) -> asyncio.Future[Answer]:
         """The answer to come for a canonical host name. Never fails: what goes wrong is ``Found.TEMPORARY``."""
@@ -125,6 +147,7 @@ class Transport:
     def statistics(self) -> TransportStatistics:
         return TransportStatistics(
             queries=self._queries,
+            repeated=self._repeated,
             timeouts=self._timeouts,
             bad_answers=self._bad_answers,
             ignored=self._ignored,
@@ -143,11 +166,12 @@ class Transport:
         for task in self._tcp_tasks:
             task.cancel()
         await asyncio.gather(*self._tcp_tasks, return_exceptions=True)
-        for exchange in (*self._queue, *self._due):
+        for exchange in (*self._queue, *(exchange for due in self._due for exchange in due)):
             if not exchange.future.done():
                 exchange.future.set_result(Answer(Found.TEMPORARY, exchange.name, text="the resolver was closed"))
         self._queue.clear()
-        self._due.clear()
+        for due in self._due:
+            due.clear()
         for port in [port for ports in self._ports for port in ports if port is not None] + list(self._retired):
             self._close_port(port)
         self._ports = [[None] * _PORTS_PER_SERVER for _ in self._servers]
@@ -175,29 +199,51 @@ class Transport:
             exchange.port, exchange.query_id = port, query_id
             port.waiting[query_id] = exchange
             port.sent += 1
-            self._queries += 1
-            try:
-                port.socket.send(message.encode_query(query_id, exchange.question, edns=exchange.edns))
-            except OSError as problem:
-                exchange.text = f"{self._servers[server]} cannot be reached ({problem.strerror})"
-        self._due[exchange] = self._loop.time() + self._timeout_s
-        self._due.move_to_end(exchange)
-        if self._timer is None:
-            self._timer = self._loop.call_later(self._timeout_s, self._sweep)
+            self._send(exchange, port)
+        self._await(exchange, 0)
+
+    def _send(self, exchange: _Exchange, port: _Port) -> None:
+        self._queries += 1
+        try:
+            port.socket.send(message.encode_query(exchange.query_id, exchange.question, edns=exchange.edns))
+        except OSError as problem:
+            exchange.text = f"{self._servers[port.server]} cannot be reached ({problem.strerror})"
+
+    def _await(self, exchange: _Exchange, step: int) -> None:
+        """Sets the end of a step of the current try."""
+        exchange.step = step
+        ends_at = self._loop.time() + self._steps_s[step]
+        self._due[step][exchange] = ends_at
+        if self._timer is None or self._timer.when() > ends_at:
+            self._set_timer(ends_at)
+
+    def _set_timer(self, at: float | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = None if at is None else self._loop.call_at(at, self._sweep)
 
     def _sweep(self) -> None:
-        """Ends the tries whose time is over, and sleeps until the next one's end."""
+        """Ends the steps whose time is over, and sleeps until the next one's end."""
         now = self._loop.time()
         try:
-            while self._due:
-                exchange, due = next(iter(self._due.items()))
-                if due > now:
-                    break
-                self._time_out(exchange)
+            for step, due in enumerate(self._due):
+                while due:
+                    exchange, ends_at = next(iter(due.items()))
+                    if ends_at > now:
+                        break
+                    del due[exchange]
+                    if step + 1 < len(self._steps_s):
+                        self._repeat(exchange)
+                    else:
+                        self._time_out(exchange)
         finally:
-            # Only here, not by the tries begun above: one timer, however often it fires.
-            first = next(iter(self._due.values()), None)
-            self._timer = None if first is None else self._loop.call_at(first, self._sweep)
+            self._set_timer(min((next(iter(due.values())) for due in self._due if due), default=None))
+
+    def _repeat(self, exchange: _Exchange) -> None:
+        if exchange.port is not None:
+            self._repeated += 1
+            self._send(exchange, exchange.port)
+        self._await(exchange, exchange.step + 1)
 
     def _time_out(self, exchange: _Exchange) -> None:
         self._timeouts += 1
@@ -211,7 +257,7 @@ class Transport:
 
     def _withdraw(self, exchange: _Exchange) -> None:
         """Ends the current try: from now on its answer comes too late."""
-        self._due.pop(exchange, None)
+        self._due[exchange.step].pop(exchange, None)
         port = exchange.port
         if port is not None:
             exchange.port = None
@@ -374,6 +420,15 @@ class Transport:
             raise
         else:
             self._conclude(exchange, packet, server)
+
+
+def _steps_s(timeout_s: float) -> tuple[float, ...]:
+    """How long the steps of a try are: until each repetition, and from the last one to the end of the try."""
+    steps_s: tuple[float, ...] = ()
+    for after_s in _REPEAT_AFTER_S:
+        if sum(steps_s) + after_s < timeout_s:
+            steps_s += (after_s,)
+    return (*steps_s, timeout_s - sum(steps_s))
 
 
 async def _tcp_question(endpoint: Endpoint, query: bytes) -> bytes:

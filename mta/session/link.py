@@ -60,6 +60,7 @@ class Link(asyncio.Protocol):
         self._blocked_bytes = 0
         self._blocked_since_s = now_s
         self._closing_since_s: float | None = None
+        self._is_tls = session.is_tls
         self._transport = session.hand_over(self)
         self._transport.set_write_buffer_limits(WRITE_BUFFER_HIGH_BYTES, WRITE_BUFFER_LOW_BYTES)
 
@@ -206,7 +207,10 @@ class Link(asyncio.Protocol):
         while True:
             if dialogue.output and not self._is_paused and not self._is_closed:
                 output, dialogue.output = dialogue.output, []
-                self._transport.writelines(output)
+                if self._is_tls and len(output) > 1:
+                    self._transport.write(b"".join(output))  # each piece would be a record with a tag of its own
+                else:
+                    self._transport.writelines(output)
             elif dialogue.verdicts:
                 verdicts, dialogue.verdicts = dialogue.verdicts, []
                 self._listener.verdicts(self, verdicts)

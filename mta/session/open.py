@@ -1,37 +1,39 @@
 """Opening a session: connect, greeting, EHLO, STARTTLS, EHLO again; then the transport is handed over.
 
-aiosmtplib's ``SMTPProtocol`` sends and reads. It drops octets that come while no reply is owed, and keeps what follows
-a reply in the same segment; either would let a server (or somebody in the path) speak ahead, so ``_Handshake`` counts
-replies against commands underneath it and ends the session at the first octet too many.
+A site that takes one message a session has us open thousands a second, so the plain part is a few callbacks: the socket
+goes to the event loop while it connects, as an SMTP server speaks first and its greeting says that we are connected.
 """
 
 from __future__ import annotations
 
 import asyncio
-import functools
-import ipaddress
+import errno
 import os
 import socket
-import ssl
-from typing import Literal, cast
+from typing import Literal
 
 import msgspec
 from aiosmtplib.errors import SMTPException, SMTPTimeoutError
-from aiosmtplib.protocol import SMTPProtocol
-from aiosmtplib.response import SMTPResponse
 
-from mta.model.errors import BadInput, RemoteProtocolError
+from mta.model.errors import BadInput
 from mta.model.reply import Reply
 from mta.model.timeouts import SessionTimeouts
+from mta.session.handshake import Handshake
+from mta.session.tls import TlsSessions, description, new_offer, ssl_object, start_tls
 from mta.smtp.envelope import Stage
-from mta.smtp.extensions import Extensions, parse_ehlo
-from mta.smtp.reply import ReplyParser
+from mta.smtp.extensions import Extensions
 
 TlsPolicy = Literal["disabled", "opportunistic", "required"]
 
 # Linux; Python 3.11 has no name for it. The port is chosen at connect, by the whole 4-tuple: without it each source
 # address could open only as many connections as it has ports.
 _IP_BIND_ADDRESS_NO_PORT = 24
+
+
+# A connection that was never there: any other end before the greeting is the server's doing.
+_NEVER_CONNECTED = frozenset(
+    (errno.ECONNREFUSED, errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EADDRNOTAVAIL, errno.EACCES)
+)
 
 
 class SessionTarget(msgspec.Struct, frozen=True):
@@ -62,7 +64,7 @@ class OpenSession:
     __slots__ = ("_handshake", "extensions", "is_tls", "tls", "transport")
 
     def __init__(
-        self, transport: asyncio.Transport, handshake: _Handshake, extensions: Extensions, is_tls: bool, tls: str
+        self, transport: asyncio.Transport, handshake: Handshake, extensions: Extensions, is_tls: bool, tls: str
     ) -> None:
         self.transport = transport
         self.extensions = extensions
@@ -87,65 +89,16 @@ class OpenSession:
         self.transport.abort()
 
 
-class _Handshake(SMTPProtocol):
-    """aiosmtplib's protocol with a strict count of replies underneath."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(loop)
-        self.reply: Reply | None = None  # the last one
-        self.unowed: Reply | None = None
-        self.fault = ""
-        self._owed = 1  # the greeting
-        self._parser = ReplyParser()
-
-    def expect_reply(self) -> None:
-        """A command is about to be sent."""
-        self.reply = None
-        self._owed += 1
-
-    def data_received(self, data: bytes) -> None:
-        if self.fault:
-            return
-        try:
-            replies = self._parser.feed(data)
-        except RemoteProtocolError as error:
-            self._fail(str(error))
-            return
-        if self._parser.fault is not None:
-            self._fail(str(self._parser.fault))
-            return
-        owed, self._owed = self._owed, self._owed - len(replies)
-        if replies and owed:
-            self.reply = replies[0]
-        self.unowed = replies[owed] if len(replies) > owed else None
-        if self._owed < 0 or (self._owed == 0 and self._parser.is_mid_reply):
-            self._fail("octets that are not owed")
-            return
-        super().data_received(data)
-
-    def idle_fault(self) -> str:
-        """Why an idle session may not be used; empty if it may."""
-        if self.fault:
-            return self.fault
-        return "" if self.is_connected else "closed by the server"
-
-    def _fail(self, what: str) -> None:
-        self.fault = f"protocol error: {what}"
-        if self.unowed is not None and self.unowed.code == 421:
-            self.fault = f"the server closed the session: {self.unowed}"
-        self.drop()
-
-    def drop(self) -> None:
-        if self.transport is not None:
-            cast(asyncio.Transport, self.transport).abort()
-
-
 class _Budget:
     """Time left of the whole set-up; each step gets its own limit or what is left."""
 
     def __init__(self, timeouts: SessionTimeouts) -> None:
         self._loop = asyncio.get_running_loop()
         self._end_s = self._loop.time() + timeouts.setup_s
+
+    def until_s(self, step_s: float) -> float:
+        """On the loop's clock."""
+        return min(self._loop.time() + step_s, self._end_s)
 
     def left_s(self, step_s: float) -> float:
         return max(0.001, min(step_s, self._end_s - self._loop.time()))
@@ -159,18 +112,27 @@ class _TlsFailed(Exception):  # noqa: N818
         self.failure = failure
 
 
+_tls_sessions = TlsSessions()  # of this process, whose only context they belong to
+
+
 async def open_session(target: SessionTarget) -> OpenSession:
     """Connect and say hello; raises SessionFailed, in any case within ``timeouts.setup_s``.
 
     With opportunistic TLS a refused or failed STARTTLS is answered by one new connection without it, and ``tls`` of
-    the session says why (RFC 3207 §6; threats C4). Certificates are not verified: there is no one to check them
-    against without DANE or MTA-STS, and any encryption is better than none (RFC 7435).
+    the session says why (RFC 3207 §6; threats C4). Where an earlier TLS session was to be resumed, it is first tried
+    without that. Certificates are not verified: there is no one to check them against without DANE or MTA-STS, and any
+    encryption is better than none (RFC 7435).
     """
     if not target.helo.isascii() or not target.helo.isprintable() or " " in target.helo or not target.helo:
         raise BadInput("helo", f"{target.helo!r} is not a name of printable ASCII without spaces")
     budget = _Budget(target.timeouts)
     try:
-        return await _open(target, budget, tls=target.tls)
+        try:
+            return await _open(target, budget, tls=target.tls)
+        except _TlsFailed:
+            if not _forget_tls_session(target):
+                raise
+            return await _open(target, budget, tls=target.tls)
     except _TlsFailed as error:
         if target.tls == "required":
             raise error.failure from error
@@ -180,11 +142,13 @@ async def open_session(target: SessionTarget) -> OpenSession:
 
 
 async def _open(target: SessionTarget, budget: _Budget, *, tls: TlsPolicy) -> OpenSession:
+    offer = new_offer()
     handshake = await _connect(target, budget)
     try:
-        await _greeting(handshake, budget.left_s(target.timeouts.greeting_s))
         extensions = await _hello(handshake, target, budget)
-        if tls != "disabled" and extensions.starttls:
+        is_tls = tls != "disabled" and extensions.starttls
+        if is_tls:
+            offer.session = _tls_sessions.find(_tls_key(target), asyncio.get_running_loop().time())
             await _start_tls(handshake, target, budget)
             extensions = await _hello(handshake, target, budget)
         elif tls == "required":
@@ -195,124 +159,147 @@ async def _open(target: SessionTarget, budget: _Budget, *, tls: TlsPolicy) -> Op
     except BaseException:
         handshake.drop()
         raise
-    transport = cast(asyncio.Transport, handshake.transport)  # uvloop's are none by class
-    description = _tls_description(transport)
-    return OpenSession(transport, handshake, extensions, bool(description), description)
+    handshake.rest()
+    transport = handshake.transport
+    assert transport is not None
+    if is_tls:
+        _keep_tls_session(target, transport)
+    return OpenSession(transport, handshake, extensions, is_tls, description(transport) if is_tls else "")
 
 
-async def _connect(target: SessionTarget, budget: _Budget) -> _Handshake:
+async def _connect(target: SessionTarget, budget: _Budget) -> Handshake:
+    """A connection whose server has greeted us."""
     loop = asyncio.get_running_loop()
-    is_ipv6 = ipaddress.ip_address(target.peer).version == 6
+    timeouts = target.timeouts
     try:
-        sock = socket.socket(socket.AF_INET6 if is_ipv6 else socket.AF_INET, socket.SOCK_STREAM)
-    except OSError as error:  # out of files: this session has failed, the process has not
-        raise SessionFailed(Stage.CONNECT, None, os.strerror(error.errno) if error.errno else str(error)) from error
+        sock = _connecting_socket(target)
+    except OSError as error:  # out of files, no route: this session has failed, the process has not
+        raise SessionFailed(Stage.CONNECT, None, _os_text(error)) from error
+    try:
+        _, handshake = await loop.create_connection(lambda: Handshake(loop), sock=sock)
+    except OSError as error:
+        sock.close()
+        raise SessionFailed(Stage.CONNECT, None, _os_text(error)) from error
+    except BaseException:
+        sock.close()
+        raise
+    try:
+        await handshake.wait(budget.until_s(min(timeouts.connect_s, timeouts.greeting_s)))
+        stage = Stage.GREETING
+        if not (handshake.reply or handshake.fault or handshake.loss):
+            if not _is_connected(sock):
+                raise SessionFailed(Stage.CONNECT, None, "timed out")
+            # Since when it is connected is not known; so the whole limit for the greeting runs from here.
+            await handshake.wait(budget.until_s(timeouts.greeting_s))
+        elif isinstance(handshake.error, OSError) and handshake.error.errno in _NEVER_CONNECTED:
+            raise SessionFailed(Stage.CONNECT, None, _os_text(handshake.error))
+        reply = _reply(handshake, stage)
+        if not reply.is_positive:  # 554, 521: this host takes no mail (RFC 7504); 421: not now
+            raise SessionFailed(stage, reply, str(reply))
+    except BaseException:
+        handshake.drop()
+        raise
+    return handshake
+
+
+def _connecting_socket(target: SessionTarget) -> socket.socket:
+    """A socket on its way to the peer. Raises OSError when it fails at once."""
+    sock = socket.socket(socket.AF_INET6 if ":" in target.peer else socket.AF_INET, socket.SOCK_STREAM)
     try:
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if target.source is not None:
             sock.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
             sock.bind((target.source, 0))
-        async with asyncio.timeout(budget.left_s(target.timeouts.connect_s)):
-            await loop.sock_connect(sock, (target.peer, target.port))
-        _, handshake = await loop.create_connection(lambda: _Handshake(loop), sock=sock)
-    except TimeoutError as error:
-        sock.close()
-        raise SessionFailed(Stage.CONNECT, None, "timed out") from error
-    except OSError as error:
-        sock.close()
-        raise SessionFailed(Stage.CONNECT, None, os.strerror(error.errno) if error.errno else str(error)) from error
+        code = sock.connect_ex((target.peer, target.port))
+        if code not in (0, errno.EINPROGRESS):
+            raise OSError(code, os.strerror(code))
     except BaseException:
         sock.close()
         raise
-    return handshake
+    return sock
 
 
-async def _greeting(handshake: _Handshake, timeout_s: float) -> None:
+def _is_connected(sock: socket.socket) -> bool:
     try:
-        await handshake.read_response(timeout=timeout_s)
-    except (SMTPException, OSError) as error:
-        raise _failure(handshake, Stage.GREETING, error) from error
-    reply = _reply(handshake, Stage.GREETING)
-    if not reply.is_positive:  # 554, 521: this host takes no mail (RFC 7504); 421: not now
-        raise SessionFailed(Stage.GREETING, reply, str(reply))
+        sock.getpeername()
+    except OSError:
+        return False
+    return True
 
 
-async def _hello(handshake: _Handshake, target: SessionTarget, budget: _Budget) -> Extensions:
+def _os_text(error: OSError) -> str:
+    return os.strerror(error.errno) if error.errno else str(error)
+
+
+async def _hello(handshake: Handshake, target: SessionTarget, budget: _Budget) -> Extensions:
     """EHLO; HELO when the server does not know it (RFC 5321 §3.2), which offers nothing."""
-    response = await _command(handshake, Stage.EHLO, b"EHLO", target, budget)
-    reply = _reply(handshake, Stage.EHLO)
+    reply = await _command(handshake, b"EHLO", target, budget)
     if reply.is_positive:
-        return parse_ehlo(response.message.split("\n"))
+        return handshake.extensions()
     if reply.is_permanent and reply.code != 521:
-        await _command(handshake, Stage.EHLO, b"HELO", target, budget)
-        reply = _reply(handshake, Stage.EHLO)
+        reply = await _command(handshake, b"HELO", target, budget)
         if reply.is_positive:
             return Extensions()
     raise SessionFailed(Stage.EHLO, reply, str(reply))
 
 
-async def _command(
-    handshake: _Handshake, stage: Stage, verb: bytes, target: SessionTarget, budget: _Budget
-) -> SMTPResponse:
+async def _command(handshake: Handshake, verb: bytes, target: SessionTarget, budget: _Budget) -> Reply:
+    _check_idle(handshake, Stage.EHLO)
+    handshake.command(b"%b %b\r\n" % (verb, target.helo.encode("ascii")))
+    await handshake.wait(budget.until_s(target.timeouts.command_s))
+    return _reply(handshake, Stage.EHLO)
+
+
+def _check_idle(handshake: Handshake, stage: Stage) -> None:
     fault = handshake.idle_fault()
     if fault:
         raise SessionFailed(stage, handshake.unowed, fault)
-    handshake.expect_reply()
-    timeout_s = budget.left_s(target.timeouts.command_s)
-    try:
-        return await handshake.execute_command(verb, target.helo.encode("ascii"), timeout=timeout_s)
-    except (SMTPException, OSError) as error:
-        raise _failure(handshake, stage, error) from error
 
 
-async def _start_tls(handshake: _Handshake, target: SessionTarget, budget: _Budget) -> None:
-    """RFC 3207 §4. Octets between the 220 and the handshake end the session: nobody honest sends them (threats C3)."""
-    fault = handshake.idle_fault()
-    if fault:
-        raise SessionFailed(Stage.STARTTLS, handshake.unowed, fault)
-    handshake.expect_reply()
-    timeout_s = budget.left_s(target.timeouts.command_s)
-    try:
-        await handshake.start_tls(_unverified_context(), server_hostname=target.mx_host, timeout=timeout_s)
-    except (SMTPException, OSError, ValueError) as error:  # ssl.SSLError is an OSError
-        if handshake.fault:
-            raise _failure(handshake, Stage.STARTTLS, error) from error
-        reply = handshake.reply
-        if reply is not None and reply.code != 220:
-            raise _TlsFailed(SessionFailed(Stage.STARTTLS, reply, str(reply))) from error
-        failure = _failure(handshake, Stage.STARTTLS, error)
-        raise _TlsFailed(SessionFailed(Stage.STARTTLS, None, failure.cause)) from error
-
-
-def _reply(handshake: _Handshake, stage: Stage) -> Reply:
-    """The reply that aiosmtplib just gave us, as our parser read it."""
-    if handshake.fault or handshake.reply is None:
-        raise SessionFailed(stage, handshake.unowed, handshake.fault or "no reply")
+def _reply(handshake: Handshake, stage: Stage) -> Reply:
+    """What there is after a wait."""
+    if handshake.fault:
+        raise SessionFailed(stage, handshake.unowed, handshake.fault)
+    if handshake.reply is None:
+        raise SessionFailed(stage, None, handshake.loss or "timed out")
     return handshake.reply
 
 
-def _failure(handshake: _Handshake, stage: Stage, error: Exception) -> SessionFailed:
-    if handshake.fault:
-        return SessionFailed(stage, handshake.unowed, handshake.fault)
-    if isinstance(error, TimeoutError | SMTPTimeoutError):
-        return SessionFailed(stage, None, "timed out")
-    cause = error.__cause__ or error
-    return SessionFailed(stage, None, f"{type(cause).__name__}: {cause}"[:500])
+# -- TLS -------------------------------------------------------------------------------------------------------
 
 
-@functools.cache
-def _unverified_context() -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    context.set_ciphers("DEFAULT@SECLEVEL=1")  # weak beats none, and none is what a refused handshake would mean
-    return context
+async def _start_tls(handshake: Handshake, target: SessionTarget, budget: _Budget) -> None:
+    _check_idle(handshake, Stage.STARTTLS)
+    try:
+        await start_tls(handshake, target.mx_host, budget.left_s(target.timeouts.command_s))
+    except (SMTPException, OSError, ValueError) as error:  # ssl.SSLError is an OSError
+        if handshake.fault:
+            raise SessionFailed(Stage.STARTTLS, handshake.unowed, handshake.fault) from error
+        reply = handshake.reply
+        if reply is not None and reply.code != 220:
+            raise _TlsFailed(SessionFailed(Stage.STARTTLS, reply, str(reply))) from error
+        is_late = isinstance(error, TimeoutError | SMTPTimeoutError)
+        cause = error.__cause__ or error
+        text = "timed out" if is_late else f"{type(cause).__name__}: {cause}"[:500]
+        raise _TlsFailed(SessionFailed(Stage.STARTTLS, None, text)) from error
 
 
-def _tls_description(transport: asyncio.BaseTransport) -> str:
-    ssl_object = transport.get_extra_info("ssl_object")
-    if ssl_object is None:
-        return ""
-    name, _, _ = ssl_object.cipher() or ("?", "", 0)
-    return f"{ssl_object.version()} {name}"
+def _tls_key(target: SessionTarget) -> tuple[str, int, str, str | None]:
+    return target.peer, target.port, target.mx_host, target.source
+
+
+def _keep_tls_session(target: SessionTarget, transport: asyncio.BaseTransport) -> None:
+    """Not before the second EHLO is answered: the tickets of TLS 1.3 come ahead of that (RFC 8446 §4.6.1).
+
+    One that was resumed stays until its time is over. RFC 8446 §C.4 would have a new ticket each time, so that nobody
+    on the way can tell a client; ours says its name in EHLO, and Python takes 0.2 ms to copy a session.
+    """
+    of_transport = ssl_object(transport)
+    if of_transport is not None and not of_transport.session_reused:
+        _tls_sessions.keep(_tls_key(target), of_transport.session, asyncio.get_running_loop().time())
+
+
+def _forget_tls_session(target: SessionTarget) -> bool:
+    """True when there was one: it may be what made the handshake fail."""
+    return _tls_sessions.forget(_tls_key(target))

@@ -1,4 +1,4 @@
-"""What may go where, and when: rules, quotas, fair order, backoff, retries, the choice of egress.
+"""What may go where, and when: rules, quotas, fair order, backoff, retries, waves, the choice of egress.
 
 In charge of every decision about the pace and the path of mail. Owns its counters and nothing else:
 it does no I/O, is handed each time as a plain number of seconds and each die already thrown, so that

@@ -60,7 +60,7 @@ class Connections:
         """A session of the group that may be given something now, or why there is none; then ``gates`` grows by
         all that would have to open."""
         gates.append(group)
-        session = self._free_session(group, now_s)
+        session = self.open_session_for(group, now_s)
         if session is not None:
             return session
         if not group.wants_session(waiting):
@@ -77,7 +77,8 @@ class Connections:
             return NO_CAPACITY
         return self._open(group, hop, now_s)
 
-    def _free_session(self, group: Group, now_s: float) -> Session | None:
+    def open_session_for(self, group: Group, now_s: float) -> Session | None:
+        """A session that there is already and that may be given something now."""
         while (session := group.next_free()) is not None:
             limit = session.hop.limit
             if limit.quota is not None and limit.credits(now_s) <= 0:

@@ -34,6 +34,7 @@ __all__ = ["Action", "Bounds", "CloseSession", "GiveBack", "HandOut", "OpenSessi
 PartT = TypeVar("PartT")
 
 TURNS_PER_CALL = 256  # then the loop lets reports in
+BATCHES_PER_TURN = 16  # of one lane, to sessions that are open and not counted by the hour
 AGE_STEP_S = 1.0  # a lane's recipients are looked at for their age no more often than that
 # Of several egresses, the wait that is shown (and whose kind decides) is the first of these.
 _SOONEST_FIRST = (
@@ -154,6 +155,8 @@ class Schedule(Generic[PartT]):
             found = self._connections.session_for(group, lane.ready.count, now_s, gates)
             if isinstance(found, Session):
                 self._hand(lane, found, now_s)
+                if len(lane.egresses) == 1:
+                    self._hand_more(lane, group, now_s)
                 return
             if shown is None or (_RANK[found.reason], found.until) < (_RANK[shown.reason], shown.until):
                 shown = found
@@ -190,6 +193,15 @@ class Schedule(Generic[PartT]):
             self._turns.run(lane)
         else:
             self._turns.drop(lane)
+
+    def _hand_more(self, lane: Lane[PartT], group: Group, now_s: float) -> None:
+        """The other open sessions of a site are filled in the same turn. With thousands of small sites in the queue, a
+        large one would else wait for all of them before each batch. Credits are dealt out one batch a turn."""
+        for _ in range(BATCHES_PER_TURN - 1):
+            session = self._connections.open_session_for(group, now_s) if lane.ready.count else None
+            if session is None or session.quota is not None:
+                return
+            self._hand(lane, session, now_s)
 
     def _park(self, lane: Lane[PartT], wait: Wait, gates: list[Gate], now_s: float, look_again_s: float) -> None:
         has_nothing = not any(isinstance(gate, Group) and gate.usable for gate in gates)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mta.master.intake import LOOKUPS_MAX
 from mta.model.outcome import Reason, Status
 from tests.support.node import World
 from tests.support.outcomes import log_of, statuses
@@ -45,6 +46,19 @@ async def test_what_dns_says_of_a_domain_decides_what_becomes_of_its_recipients(
         assert world.record().recipients() == {f"ann@{domain}": 1 for domain in sent}
         assert await node.stop() == 0
         assert (await world.audit(delivery)).is_clean
+
+
+async def test_far_more_domains_than_are_looked_up_at_a_time_get_their_routes(
+    tmp_path: Path, database: Database
+) -> None:
+    async with World(tmp_path, database, zones={"*.many.test": {"MX": [(0, ".")]}}) as world:
+        node = world.node(children=1)
+        await node.start()
+        count = 2 * LOOKUPS_MAX + 500
+        delivery = await world.deliver([f"ann@d{number}.many.test" for number in range(count)])
+        await world.wait_for(delivery, lambda shown: shown.failed == count)
+        assert set(world.nameserver.queries.values()) == {1}
+        assert await node.stop() == 0
 
 
 async def test_loopback_is_refused_unless_the_configuration_allows_it(tmp_path: Path, database: Database) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import ssl
 from collections.abc import Callable, Coroutine, Iterator
@@ -267,6 +268,111 @@ def test_nobody_listens(run: Run) -> None:
                 await open_session(SessionTarget("mx", "127.0.0.1", "client.example.com", sock.getsockname()[1]))
         assert caught.value.stage is Stage.CONNECT
         assert "refused" in caught.value.cause.lower()
+
+    run(main())
+
+
+@pytest.fixture
+def deaf() -> Iterator[socket.socket]:
+    """Listens, and has no room for one more connection: the kernel answers nothing."""
+    with contextlib.ExitStack() as stack:
+        listening = stack.enter_context(socket.socket())
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(0)
+        for _ in range(2):
+            client = stack.enter_context(socket.socket())
+            client.setblocking(False)
+            client.connect_ex(listening.getsockname())
+        yield listening
+
+
+def test_a_host_that_does_not_answer_is_given_up_at_its_limit(run: Run, deaf: socket.socket) -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        began_s = loop.time()
+        limits = SessionTimeouts(connect_s=0.2, greeting_s=30)
+        port = deaf.getsockname()[1]
+        with pytest.raises(SessionFailed) as caught:
+            await open_session(SessionTarget("mx", "127.0.0.1", "client.example.com", port, timeouts=limits))
+        assert (caught.value.stage, caught.value.cause) == (Stage.CONNECT, "timed out")
+        assert 0.2 <= loop.time() - began_s < 5
+
+    run(main())
+
+
+def test_a_connection_that_comes_late_is_greeted_like_any_other(run: Run, deaf: socket.socket) -> None:
+    async def serve(connection: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        with connection:
+            await loop.sock_sendall(connection, b"220 mx\r\n")
+            await loop.sock_recv(connection, 100)
+            await loop.sock_sendall(connection, b"250 mx\r\n")
+
+    async def accept(group: asyncio.TaskGroup) -> None:
+        deaf.setblocking(False)
+        while True:  # those that filled the queue; and ours, when the kernel has asked for it once more
+            connection, _ = await asyncio.get_running_loop().sock_accept(deaf)
+            group.create_task(serve(connection))
+
+    async def main() -> None:
+        port = deaf.getsockname()[1]
+        target = SessionTarget("mx", "127.0.0.1", "client.example.com", port, timeouts=QUICK)
+        opening = asyncio.create_task(open_session(target))
+        await asyncio.sleep(0.05)
+        assert not opening.done()
+        with contextlib.suppress(asyncio.CancelledError):
+            async with asyncio.TaskGroup() as group:
+                group.create_task(accept(group))
+                (await opening).discard()
+                raise asyncio.CancelledError
+
+    run(main())
+
+
+def test_a_server_that_is_connected_has_the_whole_limit_for_its_greeting(run: Run) -> None:
+    async def play(peer: Peer) -> None:
+        await asyncio.sleep(0.3)
+        await greet(peer, "250 mx")
+
+    async def main() -> None:
+        async with HostileServer(play) as server:
+            limits = SessionTimeouts(connect_s=0.1, greeting_s=5, command_s=5)
+            (await open_session(target(server, timeouts=limits))).discard()
+
+    run(main())
+
+
+def test_an_answer_to_ehlo_that_was_seen_before_is_read_as_strictly(run: Run) -> None:
+    answers = iter(
+        ["250-mx\r\n250 SIZE 7\r\n"] * 2 + ["250-mx\r\n250 SIZE 7\r\n250 more\r\n", "250-mx\r\n250 SIZE 8\r\n"]
+    )
+
+    async def play(peer: Peer) -> None:
+        await peer.say("220 mx")
+        await peer.hear_until("EHLO")
+        await peer.say(next(answers), end="")
+
+    async def main() -> None:
+        async with HostileServer(play) as server:
+            for _ in range(2):
+                session = await open_session(target(server))
+                assert session.extensions.size_max == 7
+                session.discard()
+            assert "not owed" in (await failure(server)).cause
+            session = await open_session(target(server))
+            assert session.extensions.size_max == 8
+            session.discard()
+
+    run(main())
+
+
+def test_a_server_that_resets_instead_of_a_greeting_was_connected(run: Run) -> None:
+    async def play(peer: Peer) -> None:
+        peer.drop()
+
+    async def main() -> None:
+        async with HostileServer(play) as server:
+            assert (await failure(server)).stage is Stage.GREETING
 
     run(main())
 

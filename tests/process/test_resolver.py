@@ -21,7 +21,7 @@ from mta.model.dns import DnsSettings
 from mta.model.errors import BadInput
 from mta.model.site import MxHost, NoRoute, Site
 from mta.sink.nameserver import Nameserver
-from tests.support.dns_server import DnsServer
+from tests.support.dns_server import DnsServer, Zone
 
 ZONES = {
     "shop.test": {"MX": ["20 mx2.mail.test.", "10 mx1.mail.test."]},
@@ -334,6 +334,35 @@ async def test_a_lost_packet_costs_one_more_try(server: DnsServer, resolver_for:
     server.scripts = {"shop.test": lose_first}
     assert isinstance(await resolver_for(server.endpoint, timeout_s=0.2).route("shop.test"), Site)
     assert len(set(lost)) == 2
+
+
+class Lossy(DnsServer):
+    """Loses its first answer to every third name, as a full socket buffer would."""
+
+    def __init__(self, zones: dict[str, Zone]) -> None:
+        super().__init__(zones)
+        self.lost: set[str] = set()
+
+    def _answers(self, query: dns.message.Message, *, is_tcp: bool) -> list[bytes]:
+        name = query.question[0].name.to_text(omit_final_dot=True)
+        if int(name.removeprefix("shop").removesuffix(".test")) % 3 == 0 and name not in self.lost:
+            self.lost.add(name)
+            return []
+        return super()._answers(query, is_tcp=is_tcp)
+
+
+async def test_lost_answers_in_a_burst_do_not_wait_out_the_time_limit(resolver_for: Callable[..., Resolver]) -> None:
+    domains = [f"shop{number}.test" for number in range(120)]
+    server = Lossy({domain: {"MX": ["0 ."]} for domain in domains})
+    async with server:
+        resolver = resolver_for(server.endpoint, timeout_s=60.0, concurrency_max=50)
+        async with asyncio.timeout(30):
+            routes = await asyncio.gather(*map(resolver.route, domains))
+        assert {failed(route).enhanced for route in routes} == {"5.1.10"}
+        transport = resolver.statistics().transport
+        assert transport is not None
+        assert (transport.timeouts, transport.repeated, transport.queries) == (0, 40, 160)
+        assert len(server.lost) == 40
 
 
 async def test_a_dead_server_is_passed_over_for_a_living_one(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from itertools import combinations
 
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -53,6 +54,23 @@ def test_bdat_gets_the_same_lines_without_dots_stuffed(segments: list[bytes]) ->
 @given(st.binary(max_size=200), st.integers(0, 200))
 def test_cuts_make_no_difference(body: bytes, at: int) -> None:
     assert b"".join(stuff([body[:at], body[at:]])) == b"".join(stuff([body]))
+
+
+# Dots at line starts of every kind of line end, doubled, alone, in a row, first and last.
+_BODY = b".\r\n..\r\n.x\r\na.\r\n\r\n.\r\nb\n.\nc\r.\r\r\n\n.d\n\r\n."
+_STUFFED = b"..\r\n...\r\n..x\r\na.\r\n\r\n..\r\nb\r\n..\r\nc\r\n..\r\n\r\n\r\n..d\r\n\r\n..\r\n"
+
+
+def test_every_cut_into_two_or_three_segments_gives_the_same_octets() -> None:
+    for first, second in combinations(range(len(_BODY) + 1), 2):
+        segments = [_BODY[:first], _BODY[first:second], _BODY[second:]]
+        assert b"".join(stuff(segments)) == _STUFFED, segments
+        assert b"".join(normalise(segments)) == re.sub(rb"(?m)^\.", b"", _STUFFED), segments
+
+
+def test_single_octets_with_nothing_between_them_give_the_same_octets() -> None:
+    segments = [piece for octet in _BODY for piece in (bytes([octet]), b"")]
+    assert b"".join(stuff(segments)) == _STUFFED
 
 
 def test_segments_in_good_order_are_handed_back_uncopied() -> None:

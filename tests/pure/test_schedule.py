@@ -211,6 +211,23 @@ def test_a_fast_site_is_given_full_batches_on_few_sessions() -> None:
     assert sum(sizes) / len(sizes) > 20
 
 
+def test_a_large_site_does_not_wait_for_all_small_ones_before_each_batch() -> None:
+    small = {f"s{n}.test": site((10, f"mx{n}.small.test", [f"192.0.2.{n}"])) for n in range(10, 250)}
+    world = World([Rule("r", "*.a.test", connections_max=10)], sites={"a.test": A, **small})
+    world.servers["192.0.2.1"].message_s = 0.0005
+    world.put("a.test", 20_000)
+    world.run(1)
+    world.put("a.test", 5_000)
+    seen = len(world.hand_outs)
+    for name in small:
+        world.put(name, 1)
+    world.run(until=lambda: len(world.hand_outs) - seen > 300)
+    handed = [action.lane.domain for _, action in world.hand_outs[seen:]]
+    first = handed.index("a.test")
+    assert handed[first : first + 5] == ["a.test"] * 5
+    finish(world)
+
+
 def test_sessions_of_one_message_go_side_by_side_up_to_the_limit() -> None:
     world = World([Rule("r", "*", connections_max=8, messages_per_connection_max=1)], sites={"a.test": A})
     world.put("a.test", 200)
