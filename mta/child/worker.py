@@ -49,7 +49,7 @@ from mta.wire import (
 )
 from mta.wire import Template as TemplateFrame
 
-REPORT_DELAY_S = 0.005
+REPORT_DELAY_S = 0.010
 REPORT_OUTCOMES = 400  # then a report goes at once
 SWEEP_S = 1.0
 _PAGE_BYTES = resource.getpagesize()

@@ -18,6 +18,7 @@ own, many packets a wake-up: an asyncio datagram transport reads one packet each
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import socket
 from collections import OrderedDict, deque
@@ -125,7 +126,8 @@ class Transport:
         self._steps_s = _steps_s(timeout_s)
         # End of the current step of a try, earliest first; one table for each step.
         self._due: list[OrderedDict[_Exchange, float]] = [OrderedDict() for _ in self._steps_s]
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
+        self._timer_ends_at = math.inf  # kept here: for a time that has come, uvloop's call_at gives a plain Handle
         self._tcp_tasks: set[asyncio.Task[None]] = set()
         self._tcp_slots = asyncio.Semaphore(_TCP_MAX)
         self._is_closed = False
@@ -214,13 +216,14 @@ class Transport:
         exchange.step = step
         ends_at = self._loop.time() + self._steps_s[step]
         self._due[step][exchange] = ends_at
-        if self._timer is None or self._timer.when() > ends_at:
+        if self._timer is None or self._timer_ends_at > ends_at:
             self._set_timer(ends_at)
 
     def _set_timer(self, at: float | None) -> None:
         if self._timer is not None:
             self._timer.cancel()
         self._timer = None if at is None else self._loop.call_at(at, self._sweep)
+        self._timer_ends_at = math.inf if at is None else at
 
     def _sweep(self) -> None:
         """Ends the steps whose time is over, and sleeps until the next one's end."""

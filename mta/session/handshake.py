@@ -36,7 +36,8 @@ class Handshake(asyncio.Protocol):
         self._parser = ReplyParser()
         self._waiter: asyncio.Future[None] | None = None
         self._until_s = 0.0
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
+        self._rings_s = 0.0  # kept here: for a time that has come, uvloop's call_at gives a plain Handle
 
     def expect_reply(self) -> None:
         """A command is about to be sent."""
@@ -56,9 +57,9 @@ class Handshake(asyncio.Protocol):
             return
         self._waiter = self._loop.create_future()
         self._until_s = until_s
-        if self._timer is None or self._timer.when() > until_s:
+        if self._timer is None or self._rings_s > until_s:
             self.rest()
-            self._timer = self._loop.call_at(until_s, self._ring)
+            self._set_timer(until_s)
         await self._waiter
 
     def rest(self) -> None:
@@ -138,9 +139,13 @@ class Handshake(asyncio.Protocol):
         if self._waiter is None or self._waiter.done():
             return
         if self._loop.time() < self._until_s:  # another wait than the one it was set for
-            self._timer = self._loop.call_at(self._until_s, self._ring)
+            self._set_timer(self._until_s)
         else:
             self._wake()
+
+    def _set_timer(self, until_s: float) -> None:
+        self._timer = self._loop.call_at(until_s, self._ring)
+        self._rings_s = until_s
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():

@@ -68,7 +68,7 @@ class MasterSettings(msgspec.Struct, frozen=True):
     lease_s: Annotated[float, _between(2, 3_600)] = 15.0  # a node that is silent for so long loses its parts
     take_over_after_s: Annotated[float, _between(0, 86_400)] = 45.0  # after the end of another node's lease
     poll_idle_s: Annotated[float, _between(0.01, 300)] = 1.0  # between claims that found nothing
-    write_delay_ms: Annotated[int, _between(0, 5_000)] = 20  # outcomes are collected for so long, then stored
+    write_delay_ms: Annotated[int, _between(0, 5_000)] = 50  # outcomes are collected for so long, then stored
     write_rows_max: Annotated[int, _between(1, 100_000)] = 5_000  # with so many waiting (about), at once
 
 

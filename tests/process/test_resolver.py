@@ -14,9 +14,12 @@ import dns.message
 import dns.rcode
 import dns.rrset
 import pytest
+import uvloop
 
 from mta.dns import Resolver
+from mta.dns.answer import Answer, Found, RecordType
 from mta.dns.nameservers import endpoints
+from mta.dns.transport import Transport
 from mta.model.dns import DnsSettings
 from mta.model.errors import BadInput
 from mta.model.site import MxHost, NoRoute, Site
@@ -569,3 +572,21 @@ def test_nameservers_are_read_as_written_or_from_the_machine(tmp_path) -> None: 
 def test_a_nameserver_that_makes_no_sense_is_named(wrong: str) -> None:
     with pytest.raises(BadInput, match=r"dns\.nameservers"):
         endpoints((wrong,))
+
+
+def test_a_time_limit_that_has_come_already_is_one_too_on_the_loop_of_the_daemon() -> None:
+    """uvloop answers ``call_at`` for such a time with a handle that knows no time."""
+
+    async def ask_a_silent_server() -> list[Answer]:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
+            silent.bind(("127.0.0.1", 0))
+            address, port = silent.getsockname()
+            servers = endpoints([f"{address}:{port}"])
+            transport = Transport(servers, timeout_s=0.0004, tries=2, outstanding_max=10, rng=random.Random(1))
+            asked = [transport.ask(f"d{number}.test", RecordType.MX) for number in range(3)]
+            answers = await asyncio.wait_for(asyncio.gather(*asked), 20)
+            await transport.close()
+            return answers
+
+    answers = uvloop.run(ask_a_silent_server())
+    assert [answer.found for answer in answers] == [Found.TEMPORARY] * 3
