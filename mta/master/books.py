@@ -7,7 +7,7 @@ batch, or settled. ``LeasedPart.left`` counts all but the settled ones.
 from __future__ import annotations
 
 import time
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 import structlog
@@ -23,6 +23,7 @@ from mta.traffic.ready import Stream
 from mta.traffic.retry import CLASSIC, RetrySchedule, parse_retry
 
 log = structlog.get_logger()
+_GONE: Final[Row] = ("", None, msgspec.Raw(b"[]"))
 _rows_decoder: msgspec.json.Decoder[list[Row]] = msgspec.json.Decoder(list[tuple[str, str | None, msgspec.Raw]])
 
 
@@ -97,6 +98,12 @@ class LeasedPart:
 
     def number(self, position: int) -> int:
         return self.claimed.number(position)
+
+    def forget(self, positions: list[int]) -> None:
+        """Lets go of rows that are done with: one recipient who waits must not keep a whole part's in memory."""
+        rows = self.rows
+        for position in positions:
+            rows[position] = _GONE
 
     def numbers(self, positions: list[int]) -> list[int]:
         claimed = self.claimed

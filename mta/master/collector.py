@@ -254,6 +254,7 @@ class Collector:
     def settle(self, part: LeasedPart, positions: list[int]) -> None:
         """These positions of a leased part are done with; the part goes when none is left."""
         part.left -= len(positions)
+        part.forget(positions)
         self._settlement.recipients += len(positions)
         self.unrecorded += len(positions)
         part.delivery.held_recipients -= len(positions)
