@@ -36,13 +36,6 @@ class Waiter(Timed):
         self.chance: Chance | None = None
 
 
-class Chance(NamedTuple):
-    """A gate has opened for whoever joined it before ``number``."""
-
-    gate: Gate
-    number: int
-
-
 class Gate(Timed):
     """Something with a queue of waiters, first come first; but those who have nothing at all go before others."""
 
@@ -93,6 +86,13 @@ class Gate(Timed):
                 if number < before:
                     return waiter
         return None
+
+
+class Chance(NamedTuple):
+    """A gate has opened for whoever joined it before ``number``."""
+
+    gate: Gate
+    number: int
 
 
 class Turns:
