@@ -5,12 +5,12 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 COMPILED := .venv/.compiled
 RECIPIENTS ?= 20000
-BENCH_RECIPIENTS ?= 100000
+BENCH_SCALE ?= 1
 UV ?= $(shell command -v uv || echo $(BIN)/uv)
 COMPILE := $(UV) pip compile pyproject.toml --generate-hashes --no-emit-index-url --no-header --python-version 3.11 --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup compile demo test lint bench lock clean
+.PHONY: help setup compile demo test lint bench wheel lock clean
 
 help: ## Say what each target does
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,15 +49,19 @@ lint: setup ## Lint, types and import rules only
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-bench: setup ## Measure this machine: drain of BENCH_RECIPIENTS=100000 at 1 KB and at 10 KB
-	$(BIN)/python -m bench drain --recipients $(BENCH_RECIPIENTS) --size 1000
-	$(BIN)/python -m bench drain --recipients $(BENCH_RECIPIENTS) --size 10000
+bench: setup ## Measure this machine, every scenario: a quarter of an hour; BENCH_SCALE=0.1 is a quick look
+	$(BIN)/python -m bench all --scale $(BENCH_SCALE) --json-out bench.json
+	$(BIN)/python -m bench picture bench.json bench.svg
+
+wheel: setup ## Build dist/mta-*.whl for a node, compiled where this checkout is
+	MTA_COMPILE=$$(ls mta/compiled__mypyc* >/dev/null 2>&1 && echo 1 || echo 0) \
+	  $(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 
 lock: ## Resolve pyproject.toml anew into requirements/ (needs uv)
 	$(COMPILE) --upgrade -o requirements/run.lock
 	$(COMPILE) --upgrade --extra dev -o requirements/dev.lock
 
 clean: ## Remove all that the other targets made, .venv/ too
-	rm -rf .venv build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .grimp_cache *.egg-info
+	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .grimp_cache *.egg-info
 	find mta -name '*.so' -delete
 	find mta bench tests -name __pycache__ -prune -exec rm -rf {} +

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -30,6 +31,7 @@ from mta.model.errors import BadInput, LocalFault
 from mta.queue.embedded import EmbeddedPostgresError
 
 T = TypeVar("T")
+CORES: Final = len(os.sched_getaffinity(0))  # as many children as the daemon starts by itself
 ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 app = typer.Typer(
@@ -55,7 +57,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="End with one line of JSON 
 def drain_(
     recipients: Recipients = 100_000,
     size: Size = 1_000,
-    children: Children = 1,
+    children: Children = CORES,
     connections: Connections = 50,
     sink: Sink = None,
     domains: Annotated[int, typer.Option(help="Recipients' domains.", min=1, max=100_000)] = 10,
@@ -83,7 +85,7 @@ def drain_(
 def matrix_(
     seconds_per_cell: Annotated[float, typer.Option(help="About how long each takes.", min=0.01, max=600)] = 8.0,
     size_kb: Annotated[list[int] | None, typer.Option(help="Only these sizes.", min=1, max=1_000)] = None,
-    children: Children = 1,
+    children: Children = CORES,
     connections: Connections = 50,
     as_json: AsJson = False,
 ) -> None:
@@ -101,7 +103,7 @@ def matrix_(
 def slow_(
     recipients: Recipients = 120_000,
     size: Size = 1_000,
-    children: Children = 2,
+    children: Children = CORES,
     connections: Annotated[int, typer.Option(help="Open at a time, over all hosts.", min=1, max=5_000)] = 4_000,
     sink: Annotated[SinkKind, typer.Option(help="Who receives.")] = SinkKind.RECEIVER,
     as_json: AsJson = False,
@@ -122,7 +124,7 @@ def throttled_(
     recipients: Annotated[int, typer.Option(help="Half of them for each side.", min=20, max=10_000_000)] = 1_000_000,
     domains: Domains = 2_000,
     size: Size = 1_000,
-    children: Children = 2,
+    children: Children = CORES,
     connections: Connections = 50,
     sink: Sink = None,
     hold: Annotated[float, typer.Option(help="Seconds to watch the memory after the free half.", min=0)] = 10.0,
@@ -145,7 +147,7 @@ def throttled_(
 def mix_(
     recipients: Recipients = 50_000,
     size: Size = 60_000,
-    children: Children = 2,
+    children: Children = CORES,
     connections: Annotated[int, typer.Option(help="Open at a time, to each provider.", min=1, max=500)] = 10,
     dkim: Annotated[Dkim, typer.Option(help="How each message is signed.")] = Dkim.RSA2048,
     as_json: AsJson = False,
@@ -161,7 +163,7 @@ def longtail_(
     hosts: Annotated[int, typer.Option(help="MX hosts of the tail.", min=1, max=100_000)] = 2_000,
     large: Annotated[int, typer.Option(help="Messages for the large site.", min=1, max=10_000_000)] = 300_000,
     size: Size = 1_000,
-    children: Children = 2,
+    children: Children = CORES,
     connections: Annotated[int, typer.Option(help="Open at a time, to the large site.", min=1, max=1_000)] = 50,
     tail_connections: Annotated[int, typer.Option(help="Open at a time, to the tail.", min=1, max=5_000)] = 200,
     sink: Sink = None,

@@ -23,6 +23,7 @@ from bench.openssl import Dkim
 from bench.slow import SlowOptions, slow
 from bench.throttled import ThrottledOptions, throttled
 from bench.world import BenchFailed
+from mta import is_compiled
 from mta.model.errors import BadInput, LocalFault
 from mta.queue.embedded import EmbeddedPostgresError
 
@@ -46,6 +47,7 @@ class Machine(msgspec.Struct, frozen=True):
     memory_gbytes: float
     system: str
     python: str
+    is_compiled: bool  # the hot path (make compile)
 
 
 class AllFigures(msgspec.Struct, frozen=True):
@@ -88,7 +90,7 @@ def scenarios(scale: float) -> dict[str, Scenario]:
         options = DrainOptions(
             recipients=count(recipients, 200),
             size_bytes=size_bytes,
-            children=CHILDREN if dkim is not Dkim.NONE or tls else 1,
+            children=CHILDREN,
             connections=CONNECTIONS,
             sink=default_kind(tls=tls),
             domains=10,
@@ -152,4 +154,5 @@ def _machine() -> Machine:
         memory_gbytes=round(memory / 1e9, 1),
         system=f"{platform.system()} {platform.release()}",
         python=platform.python_version(),
+        is_compiled=is_compiled(),
     )
