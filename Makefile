@@ -5,6 +5,8 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 COMPILED := .venv/.compiled
 RECIPIENTS ?= 20000
+HOT_TESTS := tests/property tests/process/test_dialogue_scripts.py tests/process/test_daemon.py tests/process/test_link.py \
+  $(patsubst %,tests/pure/test_%.py,dialogue reply render schedule triage)
 BENCH_SCALE ?= 1
 UV ?= $(shell command -v uv || echo $(BIN)/uv)
 COMPILE := $(UV) pip compile pyproject.toml --generate-hashes --no-emit-index-url --no-header --python-version 3.11 --quiet
@@ -40,8 +42,11 @@ $(COMPILED): $(STAMP) setup.py $(shell find mta -name '*.py')
 demo: setup ## Show it working: RECIPIENTS=20000 on a database, a daemon and a far end of its own
 	$(BIN)/mta demo --recipients $(RECIPIENTS)
 
-test: lint ## Lint, types, import rules, all tests
+test: lint compile ## Lint, types, import rules, all tests; those of the hot path compiled and as it stands
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+	@if ls mta/compiled__mypyc* >/dev/null 2>&1; then \
+	  echo "the hot path's tests again, not compiled"; \
+	  MTA_INTERPRETED=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(HOT_TESTS); fi
 
 lint: setup ## Lint, types and import rules only
 	$(BIN)/ruff check

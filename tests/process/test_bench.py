@@ -184,6 +184,7 @@ def test_all_writes_what_picture_draws(told: Told, tmp_path: Path) -> None:
     texts = [element.text for element in ElementTree.parse(drawing).iter("{http://www.w3.org/2000/svg}text")]
     assert "drain: mta" in texts
     assert "10 KB, STARTTLS, DKIM rsa2048" in texts
+    assert "mix" in texts, "its count of failed recipients is no failure of the scenario"
 
 
 @pytest.mark.parametrize("text", [b"", b"[]", b'{"scenarios": 1}', b'{"scenarios": {}, "machine": {}}'])
