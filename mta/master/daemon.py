@@ -170,7 +170,7 @@ class Daemon:
     def _server_settings(self) -> dict[str, str]:
         lease_ms = int(self._settings.master.lease_s * 1000)
         return {
-            "application_name": f"mta {self._settings.node.name}",
+            "application_name": f"{nodes.APPLICATION_NAME_PREFIX}{self._settings.node.name}"[:63],
             "timezone": "UTC",
             # A process that was stopped in the middle of a transaction holds its locks; without these nobody could
             # take its work over. The second is for a COPY, which is not idle while it waits for its client.

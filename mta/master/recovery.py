@@ -145,6 +145,8 @@ async def recover_run(
     async with pool.acquire() as conn:
         if not await nodes.begin_recovery(conn, dead.id) and gives_way:
             raise Fenced(f"node run {dead.id} is being recovered by another")
+        if ended := await nodes.end_sessions(conn, dead.id):
+            log.warning("sessions of a dead run were ended in the database", run=dead.id, sessions=ended)
         sequence = await nodes.declare_dead(conn, dead.id)
         after_id = 0
         while parts := await claims.owned_parts(conn, dead.id, after_id, PARTS_PER_SETTLEMENT):

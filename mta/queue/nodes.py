@@ -26,6 +26,8 @@ class NodeRun(msgspec.Struct, frozen=True):
     boot_id: str
 
 
+APPLICATION_NAME_PREFIX = "mta "  # and the node's name: what a daemon's sessions are called in pg_stat_activity
+
 _REGISTER = """
 INSERT INTO mta.node (name, boot_id, alive_until) VALUES ($1, $2, now() + make_interval(secs => $3)) RETURNING id
 """
@@ -40,6 +42,14 @@ _DECLARE_DEAD = """
 WITH living AS MATERIALIZED (SELECT id FROM mta.node WHERE id = $1 AND ended_at IS NULL FOR UPDATE)
 UPDATE mta.node n SET alive_until = to_timestamp(0), settled = settled + (1::bigint << 32)
 FROM living WHERE n.id = living.id RETURNING n.settled
+"""
+# Time limits of the server do not reach a session that it is sending an answer to. Those of a new run of the same node
+# began after the dead one's lease.
+_END_SESSIONS = """
+SELECT count(*) FILTER (WHERE pg_terminate_backend(a.pid))
+FROM pg_stat_activity a JOIN mta.node n ON n.id = $1
+WHERE a.datname = current_database() AND a.application_name = left($2 || n.name, 63)
+  AND n.alive_until < now() AND a.xact_start < n.alive_until AND a.pid <> pg_backend_pid()
 """
 _ADVANCE = """
 WITH before AS MATERIALIZED (SELECT settled AS was FROM mta.node WHERE id = $1 AND ended_at IS NULL FOR NO KEY UPDATE)
@@ -90,6 +100,16 @@ async def advance(conn: Conn, node_id: int, sequence: int) -> bool:
         raise Fenced(f"node run {node_id} is being recovered by another")
     assert was in (sequence - 1, sequence), f"settlement {sequence} after {was}"
     return was < sequence
+
+
+async def end_sessions(conn: Conn, node_id: int) -> int:
+    """Ends transactions that a run began while its lease held, and still holds locks by; how many there were.
+
+    A process that was stopped while it reads a long answer keeps its transaction open for as long as it is stopped.
+    Only sessions of our own role are seen and ended.
+    """
+    ended: int = await conn.fetchval(_END_SESSIONS, node_id, APPLICATION_NAME_PREFIX)
+    return ended
 
 
 async def declare_dead(conn: Conn, node_id: int) -> int:

@@ -116,6 +116,39 @@ async def test_a_node_that_was_stopped_within_a_settlement_does_not_keep_its_loc
         assert await two.stop() == 0
 
 
+_IS_BEING_ANSWERED = """
+SELECT count(*) FROM pg_stat_activity
+WHERE datname = current_database() AND application_name = 'mta one' AND wait_event = 'ClientWrite'
+"""
+
+
+async def test_a_node_that_was_stopped_within_a_long_answer_does_not_keep_its_locks(
+    tmp_path: Path, database: Database
+) -> None:
+    """The server cannot cancel a claim whose answer it is sending: nobody takes the rest of it."""
+    async with World(tmp_path, database, script=SLOW_SINK) as world, database.pool.acquire() as conn:
+        keys = {"lease_s": LEASE_S, "take_over_after_s": 0.5}
+        one, two = (world.node(name, rules=FEW_CONNECTIONS, **keys) for name in ("one", "two"))
+        await one.start()
+        everyone = addresses(300)
+        delivery = await world.deliver(everyone, part_recipients=30, value="x" * 30_000, retry=QUICK_RETRY)
+        assert one.process is not None
+        family = [one.process.pid, *one.child_pids()]
+        async with asyncio.timeout(30):
+            while True:  # it runs a little and is stopped, until it is stopped in the middle of an answer
+                with _stopped(family):
+                    await asyncio.sleep(0.02)
+                    if await conn.fetchval(_IS_BEING_ANSWERED):
+                        await two.start()
+                        await until("node one is taken over", lambda: two.said("a dead node was taken over"), 20)
+                        break
+                await asyncio.sleep(0.001)
+        assert await asyncio.wait_for(one.process.wait(), 20) == 3
+        await world.wait_for(delivery)
+        await hold_formula(world, delivery, everyone)
+        assert await two.stop() == 0
+
+
 async def test_a_child_that_is_silent_for_too_long_is_killed_and_its_work_goes_on(
     tmp_path: Path, database: Database
 ) -> None:

@@ -221,6 +221,7 @@ count = {children}
         start: bool = True,
         seal: bool = True,
         part_recipients: int = 256,
+        value: str = "Ann",
         **of_delivery: object,
     ) -> int:
         """A delivery to these addresses, appended, sealed and started; its id."""
@@ -231,7 +232,7 @@ count = {children}
                 Part(
                     f"part:{at}",
                     ("first",),
-                    [(address, None, ["Ann"]) for address in addresses[at : at + part_recipients]],
+                    [(address, None, [value]) for address in addresses[at : at + part_recipients]],
                 )
                 for at in range(0, len(addresses), part_recipients)
             ]
