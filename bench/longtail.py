@@ -44,17 +44,12 @@ class LongtailOptions(msgspec.Struct, frozen=True, kw_only=True):
     sink: SinkKind
 
 
-class LongtailFigures(msgspec.Struct, frozen=True, kw_only=True):
-    """The line of ``--json``. ``large_explained``: the large site's rate that CPU share alone would leave it."""
+class LongtailFigures(LongtailOptions, frozen=True, kw_only=True):
+    """The line of ``--json``: what was asked for, and what came.
 
-    large: int
-    domains: int
-    hosts: int
-    size_bytes: int
-    children: int
-    connections: int
-    tail_connections: int
-    sink: SinkKind
+    ``large_explained``: the large site's rate that CPU share alone would leave it.
+    """
+
     tail_alone_messages_per_second: float
     tail_messages_per_second: float
     large_alone_messages_per_second: float

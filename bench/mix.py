@@ -39,15 +39,13 @@ class MixOptions(msgspec.Struct, frozen=True, kw_only=True):
     dkim: Dkim = Dkim.RSA2048
 
 
-class MixFigures(msgspec.Struct, frozen=True, kw_only=True):
-    """The line of ``--json``. ``seconds`` is until the last retry was settled; the rate is of all messages until most
-    of those that were not deferred were: 90 % of all recipients. ``deferrals`` counts attempts."""
+class MixFigures(MixOptions, frozen=True, kw_only=True):
+    """The line of ``--json``: what was asked for, and what came.
 
-    recipients: int
-    size_bytes: int
-    children: int
-    connections: int
-    dkim: Dkim
+    ``seconds`` is until the last retry was settled; the rate is of all messages until most of those that were not
+    deferred were: 90 % of all recipients. ``deferrals`` counts attempts.
+    """
+
     sink: SinkKind
     seconds: float
     messages_per_second: float

@@ -36,14 +36,9 @@ class SlowOptions(msgspec.Struct, frozen=True, kw_only=True):
     sink: SinkKind
 
 
-class SlowFigures(msgspec.Struct, frozen=True, kw_only=True):
-    """The line of ``--json``. Rates and CPU time are those of the window."""
+class SlowFigures(SlowOptions, frozen=True, kw_only=True):
+    """The line of ``--json``: what was asked for, and what came. Rates and CPU time are those of the window."""
 
-    recipients: int
-    size_bytes: int
-    children: int
-    connections: int
-    sink: SinkKind
     window_seconds: float
     messages_per_second: float
     ideal_messages_per_second: float

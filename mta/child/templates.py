@@ -42,6 +42,7 @@ class Templates:
         self._keys: KeyRing | None = None  # until they came there is no saying what must be signed
         self._compiled: dict[int, _Compiled | BadInput] = {}
         self._renderers: dict[tuple[int, tuple[str, ...]], Renderer | NoRenderer] = {}
+        self._simulated: set[int] = set()
 
     def take_keys(self, frame: SigningKeys) -> None:
         """From here on messages are signed by these. Renderers handed out before must be asked for anew."""
@@ -56,6 +57,8 @@ class Templates:
         """Compiles a content; who wrote one past the checks must not stop the others."""
         if self._keys is None:
             raise LocalFault("a template came before the keys")
+        if frame.is_simulated:
+            self._simulated.add(frame.delivery_id)
         try:
             content = load_content(frame.content, f"delivery {frame.delivery_id}")
             domain = sender_domain(content.sender)
@@ -69,8 +72,13 @@ class Templates:
 
     def forget(self, delivery_id: int) -> None:
         self._compiled.pop(delivery_id, None)
+        self._simulated.discard(delivery_id)
         for key in [key for key in self._renderers if key[0] == delivery_id]:
             del self._renderers[key]
+
+    def is_simulated(self, delivery_id: int) -> bool:
+        """Nothing of this delivery is sent, its recipients are only asked for."""
+        return delivery_id in self._simulated
 
     def renderer(self, batch: Batch) -> Renderer | NoRenderer | None:
         """What makes the messages of a batch. None: they must be signed, and there is no key to do it with."""

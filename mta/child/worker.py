@@ -73,7 +73,6 @@ class Worker(asyncio.Protocol):
         self._trouble = ""
         self._carriers: dict[int, Carrier] = {}
         self._templates = Templates()
-        self._simulated: set[int] = set()  # deliveries of which nothing is sent
         self._opening: set[asyncio.Task[None]] = set()
         self._tally = Tally()
         self._sequence = 1
@@ -119,9 +118,10 @@ class Worker(asyncio.Protocol):
                 self._lease_until_s = frame.until_s
                 self._resume()
             case TemplateFrame():
-                self._take_template(frame)
+                assert self._options is not None
+                self._templates.add(frame, self._options.verp_key)
             case Forget():
-                self._forget_template(frame.delivery_id)
+                self._templates.forget(frame.delivery_id)
             case Recall():
                 self._recall(frame.delivery_id)
             case Drain():
@@ -130,16 +130,6 @@ class Worker(asyncio.Protocol):
                 self._take_keys(frame)
             case ChildOptions():
                 self._begin(frame)
-
-    def _take_template(self, frame: TemplateFrame) -> None:
-        assert self._options is not None
-        self._templates.add(frame, self._options.verp_key)
-        if frame.is_simulated:
-            self._simulated.add(frame.delivery_id)
-
-    def _forget_template(self, delivery_id: int) -> None:
-        self._templates.forget(delivery_id)
-        self._simulated.discard(delivery_id)
 
     def _take_keys(self, frame: SigningKeys) -> None:
         """What is not rendered yet is signed by the new keys, or goes back when it cannot be signed any more."""
@@ -191,8 +181,7 @@ class Worker(asyncio.Protocol):
                 for position in part.positions:
                     self.give_back(batch, part, position, limit)
             return
-        is_simulated = batch.delivery_id in self._simulated
-        carrier.add(BatchCursor(batch, renderer, is_simulated=is_simulated))
+        carrier.add(BatchCursor(batch, renderer, is_simulated=self._templates.is_simulated(batch.delivery_id)))
 
     def _drain(self) -> None:
         self._is_draining = True

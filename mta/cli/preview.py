@@ -16,7 +16,8 @@ from mta.model.errors import BadInput
 from mta.model.limits import MESSAGE_BYTES_ADVISED, MESSAGE_BYTES_WARNED
 from mta.queue import deliveries
 from mta.queue.connection import Conn
-from mta.queue.sample import Sample, sample, verp_key
+from mta.queue.installation import verp_key
+from mta.queue.sample import Sample, sample
 from mta.settings import load_settings
 from mta.settings.dkim import read_key
 

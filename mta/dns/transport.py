@@ -162,9 +162,7 @@ class Transport:
     async def close(self) -> None:
         """Ends every question as ``TEMPORARY`` and gives all sockets back. Idempotent."""
         self._is_closed = True
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._set_timer(None)
         for task in self._tcp_tasks:
             task.cancel()
         await asyncio.gather(*self._tcp_tasks, return_exceptions=True)
@@ -216,7 +214,7 @@ class Transport:
         exchange.step = step
         ends_at = self._loop.time() + self._steps_s[step]
         self._due[step][exchange] = ends_at
-        if self._timer is None or self._timer_ends_at > ends_at:
+        if ends_at < self._timer_ends_at:
             self._set_timer(ends_at)
 
     def _set_timer(self, at: float | None) -> None:

@@ -34,6 +34,7 @@ from mta.outcomes.journal import JournalError, mark_run, remove_run
 from mta.outcomes.writer import Writer
 from mta.queue import migrate, nodes, partitions
 from mta.queue.connection import DATABASE_AWAY, Conn
+from mta.queue.installation import verp_key
 from mta.queue.settle import Settlement, forget_credits, load_credits
 from mta.settings.config import Settings, load_settings
 from mta.settings.rules_file import load_rules
@@ -232,7 +233,7 @@ class Daemon:
         self._writer: Writer | None = None
         async with self._pool.acquire() as conn:
             await partitions.ensure_partitions(conn)
-            self._verp_key: bytes = await conn.fetchval("SELECT verp_key FROM mta.installation")
+            self._verp_key = await verp_key(conn)
             self.node = await nodes.register(conn, settings.node.name, recovery.boot_id(), settings.master.lease_s)
         self._lease_until_s = loop.time() + settings.master.lease_s - LEASE_MARGIN_S
         mark_run(self._journal_dir, self.node.id)

@@ -21,7 +21,6 @@ FROM mta.delivery_part p JOIN mta.delivery d ON d.id = p.delivery_id
 WHERE p.delivery_id = $1 AND p.owner IS NULL AND NOT p.held ORDER BY p.due_at, p.id LIMIT 1
 """
 _NOW = "SELECT extract(epoch FROM now())::bigint"
-_VERP_KEY = "SELECT verp_key FROM mta.installation"
 _rows = msgspec.json.Decoder(list[Row])
 
 
@@ -51,10 +50,3 @@ async def sample(conn: Conn, delivery_id: int, content_fields: Collection[str]) 
     number = row["numbers"][0] if row["numbers"] else row["append_id"] << PART_INDEX_BITS
     dated_unix_s = int(row["dated"].timestamp())
     return Sample(address, reference, tuple(row["fields"]), values, number, dated_unix_s, False)
-
-
-async def verp_key(conn: Conn) -> bytes:
-    """The key that signs return paths. Never to be shown."""
-    key = await conn.fetchval(_VERP_KEY)
-    assert isinstance(key, bytes), "the schema made one"
-    return key

@@ -13,7 +13,7 @@ import pytest
 
 from mta.model.outcome import InDoubtPolicy
 from tests.support.formula import hold_formula
-from tests.support.node import World, addresses, until
+from tests.support.node import Node, World, addresses, until
 from tests.support.postgres import Database
 from tests.support.server import own_server
 
@@ -34,6 +34,18 @@ connections_max = 20
 QUICK_RETRY = '{"first_count":20,"first_period_s":1,"then_period_s":1}'
 
 
+def _pair(world: World, **keys: object) -> tuple[Node, Node]:
+    """Two nodes; the second takes over what the first leaves half a second after the end of its lease."""
+    keys = {"lease_s": LEASE_S, "take_over_after_s": 0.5, **keys}
+    return world.node("one", rules=FEW_CONNECTIONS, **keys), world.node("two", rules=FEW_CONNECTIONS, **keys)
+
+
+def _family(node: Node) -> list[int]:
+    """All processes of a node that runs."""
+    assert node.process is not None
+    return [node.process.pid, *node.child_pids()]
+
+
 @contextlib.contextmanager
 def _stopped(pids: list[int]) -> Iterator[None]:
     """SIGSTOP for the length of a block; also after a failure none of them stays behind, stopped for ever."""
@@ -47,19 +59,27 @@ def _stopped(pids: list[int]) -> Iterator[None]:
                 os.kill(pid, signal.SIGCONT)
 
 
+async def _ends_well(world: World, one: Node, two: Node, delivery: int, everyone: list[str]) -> None:
+    """The node that was stopped ends by itself, and the other one brings everybody to an end."""
+    assert one.process is not None
+    assert await asyncio.wait_for(one.process.wait(), 20) == 3
+    await world.wait_for(delivery)
+    await hold_formula(world, delivery, everyone)
+    assert await two.stop() == 0
+
+
 @pytest.mark.parametrize("policy", InDoubtPolicy)
 async def test_a_node_that_was_stopped_beyond_its_lease_sends_nothing_that_was_taken_over(
     tmp_path: Path, database: Database, policy: InDoubtPolicy
 ) -> None:
     async with World(tmp_path, database, script=SLOW_SINK) as world:
-        keys = {"lease_s": LEASE_S, "take_over_after_s": 0.5, "ready_per_site_max": RECIPIENTS}
-        one, two = (world.node(name, rules=FEW_CONNECTIONS, **keys) for name in ("one", "two"))
+        one, two = _pair(world, ready_per_site_max=RECIPIENTS)
         await one.start()
         everyone = addresses(RECIPIENTS)
         delivery = await world.deliver(everyone, in_doubt_policy=policy, retry=QUICK_RETRY)
         await world.wait_for(delivery, lambda d: d.delivered > 100)
         assert one.process is not None
-        family = [one.process.pid, *one.child_pids()]
+        family = _family(one)
         with _stopped(family):
             await two.start()
             await until("node one is taken over", lambda: two.said("a dead node was taken over"))
@@ -91,13 +111,11 @@ async def test_a_node_that_was_stopped_within_a_settlement_does_not_keep_its_loc
 ) -> None:
     """Stopped there, it holds the row that whoever takes over must have."""
     async with World(tmp_path, database, script=SLOW_SINK) as world, database.pool.acquire() as conn:
-        keys = {"lease_s": LEASE_S, "take_over_after_s": 0.5}
-        one, two = (world.node(name, rules=FEW_CONNECTIONS, **keys) for name in ("one", "two"))
+        one, two = _pair(world)
         await one.start()
         everyone = addresses(RECIPIENTS)
         delivery = await world.deliver(everyone, retry=QUICK_RETRY)
         await world.wait_for(delivery, lambda d: d.delivered > 100)
-        assert one.process is not None
         async with conn.transaction():
             await conn.execute("SELECT FROM mta.delivery_stats WHERE delivery_id = $1 FOR UPDATE", delivery)
             async with asyncio.timeout(20):
@@ -106,14 +124,11 @@ async def test_a_node_that_was_stopped_within_a_settlement_does_not_keep_its_loc
                         break
                     await asyncio.sleep(0.01)
             stopping = contextlib.ExitStack()
-            stopping.enter_context(_stopped([one.process.pid, *one.child_pids()]))
+            stopping.enter_context(_stopped(_family(one)))
         with stopping:
             await two.start()
             await until("node one is taken over", lambda: two.said("a dead node was taken over"))
-        assert await asyncio.wait_for(one.process.wait(), 20) == 3
-        await world.wait_for(delivery)
-        await hold_formula(world, delivery, everyone)
-        assert await two.stop() == 0
+        await _ends_well(world, one, two, delivery, everyone)
 
 
 _IS_BEING_ANSWERED = """
@@ -127,13 +142,11 @@ async def test_a_node_that_was_stopped_within_a_long_answer_does_not_keep_its_lo
 ) -> None:
     """The server cannot cancel a claim whose answer it is sending: nobody takes the rest of it."""
     async with World(tmp_path, database, script=SLOW_SINK) as world, database.pool.acquire() as conn:
-        keys = {"lease_s": LEASE_S, "take_over_after_s": 0.5}
-        one, two = (world.node(name, rules=FEW_CONNECTIONS, **keys) for name in ("one", "two"))
+        one, two = _pair(world)
         await one.start()
         everyone = addresses(300)
         delivery = await world.deliver(everyone, part_recipients=30, value="x" * 30_000, retry=QUICK_RETRY)
-        assert one.process is not None
-        family = [one.process.pid, *one.child_pids()]
+        family = _family(one)
         async with asyncio.timeout(30):
             while True:  # it runs a little and is stopped, until it is stopped in the middle of an answer
                 with _stopped(family):
@@ -143,10 +156,7 @@ async def test_a_node_that_was_stopped_within_a_long_answer_does_not_keep_its_lo
                         await until("node one is taken over", lambda: two.said("a dead node was taken over"), 20)
                         break
                 await asyncio.sleep(0.001)
-        assert await asyncio.wait_for(one.process.wait(), 20) == 3
-        await world.wait_for(delivery)
-        await hold_formula(world, delivery, everyone)
-        assert await two.stop() == 0
+        await _ends_well(world, one, two, delivery, everyone)
 
 
 async def test_a_child_that_is_silent_for_too_long_is_killed_and_its_work_goes_on(

@@ -19,8 +19,8 @@ from mta.model.timeouts import SessionTimeouts
 from mta.queue import deliveries
 from mta.queue.append import append_parts
 from mta.queue.connection import Conn
+from mta.queue.installation import verp_key
 from mta.queue.part import Part, Row
-from mta.queue.sample import verp_key
 from mta.session.link import Link
 from mta.session.open import SessionTarget, open_session
 from mta.smtp.dialogue import PIPELINED_BODY_BYTES_MAX, Dialogue, Envelope, Kind, Stage, Verdict

@@ -14,7 +14,7 @@ from mta.queue import deliveries
 from mta.sink.record import read_body
 from tests.support.content import content_json
 from tests.support.keys import ed25519_pem, is_verified, records, rsa_pem
-from tests.support.node import Node, World, addresses, until
+from tests.support.node import TWO_CONNECTIONS, Node, World, addresses, until
 from tests.support.outcomes import all_back_in_the_queue
 from tests.support.postgres import Database
 
@@ -23,13 +23,6 @@ SLOW_SCRIPT = """
 [[rule]]
 step = "dot"
 delay_ms = 20
-"""
-TWO_CONNECTIONS = """
-[[rule]]
-name = "slow"
-mx = "*"
-scope = "path"
-connections_max = 2
 """
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from mta.model.outcome import Status
 from mta.queue import deliveries
-from tests.support.node import World, addresses
+from tests.support.node import TWO_CONNECTIONS, World, addresses
 from tests.support.outcomes import all_back_in_the_queue, log_of, statuses, story, value
 from tests.support.postgres import Database
 
@@ -28,13 +28,6 @@ SLOW_RCPT = """
 step = "rcpt"
 local_part = "probe*"
 delay_ms = 20
-"""
-TWO_CONNECTIONS = """
-[[rule]]
-name = "slow"
-mx = "*"
-scope = "path"
-connections_max = 2
 """
 EACH_SECOND = '{"first_count": 100, "first_period_s": 1, "then_period_s": 1}'
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mta.model.outcome import Status
 from mta.queue import deliveries
-from tests.support.node import World, addresses
+from tests.support.node import TWO_CONNECTIONS, World, addresses
 from tests.support.outcomes import accepted_for, all_back_in_the_queue, log_of, statuses, story, value
 from tests.support.postgres import Database
 
@@ -17,13 +17,6 @@ SLOW_SCRIPT = """
 step = "dot"
 local_part = "slow*"
 delay_ms = 20
-"""
-TWO_CONNECTIONS = """
-[[rule]]
-name = "slow"
-mx = "*"
-scope = "path"
-connections_max = 2
 """
 
 

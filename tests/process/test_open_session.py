@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import uvloop
 
 from mta.model.errors import BadInput
 from mta.model.timeouts import SessionTimeouts
@@ -21,12 +20,6 @@ from tests.support.hostile_server import HostileServer, Peer, Play, self_signed,
 
 QUICK = SessionTimeouts(connect_s=5, greeting_s=5, command_s=5)
 Run = Callable[[Coroutine[Any, Any, None]], None]
-
-
-@pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
-def run(request: pytest.FixtureRequest) -> Iterator[Run]:
-    with asyncio.Runner(loop_factory=request.param) as runner:
-        yield runner.run
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import pytest
 from mta.model.errors import LocalFault
 from mta.smtp.dialogue import PIPELINED_BODY_BYTES_MAX, Dialogue, Envelope, Kind, Stage, Verdict
 from mta.smtp.extensions import Extensions
+from tests.support.dialogue_taken import kinds, taken
 
 PIPELINING = Extensions(pipelining=True, size_max=1_000_000)
 CHUNKING = Extensions(pipelining=True, chunking=True)
@@ -16,16 +17,6 @@ GROUP_OK = b"250 2.1.0 ok\r\n250 2.1.5 ok\r\n354 go\r\n"
 
 def envelope(token: int = 1, recipients: int = 1, size_bytes: int = 0) -> Envelope:
     return Envelope(token, b"news@example.com", tuple(b"r%d@example.test" % n for n in range(recipients)), size_bytes)
-
-
-def taken(dialogue: Dialogue) -> bytes:
-    output, dialogue.output = dialogue.output, []
-    return b"".join(output)
-
-
-def kinds(dialogue: Dialogue) -> list[tuple[int, int, Kind, Stage]]:
-    verdicts, dialogue.verdicts = dialogue.verdicts, []
-    return [each[:4] for each in verdicts]
 
 
 def due(dialogue: Dialogue) -> list[int]:

@@ -7,6 +7,7 @@ import pytest
 from mta.smtp.dialogue import Dialogue, Kind, Stage
 from mta.smtp.envelope import Envelope, Probe
 from mta.smtp.extensions import Extensions
+from tests.support.dialogue_taken import kinds, taken
 
 PIPELINING = Extensions(pipelining=True, size_max=1_000_000)
 CHUNKING = Extensions(pipelining=True, chunking=True)
@@ -20,16 +21,6 @@ def probe(token: int = 1, recipients: int = 1) -> Probe:
 
 def letter(token: int) -> Envelope:
     return Envelope(token, b"news@example.com", (b"l%d@example.test" % token,))
-
-
-def taken(dialogue: Dialogue) -> bytes:
-    output, dialogue.output = dialogue.output, []
-    return b"".join(output)
-
-
-def kinds(dialogue: Dialogue) -> list[tuple[int, int, Kind, Stage]]:
-    verdicts, dialogue.verdicts = dialogue.verdicts, []
-    return [each[:4] for each in verdicts]
 
 
 @pytest.mark.parametrize("extensions", [PIPELINING, CHUNKING], ids=["pipelining", "chunking"])

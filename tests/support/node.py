@@ -35,6 +35,14 @@ scope = "path"
 connections_max = 20
 """
 
+TWO_CONNECTIONS = """
+[[rule]]
+name = "slow"
+mx = "*"
+scope = "path"
+connections_max = 2
+"""
+
 
 async def until(what: str, holds: Callable[[], object], wait_s: float = WAIT_S) -> None:
     """Waits until ``holds()`` is true; fails with ``what`` after ``wait_s``."""
