@@ -256,7 +256,8 @@ class Session(asyncio.Protocol):
         self._body_bytes = self._takers = 0
         if shop.dot_delay_s:
             self._is_held = True
-            shop.loop.call_later(shop.dot_delay_s, self._answer_late)
+            # uvloop counts in whole milliseconds, from a time that it read before; never to be early, one more.
+            shop.loop.call_later(shop.dot_delay_s + 0.001, self._answer_late)
         else:
             replies.append(_OK)
 
