@@ -7,17 +7,14 @@ rest goes back to the queue), a second one stops at once (the journal tells the 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import fcntl
 import gc
 import os
 import random
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
-from urllib.parse import urlsplit
 
-import asyncpg
 import structlog
 
 from mta import is_compiled
@@ -26,13 +23,14 @@ from mta.master import recovery
 from mta.master.books import LeasedPart
 from mta.master.children import Child, Children, raise_file_limit
 from mta.master.collector import Collector
+from mta.master.database import closing, connect
 from mta.master.dispatch import Dispatch
 from mta.master.intake import Intake
 from mta.master.keys import KeyStore
 from mta.master.remains import Remains
 from mta.outcomes.journal import JournalError, mark_run, remove_run
 from mta.outcomes.writer import Writer
-from mta.queue import migrate, nodes, partitions
+from mta.queue import nodes, partitions
 from mta.queue.connection import DATABASE_AWAY, Conn
 from mta.queue.installation import verp_key
 from mta.queue.settle import Settlement, forget_credits, load_credits
@@ -56,25 +54,12 @@ from mta.wire import (
 )
 
 LEASE_MARGIN_S = 1.0  # between our last moment and the one at which another may take over
-STATEMENT_LEASES = 4  # no statement of ours is allowed longer than so many leases (a minute)
 DRAIN_S = 660.0  # a final dot may be answered after ten minutes (RFC 5321 §4.5.3.2.6)
 STOP_NOW_S = 2.0  # for what is to be recorded, when the database is there
 STALL_S = 2.5  # without a turn of the house: then we were stopped ourselves
 LINE_BYTES = 200  # of the log, about; the writer counts bytes, the settings say rows
 RENEW_TIMEOUT_S_MAX = 10.0  # the watchdog is told after each try, whatever came of it
 log = structlog.get_logger()
-
-
-@contextlib.asynccontextmanager
-async def _closing(pool: asyncpg.Pool) -> AsyncIterator[None]:
-    """In good order after a good end; after a bad one nobody waits for a database that may not answer."""
-    try:
-        yield
-        async with asyncio.timeout(10):
-            await pool.close()
-    except BaseException:
-        pool.terminate()
-        raise
 
 
 class Daemon:
@@ -125,8 +110,8 @@ class Daemon:
         self._rules = self._load_rules()
         self._keys = KeyStore(self._settings.signing)
         try:
-            while pool := await self._connect():
-                async with _closing(pool):
+            while pool := await connect(self._settings, self._stop_wanted):
+                async with closing(pool):
                     self._pool = pool
                     if await self._prepared(self._rules):
                         await self._serve_and_end()
@@ -167,50 +152,6 @@ class Daemon:
             raise BlockingIOError(f"another daemon uses the journal in {self._journal_dir}") from None
 
     # --- start --------------------------------------------------------------------------------
-
-    def _server_settings(self) -> dict[str, str]:
-        lease_ms = int(self._settings.master.lease_s * 1000)
-        return {
-            "application_name": f"{nodes.APPLICATION_NAME_PREFIX}{self._settings.node.name}"[:63],
-            "timezone": "UTC",
-            # A process that was stopped in the middle of a transaction holds its locks; without these nobody could
-            # take its work over. The second is for a COPY, which is not idle while it waits for its client.
-            "idle_in_transaction_session_timeout": str(lease_ms),
-            "statement_timeout": str(STATEMENT_LEASES * lease_ms),
-        }
-
-    async def _connect(self) -> asyncpg.Pool | None:
-        """Waits for the database as long as it takes, and says so; None when told to stop meanwhile."""
-        said = ""
-        while True:
-            try:
-                pool = await asyncpg.create_pool(
-                    self._settings.database.dsn,
-                    min_size=2,
-                    max_size=self._settings.database.pool_max,
-                    command_timeout=60,
-                    server_settings=self._server_settings(),
-                )
-                try:
-                    async with pool.acquire() as conn:
-                        await migrate.require_current(conn)
-                except BaseException:
-                    pool.terminate()
-                    raise
-                return pool
-            # Also no such database, a wrong password, too many connections: somebody will mend it over there.
-            except (OSError, TimeoutError, asyncpg.PostgresError) as error:
-                if str(error) != said:
-                    said = str(error)
-                    host = urlsplit(self._settings.database.dsn).hostname or "local"  # no more: it may hold a password
-                    log.warning("waiting for the database", host=host, error=said)
-                    notify(f"STATUS=waiting for the database: {said}")
-                try:
-                    async with asyncio.timeout(1.0):
-                        await self._stop_wanted.wait()
-                    return None
-                except TimeoutError:
-                    continue
 
     async def _prepare(self, rules: RuleSet) -> None:
         self._is_prepared = False

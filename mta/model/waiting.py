@@ -12,7 +12,13 @@ class WaitReason(enum.StrEnum):
 
     DNS = "dns"  # the domain is being resolved, or its servers did not answer
     RULE_CONNECTIONS = "rule-connections"  # connections_max of the rule is reached
+    RULE_CONNECTION_RATE = "rule-connection-rate"  # as many were begun lately as the rule allows, or the ramp is slow
+    RULE_MESSAGES = "rule-messages"  # the second, the minute or the day is used up
     RULE_MESSAGES_PER_HOUR = "rule-messages-per-hour"  # the slice or the hour is used up
+    RULE_BYTES = "rule-bytes"  # the volume of the minute, the hour or the day is used up
+    QUIET_HOURS = "quiet-hours"  # of the rule
+    WARM_UP = "warm-up"  # the source address has sent what its plan allows today
+    SHARE = "share"  # other nodes hold this node's share of the limit, for the moment
     BACKOFF = "backoff"  # every path failed recently
     NO_EGRESS = "no-egress"  # the pool is unknown here, or its masks exclude the domain
     NO_SIGNING_KEY = "no-signing-key"  # its sender domain must be signed for, and a key is missing or unusable

@@ -57,6 +57,8 @@ class Open(msgspec.Struct, frozen=True, array_like=True, tag=4):
     pipelining: bool
     chunking: bool
     timeouts: SessionTimeouts
+    automations: tuple[int, ...] = ()  # of the last Patterns: those of the session's rule
+    authorities: tuple[tuple[int, int, int, bytes], ...] = ()  # TLSA records of the host (RFC 6698), where they hold
 
 
 class BatchPart(msgspec.Struct, frozen=True, array_like=True):
@@ -134,7 +136,36 @@ class SigningKeys(msgspec.Struct, frozen=True, array_like=True, tag=11):
     keys: list[SigningKey]
 
 
-MasterFrame = ChildOptions | Template | Forget | Open | Batch | Close | Recall | Lease | Committed | Drain | SigningKeys
+class Pattern(msgspec.Struct, frozen=True, array_like=True):
+    """Replies that an automation waits for; as `mta.traffic.automations.ReplyMatch`."""
+
+    codes: tuple[str, ...]
+    enhanced: tuple[str, ...]
+    pattern: str
+    stages: tuple[str, ...]
+
+
+class Patterns(msgspec.Struct, frozen=True, array_like=True, tag=12):
+    """All that automations wait for, by their number (their place in the list); replaces what was sent before."""
+
+    version: int  # matches that are reported under another are of no use any more
+    patterns: list[Pattern]
+
+
+MasterFrame = (
+    ChildOptions
+    | Template
+    | Forget
+    | Open
+    | Batch
+    | Close
+    | Recall
+    | Lease
+    | Committed
+    | Drain
+    | SigningKeys
+    | Patterns
+)
 
 # --- child to master ---------------------------------------------------------------------------
 
@@ -172,6 +203,17 @@ class Outcome(msgspec.Struct, frozen=True, array_like=True):
     in_doubt: list[int] = []
     returned: list[int] = []  # not attempted: no log line, no attempt counted
     simulated: list[int] = []
+    size_bytes: int = 0  # of the messages that were attempted, together
+    largest_bytes: int = 0  # the largest of them
+
+
+class Matched(msgspec.Struct, frozen=True, array_like=True):
+    """Replies in a session that an automation of its rule waits for."""
+
+    session: int
+    automation: int
+    replies: int
+    sample: str  # the first of them, as the log has it: code, enhanced code, text
 
 
 class Report(msgspec.Struct, frozen=True, array_like=True, tag=4):
@@ -184,6 +226,8 @@ class Report(msgspec.Struct, frozen=True, array_like=True, tag=4):
     outcomes: list[Outcome]
     lines: bytes
     doubts: list[tuple[int, int, str, str, str]] = []  # part, position, MX host, peer, cause
+    matched: list[Matched] = []
+    patterns_version: int = 0  # of the Patterns that ``matched`` goes by
 
 
 class Health(msgspec.Struct, frozen=True, array_like=True, tag=5):

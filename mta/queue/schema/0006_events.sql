@@ -1,0 +1,1 @@
+-- Traffic events: what is in force besides the rules, and what was.

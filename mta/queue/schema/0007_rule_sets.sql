@@ -1,0 +1,1 @@
+-- Sets of rules that were applied, when and by whom.

@@ -1,0 +1,1 @@
+-- Figures for the operator: volume in the log, errors by path.

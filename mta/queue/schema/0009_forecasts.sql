@@ -1,0 +1,1 @@
+-- Forecasts, kept to be compared with what happened.

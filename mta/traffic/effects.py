@@ -1,0 +1,55 @@
+"""What is in force besides the rules: suspensions, lowered limits, and whatever else an event has brought about.
+
+An effect is the part of a traffic event (`mta.traffic.automation`, or an operator) that decides. All nodes of a
+database hold the same set, and each hands it to its schedule as a whole whenever it changes.
+"""
+
+from __future__ import annotations
+
+import enum
+
+import msgspec
+
+from mta.traffic.limits import Limits
+
+
+class Target(enum.StrEnum):
+    """Whom an effect concerns; how ``Effect.on`` is written stands behind it."""
+
+    PATH = "path"  # one egress and one peer address: "3|192.0.2.7"
+    RULE = "rule"  # what a rule counts together: the key of its limit, "google|3"
+    PROVIDER = "provider"  # what a provider counts together: the key of its limit, "provider:microsoft|3"
+    EGRESS = "egress"  # an egress as a whole: its name
+    SITE = "site"  # a site through any egress: its key
+    DOMAIN = "domain"  # a recipient domain
+    TENANT = "tenant"  # all deliveries of a sender domain
+    DELIVERY = "delivery"  # its id
+
+
+class EffectKind(enum.StrEnum):
+    """What happens."""
+
+    SUSPEND = "suspend"  # nothing new is begun; what is under way is finished
+    LOWER = "lower"  # ``limits`` hold besides the rule's: of each, the smaller
+    BACKOFF = "backoff"  # the rule's twin set of limits holds instead of its own
+    NO_TLS = "no-tls"  # no STARTTLS where the rule leaves it open (PATH only)
+    POOL = "pool"  # what is sent to a SITE leaves from pool ``pool``
+
+
+class Effect(msgspec.Struct, frozen=True):
+    """One of them. ``key`` is its identity for as long as it is in force: who caused it and whom it concerns."""
+
+    key: str
+    name: str  # of the automation, or as an operator called it
+    kind: EffectKind
+    target: Target
+    on: str
+    until_unix_s: float  # inf: until it is cancelled
+    limits: Limits = Limits()
+    pool: str = ""
+    detail: str = ""  # the reply that brought it about, or an operator's words
+
+
+def effect_key(name: str, target: Target, on: str) -> str:
+    """The identity of an effect in force."""
+    return f"{name} {target} {on}"
