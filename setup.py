@@ -30,6 +30,7 @@ COMPILED = (
     "mta/traffic/quota.py",
     "mta/traffic/fair.py",
     "mta/traffic/gates.py",
+    "mta/traffic/limit.py",
     "mta/traffic/counters.py",
     "mta/traffic/sessions.py",
     "mta/traffic/ready.py",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from itertools import count
 
 import msgspec
@@ -15,6 +16,7 @@ from mta.model.limits import PART_BYTES_MAX
 from mta.model.outcome import Reason, Status
 from mta.model.reply import Reply
 from mta.traffic.ready import Run
+from mta.traffic.rules import Rule
 from mta.traffic.schedule import CloseSession, GiveBack, HandOut, OpenSession, Schedule
 from mta.wire import Batch, BatchPart, Close, Forget, Open, Recall, Template
 
@@ -36,6 +38,7 @@ class Dispatch:
         self._is_woken = False
         self._timer: asyncio.TimerHandle | None = None
         self.contents: dict[int, bytes] = {}  # delivery -> content, while the node works on it
+        self.automations_of: Callable[[Rule], tuple[int, ...]] | None = None  # what children look for in replies
         self.hold_reason = ""  # not empty: nothing is handed out (lease, journal, drain)
 
     def wake(self) -> None:
@@ -82,17 +85,20 @@ class Dispatch:
                 site=session.group.site.key,
                 mx_host=hop.mx_host,
                 peer=hop.peer,
-                port=self._port,
+                port=hop.rule.port or self._port,
                 egress=egress.name,
-                limit=hop.limit.key,
+                limit=hop.keys,
                 source=source_for(egress, hop.peer),
-                helo=egress.helo,
-                tls=hop.rule.tls.value,
+                helo=hop.rule.helo or egress.helo,
+                tls=session.tls.value,
                 pipelining=hop.rule.pipelining,
                 chunking=hop.rule.chunking,
                 timeouts=hop.rule.timeouts,
+                automations=() if self.automations_of is None else self.automations_of(hop.rule),
+                authorities=hop.authorities,
             )
         )
+        self._collector.opened(hop.keys)
         return child.number
 
     def _hand_out(self, action: HandOut[LeasedPart], now_s: float) -> int:
@@ -149,6 +155,7 @@ class Dispatch:
     def forget(self, delivery_id: int) -> None:
         """The node works on this delivery no more."""
         self.contents.pop(delivery_id, None)
+        self._schedule.sizes_bytes.pop(delivery_id, None)
         for child in self._children.living.values():
             if delivery_id in child.templates:
                 child.templates.discard(delivery_id)

@@ -21,6 +21,8 @@ class MxHost(msgspec.Struct, frozen=True, gc=False):
     name: str  # lower case, no trailing dot, A-labels
     preference: int
     addresses: tuple[str, ...]
+    # TLSA records (RFC 6698): usage, selector, matching type, data; empty: none, or the resolver cannot vouch for them.
+    authorities: tuple[tuple[int, int, int, bytes], ...] = ()
 
 
 class Site(msgspec.Struct, frozen=True):
@@ -34,6 +36,7 @@ class Site(msgspec.Struct, frozen=True):
 
     key: str
     hosts: tuple[MxHost, ...]
+    is_verified: bool = False  # by a policy of its domains (RFC 8461) that is to be enforced
 
 
 class NoRoute(msgspec.Struct, frozen=True):

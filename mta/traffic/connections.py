@@ -15,8 +15,9 @@ from mta.model.waiting import Wait, WaitReason
 from mta.traffic.actions import Action, Bounds, CloseSession, OpenSession
 from mta.traffic.counters import Counters, Limit, Path, Room
 from mta.traffic.gates import Gate, Turns
-from mta.traffic.rules import RuleSet
-from mta.traffic.sessions import Group, Hop, Session, count_hop
+from mta.traffic.quota import UNLIMITED
+from mta.traffic.rules import NextMx, RuleSet
+from mta.traffic.sessions import Group, Hop, Session, bookings_of, count_hop, next_mx_of
 
 # A session that others of its limit wait for, and have none, goes on for so long; then they have their turn.
 TURN_S = 5.0
@@ -32,8 +33,11 @@ NO_CAPACITY = Wait(WaitReason.SESSIONS, math.inf, "all sessions of all children 
 class Connections:
     """All sessions of one node. What is to be done is appended to ``actions``."""
 
-    def __init__(self, bounds: Bounds, turns: Turns, actions: list[Action[Any]]) -> None:
+    def __init__(self, bounds: Bounds, turns: Turns, actions: list[Action[Any]], counters: Counters) -> None:
         self._bounds = bounds
+        self._counters = counters
+        # True for one look: the plan of a new source address is not kept to, as there is no other for the message.
+        self.is_over_plan = False
         self._turns = turns
         self._actions = actions
         self._ids = count(1)
@@ -56,20 +60,28 @@ class Connections:
 
     # --- one for the next batch ---------------------------------------------------------------
 
-    def session_for(self, group: Group, waiting: int, now_s: float, gates: list[Gate]) -> Session | Wait:
+    def session_for(
+        self, group: Group, waiting: int, now_s: float, gates: list[Gate], size_bytes: int = 0
+    ) -> Session | Wait:
         """A session of the group that may be given something now, or why there is none; then ``gates`` grows by
-        all that would have to open."""
+        all that would have to open. ``size_bytes``: of the next message, at most."""
         gates.append(group)
-        session = self.open_session_for(group, now_s)
+        effect = self._counters.suspended(group.site.key, group.egress.name, now_s)
+        if effect is not None:
+            until_s = self._counters.clock_s(effect.until_unix_s)
+            self._turns.alarms.set(group, until_s)
+            return Wait(WaitReason.SUSPENDED, until_s, f"{effect.target} {effect.on}: {effect.name}: {effect.detail}")
+        session = self.open_session_for(group, now_s, size_bytes)
         if session is not None:
             return session
         if not group.wants_session(waiting):
             return BUSY
-        hop = self._best_hop(group, now_s, gates)
+        hop = self._best_hop(group, now_s, gates, size_bytes)
         if isinstance(hop, Wait):
             # A server that refuses more connections than it has is busy, not failing.
             return BUSY if hop.reason is WaitReason.BACKOFF and group.proven else hop
-        if hop.limit.quota is not None and not group.wants_session(min(waiting, hop.limit.credits(now_s))):
+        free = self.credits(hop, now_s, size_bytes)
+        if free < waiting and not group.wants_session(free):
             return BUSY  # the open ones can use up the credits
         if not self._capacity.has_room:
             gates.append(self._capacity)
@@ -77,16 +89,40 @@ class Connections:
             return NO_CAPACITY
         return self._open(group, hop, now_s)
 
-    def open_session_for(self, group: Group, now_s: float) -> Session | None:
+    def credits(self, hop: Hop, now_s: float, size_bytes: int) -> int:
+        """How many messages all that counts there lets through now."""
+        limits = hop.limits
+        if len(limits) == 1:
+            return limits[0].credits(now_s, size_bytes)
+        least = UNLIMITED
+        for limit in limits:
+            if not (limit.is_plan and self.is_over_plan):
+                least = min(least, limit.credits(now_s, size_bytes))
+        return least
+
+    def _dry_limit(self, hop: Hop, now_s: float, size_bytes: int) -> Limit | None:
+        """What has no credits; of several, that which will have none for longest."""
+        dry: Limit | None = None
+        dry_until_s = -math.inf
+        for limit in hop.limits:
+            if limit.counts_messages and limit.credits(now_s, size_bytes) <= 0:
+                if limit.is_plan and self.is_over_plan:
+                    continue
+                at_s = limit.credits_at_s(now_s, size_bytes)
+                if at_s > dry_until_s:
+                    dry, dry_until_s = limit, at_s
+        return dry
+
+    def open_session_for(self, group: Group, now_s: float, size_bytes: int = 0) -> Session | None:
         """A session that there is already and that may be given something now."""
         while (session := group.next_free()) is not None:
-            limit = session.hop.limit
-            if limit.quota is not None and limit.credits(now_s) <= 0:
+            hop = session.hop
+            if (dry := self._dry_limit(hop, now_s, size_bytes)) is not None:
                 # Out of the way until there are credits: another session may count on another limit.
                 group.unlist_first()
-                session.dry_up()
-                self._turns.alarms.set(limit, limit.credits_at_s(now_s))
-            elif self._must_yield(session, now_s):
+                session.dry_up(dry)
+                self._turns.alarms.set(dry, dry.credits_at_s(now_s, size_bytes))
+            elif hop.path.suspended_until_s > now_s or self._must_yield(session, now_s):
                 self.close(session)
             else:
                 session.refill()
@@ -103,46 +139,62 @@ class Connections:
         best = session.group.hops[0] if session.group.hops else session.hop
         return age_s >= SECOND_CHOICE_S and best.preference < session.hop.preference and best.path.is_open(now_s)
 
-    def _best_hop(self, group: Group, now_s: float, gates: list[Gate]) -> Hop | Wait:
-        """The first hop that is free. One that is only full, not failing, keeps the less preferred ones unused."""
+    def _best_hop(self, group: Group, now_s: float, gates: list[Gate], size_bytes: int) -> Hop | Wait:
+        """The first hop that is free. One that is only full, not failing, keeps the less preferred ones unused, unless
+        its rule says otherwise."""
         failing: Wait | None = None
         full: Wait | None = None
         full_preference = 0
+        next_mx = next_mx_of(group.hops)
         for hop in group.hops:
-            if full is not None and hop.preference > full_preference:
+            if next_mx is NextMx.NEVER and hop.preference > group.hops[0].preference:
                 break
-            wait = self._why_not(hop, now_s, gates)
+            if full is not None and hop.preference > full_preference and next_mx is not NextMx.WHEN_FULL:
+                break
+            wait = self._why_not(hop, now_s, gates, size_bytes)
             if wait is None:
                 return hop
-            if wait.reason is WaitReason.BACKOFF:
+            if wait.reason is WaitReason.BACKOFF or hop.path.suspended_until_s > now_s:
                 if failing is None or wait.until < failing.until:
                     failing = wait
             elif full is None or wait.until < full.until:
                 full, full_preference = wait, hop.preference
         return full or failing or NO_HOP
 
-    def _why_not(self, hop: Hop, now_s: float, gates: list[Gate]) -> Wait | None:
+    def _why_not(self, hop: Hop, now_s: float, gates: list[Gate], size_bytes: int) -> Wait | None:
         """What keeps a session from being opened by this hop now."""
-        path, limit = hop.path, hop.limit
+        path = hop.path
         if not path.is_open(now_s):
             gates.append(path)
-            until_s = path.backoff.until_s
-            if path.backoff.is_available(now_s):
-                return Wait(WaitReason.BACKOFF, math.inf, f"is being tried again after: {path.last_failure}")
-            self._turns.alarms.set(path, until_s)
-            return Wait(WaitReason.BACKOFF, until_s, path.last_failure)
-        if limit.quota is not None and limit.credits(now_s) <= 0:
-            gates.append(limit)
-            self._turns.alarms.set(limit, limit.credits_at_s(now_s))
-            return limit.wait_for_credits(now_s)
+            return self._why_not_by(path, now_s)
+        dry = self._dry_limit(hop, now_s, size_bytes)
+        if dry is not None:
+            gates.append(dry)
+            self._turns.alarms.set(dry, dry.credits_at_s(now_s, size_bytes))
+            return dry.wait_for_credits(now_s, size_bytes)
+        for limit in hop.limits:
+            opens_s = limit.opens_at_s(now_s)
+            if opens_s > now_s:
+                gates.append(limit)
+                self._turns.alarms.set(limit, opens_s)
+                return limit.wait_to_open(now_s)
         for room in hop.rooms:
             if not room.has_room:
                 gates.append(room)
                 self._make_room(room)
-                counted_on = limit.key if room is limit else f"{hop.rule.name} to {hop.peer}"
-                detail = f"rule {hop.rule.name}: {room.sessions_max} connections, counted on {counted_on}"
-                return Wait(WaitReason.RULE_CONNECTIONS, math.inf, detail)
+                return _full(hop, room)
         return None
+
+    def _why_not_by(self, path: Path, now_s: float) -> Wait:
+        if (suspension := path.suspension) is not None and path.suspended_until_s > now_s:
+            self._turns.alarms.set(path, path.suspended_until_s)
+            detail = f"path {path.key}: {suspension.name}: {suspension.detail}"
+            return Wait(WaitReason.SUSPENDED, path.suspended_until_s, detail)
+        until_s = path.backoff.until_s
+        if path.backoff.is_available(now_s):
+            return Wait(WaitReason.BACKOFF, math.inf, f"is being tried again after: {path.last_failure}")
+        self._turns.alarms.set(path, until_s)
+        return Wait(WaitReason.BACKOFF, until_s, path.last_failure)
 
     def _make_room(self, room: Room) -> None:
         """Another site keeps a connection that it does not need now: it is closed for the one that asks."""
@@ -156,6 +208,10 @@ class Connections:
         session = Session(next(self._ids), group, hop, child, (*hop.rooms, self._capacity), now_s)
         self._sessions[session.id] = session
         self._children[child] += 1
+        for limit in hop.limits:
+            limit.begin(now_s)
+            if limit.openings is not None:
+                session.openings.append((limit, limit.openings))
         for room in session.rooms:
             room.sessions += 1
         if hop.path.is_failing(now_s):
@@ -171,10 +227,23 @@ class Connections:
         self._actions.append(OpenSession(session))
         return session
 
-    def hand(self, session: Session, amount: int, now_s: float) -> None:
-        """The session is given so many; all counters know it from now on."""
-        if session.quota is not None:
-            session.quota.take(amount)
+    def hand(self, session: Session, amount: int, now_s: float, size_bytes: int = 0) -> None:
+        """The session is given so many of at most that size; all counters know it from now on."""
+        for booking in session.booked:
+            if not booking.is_current:
+                self._book_anew(session, now_s)
+                break
+        for booking in session.booked:
+            limit, quota, volume = booking.limit, booking.quota, booking.volume
+            if quota is not None:
+                if limit.is_plan and self.is_over_plan:
+                    quota.carry(amount)
+                else:
+                    quota.take(amount)
+            if volume is not None and size_bytes:
+                booked = amount * limit.booked_bytes(size_bytes)
+                volume.take(booked)
+                booking.volume_booked += booked
         if session.in_flight == 0:
             session.begin_measuring(now_s)
             for room in session.rooms:
@@ -203,24 +272,40 @@ class Connections:
         """The server greeted it and said what it offers."""
         session = self._sessions.get(session_id)
         if session is not None and not session.is_over:
+            self._begun(session, now_s)
             session.opened_s = now_s
             session.begin_measuring(now_s)
             group = session.group
             took_s = now_s - session.ordered_s
             group.open_s = took_s if not group.open_s else 0.8 * group.open_s + 0.2 * took_s
 
-    def decided(self, session_id: int, attempted: int, returned: int, now_s: float) -> None:
+    def _begun(self, session: Session, now_s: float) -> None:
+        """What became of its opening is known."""
+        openings, session.openings = session.openings, []
+        for limit, quota in openings:
+            limit.begun(quota, now_s)
+            self._credits_changed(limit, now_s, has_more=False)
+
+    def decided(self, session_id: int, attempted: int, returned: int, now_s: float, size_bytes: int = 0) -> None:
         """Of what the session was given, ``attempted`` have an outcome, ``returned`` were never begun."""
         session = self._sessions.get(session_id)
         if session is None:
             return
+        before = session.in_flight
         session.in_flight -= attempted + returned
         session.used -= returned
-        limit = session.hop.limit
-        if session.quota is not None:
-            limit.report(session.quota, attempted, now_s)
-            session.quota.give_back(returned)
-            self._credits_changed(limit, now_s, has_more=returned > 0)
+        for booking in session.booked:
+            limit = booking.limit
+            if booking.quota is not None:
+                limit.report(booking.quota, attempted, now_s)
+                booking.quota.give_back(returned)
+            if booking.volume is not None:
+                # Which of the messages were the large ones is not known: what is booked goes by their number.
+                landed = booking.volume_booked * (attempted + returned) // before if before else 0
+                booking.volume_booked -= landed
+                booking.volume.give_back(landed)
+                limit.charge_volume(booking.volume, size_bytes, now_s)
+            self._credits_changed(limit, now_s, has_more=returned > 0 or booking.volume is not None)
         if session.is_over:
             if not session.in_flight:
                 del self._sessions[session_id]
@@ -265,6 +350,7 @@ class Connections:
         if session is None:
             return
         if not session.is_over:
+            self._begun(session, now_s)
             self._leave_rooms(session)
             path = session.hop.path
             self._end_trial(session)
@@ -279,8 +365,9 @@ class Connections:
             if session.in_flight:
                 return
         elif session.in_flight:
-            session.hop.limit.report(session.quota, session.in_flight, now_s)
-            self._credits_changed(session.hop.limit, now_s, has_more=False)
+            self._release(session, now_s)
+            for limit in session.hop.limits:
+                self._credits_changed(limit, now_s, has_more=False)
         del self._sessions[session_id]
 
     def _leave_rooms(self, session: Session) -> None:
@@ -296,13 +383,33 @@ class Connections:
 
     # --- credits and idle sessions ------------------------------------------------------------
 
+    @staticmethod
+    def _release(session: Session, now_s: float) -> None:
+        """All that it has in flight counts as used where it is booked."""
+        for booking in session.booked:
+            booking.limit.report(booking.quota, session.in_flight, now_s)
+            booking.limit.report(booking.volume, booking.volume_booked, now_s)
+            booking.volume_booked = 0
+
+    def _book_anew(self, session: Session, now_s: float) -> None:
+        """Its limits count elsewhere now: what is in flight is carried there, even if it exceeds them."""
+        carried = max((booking.volume_booked for booking in session.booked), default=0)
+        self._release(session, now_s)
+        session.booked = bookings_of(session.hop)
+        for booking in session.booked:
+            if booking.quota is not None:
+                booking.quota.carry(session.in_flight)
+            if booking.volume is not None:
+                booking.volume.carry(carried)
+                booking.volume_booked = carried
+
     def _credits_changed(self, limit: Limit, now_s: float, *, has_more: bool) -> None:
         if has_more:
             self._turns.wake(limit)
             self._free_dry(limit)
         elif (limit.waiting or limit.dry) and limit.alarm_s == math.inf:
             # Nobody could say when there would be a credit while all of them were in flight.
-            self._turns.alarms.set(limit, limit.credits_at_s(now_s))
+            self._turns.alarms.set(limit, limit.next_look_s(now_s))
 
     def ring(self, gate: Gate, now_s: float) -> None:
         """The alarm of a limit or a path: what it was set for may have been put off since."""
@@ -314,8 +421,8 @@ class Connections:
             self._turns.wake(gate)
             self._free_dry(gate)
             return
-        if isinstance(gate, Path) and not gate.backoff.is_available(now_s):
-            self._turns.alarms.set(gate, gate.backoff.until_s)
+        if isinstance(gate, Path) and gate.opens_at_s() > now_s:
+            self._turns.alarms.set(gate, gate.opens_at_s())
             return
         self._turns.wake(gate)
 
@@ -360,24 +467,63 @@ class Connections:
 
     # --- reload -------------------------------------------------------------------------------
 
-    def adopt(self, rules: RuleSet, counters: Counters, now_s: float) -> None:
+    def adopt(self, rules: RuleSet, now_s: float) -> None:
         """A reload: every session is counted as the new rules say, and those that they do not allow are closed."""
-        rooms = counters.adopt(rules)
+        rooms = self._counters.adopt(rules)
         for session in self._sessions.values():
-            old = session.hop
+            old, group = session.hop, session.group
             session.refill()
-            hop = count_hop(old.mx_host, old.preference, old.peer, session.group.egress, rules, counters)
+            hop = count_hop(
+                old.mx_host,
+                old.preference,
+                old.peer,
+                old.authorities,
+                group.site.key,
+                group.domain_class,
+                group.egress,
+                rules,
+                self._counters,
+            )
             if hop != old:
                 self._move(session, hop)
-            if session.quota is not hop.limit.quota:
-                old.limit.report(session.quota, session.in_flight, now_s)
-                session.quota = hop.limit.quota
-                if session.quota is not None:
-                    session.quota.carry(session.in_flight)
-            if not session.is_over and (hop.rule.tls is not old.rule.tls or session.left <= 0):
+            self._book_anew(session, now_s)
+            if not session.is_over and (
+                hop.tls(is_verified=group.site.is_verified) is not session.tls or session.left <= 0
+            ):
                 self.close(session)
-            session.group.list_free(session)
+            group.list_free(session)
         for room in dict.fromkeys([*rooms, *(room for session in self._sessions.values() for room in session.rooms)]):
+            self._close_excess(room)
+
+    def apply_effects(self, limits: Iterable[Limit], paths: Iterable[Path], now_s: float) -> None:
+        """What is in force on these has changed: what is in flight is booked anew, whoever waits there looks again."""
+        changed = set(limits)
+        groups: dict[Group, None] = {}
+        if changed:
+            for session in self._sessions.values():
+                if not changed.isdisjoint(session.hop.limits):
+                    session.refill()
+                    self._book_anew(session, now_s)
+                    if not session.is_over and session.left <= 0:
+                        self.close(session)
+                    session.group.list_free(session)
+                    groups[session.group] = None
+        for group in groups:
+            self._turns.wake(group)
+        for limit in changed:
+            self._close_excess(limit)
+            self.look_again(limit, now_s)
+        for path in paths:
+            self.look_again(path, now_s)
+
+    def look_again(self, gate: Gate, now_s: float) -> None:
+        """It may let more through than before, or sooner, or later."""
+        self._turns.alarms.cancel(gate)
+        self.ring(gate, now_s)
+
+    def close_excess(self, rooms: Iterable[Room]) -> None:
+        """Closes what stands above what its rooms allow now."""
+        for room in rooms:
             self._close_excess(room)
 
     def _move(self, session: Session, hop: Hop) -> None:
@@ -404,3 +550,16 @@ class Connections:
             for session in [s for s in self._sessions.values() if room in s.rooms and not s.is_closing]:
                 if room.excess:
                     self.close(session)
+
+
+def _full(hop: Hop, room: Room) -> Wait:
+    if isinstance(room, Limit):
+        title, counted_on = room.title, room.key
+    else:
+        title, counted_on = f"rule {hop.rule.name}", f"{hop.rule.name} to {hop.peer}"
+    if room.lacks_share:
+        detail = f"{title}: other nodes hold the rest, this one has {room.sessions_max}, counted on {counted_on}"
+        return Wait(WaitReason.SHARE, math.inf, detail)
+    return Wait(
+        WaitReason.RULE_CONNECTIONS, math.inf, f"{title}: {room.sessions_max} connections, counted on {counted_on}"
+    )

@@ -6,143 +6,27 @@ through. So counters are made here only, and are dropped only when no session, n
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Iterable
+import math
+from collections.abc import Collection, Iterable, Mapping
 
-from mta.model.waiting import Wait, WaitReason
-from mta.traffic.backoff import PathBackoff
+from mta.model.egress import Egress
+from mta.traffic.effects import Effect, EffectKind, Target
 from mta.traffic.gates import Gate
-from mta.traffic.quota import HourlyQuota
-from mta.traffic.rules import Rule, RuleSet, limit_key, path_key
+from mta.traffic.limit import Held, Limit, Path, Room
+from mta.traffic.limits import Limits
+from mta.traffic.quota import UNLIMITED
+from mta.traffic.rules import Rule, RuleSet, Scope, WarmUp, limit_key, path_key
 
-UNLIMITED = 2**31  # more than fits in memory
+__all__ = ["Counters", "Held", "Limit", "Path", "Room"]
 
-
-class Room(Gate):
-    """Sessions open at a time, counted from the order to open until the end is reported.
-
-    Invariant: ``sessions`` never grows beyond ``sessions_max``. It may stand above it after a reload has lowered that.
-    """
-
-    __slots__ = ("_idle", "closing", "sessions", "sessions_max")
-
-    def __init__(self, sessions_max: int | None) -> None:
-        super().__init__()
-        self.sessions_max = sessions_max
-        self.sessions = 0
-        self.closing = 0  # of them, those that were told to close
-        self._idle: OrderedDict[int, None] | None = None  # of the rest, those with nothing to do, longest first
-
-    @property
-    def has_room(self) -> bool:
-        return self.sessions_max is None or self.sessions < self.sessions_max
-
-    def is_open(self, now_s: float) -> bool:
-        return self.has_room
-
-    @property
-    def excess(self) -> int:
-        """How many sessions are to be closed to keep the maximum, besides those that close already."""
-        return 0 if self.sessions_max is None else max(0, self.sessions - self.closing - self.sessions_max)
-
-    def lacks_room(self, now_s: float) -> bool:
-        """True when somebody waits who could go if a session were closed, and too few are closing."""
-        return not self.has_room and self.waiting > self.closing
-
-    @property
-    def idle_session(self) -> int | None:
-        """The session that has been idle for longest."""
-        return next(iter(self._idle)) if self._idle else None
-
-    def rest(self, session_id: int) -> None:
-        if self._idle is None:
-            self._idle = OrderedDict()
-        self._idle[session_id] = None
-
-    def unrest(self, session_id: int) -> None:
-        if self._idle is not None:
-            self._idle.pop(session_id, None)
-
-
-class Limit(Room):
-    """``connections_max`` and ``messages_per_hour_max`` of a rule in one scope."""
-
-    __slots__ = ("_unix_offset_s", "dry", "key", "quota", "rule")
-
-    def __init__(self, key: str, rule: Rule, unix_offset_s: float) -> None:
-        super().__init__(rule.connections_max)
-        self.key = key
-        self.rule = rule
-        self._unix_offset_s = unix_offset_s
-        self.quota = None if rule.messages_per_hour_max is None else HourlyQuota(rule.messages_per_hour_max)
-        self.dry: set[int] = set()  # sessions that were passed over because there were no credits
-
-    def credits(self, now_s: float) -> int:
-        """How many messages may be handed out now."""
-        return UNLIMITED if self.quota is None else self.quota.available(now_s + self._unix_offset_s)
-
-    def credits_at_s(self, now_s: float) -> float:
-        """When there will be a credit; inf while that depends on what is reported."""
-        if self.quota is None:
-            return now_s
-        return self.quota.next_at(now_s + self._unix_offset_s) - self._unix_offset_s
-
-    def is_open(self, now_s: float) -> bool:
-        return self.has_room and self.credits(now_s) > 0
-
-    def lacks_room(self, now_s: float) -> bool:
-        return super().lacks_room(now_s) and self.credits(now_s) > 0
-
-    def report(self, quota: HourlyQuota | None, count: int, now_s: float) -> None:
-        """``count`` messages that were taken from ``quota``, this limit's or its predecessor's, were attempted."""
-        if quota is not None and count:
-            quota.report(count, now_s + self._unix_offset_s)
-
-    def wait_for_credits(self, now_s: float) -> Wait:
-        detail = f"rule {self.rule.name}: {self.rule.messages_per_hour_max} messages an hour, counted on {self.key}"
-        return Wait(WaitReason.RULE_MESSAGES_PER_HOUR, self.credits_at_s(now_s), detail)
-
-    def adopt(self, rule: Rule) -> None:
-        """A reload: the rule's new figures hold from now on, what was used stays used."""
-        self.rule = rule
-        self.sessions_max = rule.connections_max
-        if rule.messages_per_hour_max is None:
-            self.quota = None
-        elif self.quota is None:
-            self.quota = HourlyQuota(rule.messages_per_hour_max)
-        else:
-            self.quota.set_limit(rule.messages_per_hour_max)
-
-    def inherit(self, other: Limit) -> None:
-        """Counts what ``other`` has counted in the last hour here as well."""
-        if self.quota is not None and other.quota is not None:
-            self.quota.inherit(other.quota)
-
-
-class Path(Gate):
-    """One egress to one address: its backoff after failures, and the one session that tries it again.
-
-    While failures are remembered, one session at a time tries the path; the crowd follows when it has succeeded.
-    """
-
-    __slots__ = ("backoff", "last_failure", "trials")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.backoff = PathBackoff()
-        self.last_failure = ""
-        self.trials = 0  # sessions that try the path after a failure
-
-    def is_failing(self, now_s: float) -> bool:
-        """True when its next session is a trial."""
-        return self.backoff.failures(now_s) > 0
-
-    def is_open(self, now_s: float) -> bool:
-        return not self.trials and self.backoff.is_available(now_s)
+_NONE = Limits()
+# A key that is stored says what is counted under it: messages have none, as they had before there was anything else.
+BYTES_SUFFIX = "#b"
+OPENINGS_SUFFIX = "#o"
 
 
 class Counters:
-    """All counters of a node, by key."""
+    """All counters of one node. ``unix_offset_s`` turns the schedule's clock into Unix time."""
 
     def __init__(self, rules: RuleSet, unix_offset_s: float) -> None:
         self._rules = rules
@@ -151,18 +35,49 @@ class Counters:
         self._path_rooms: dict[str, Room] = {}
         self._paths: dict[tuple[str, str], Path] = {}
         self._of_other_scope: dict[str, list[Limit]] = {}  # rule name -> its limits before its scope changed
+        self._effects: dict[tuple[str, str], list[Effect]] = {}  # (target, on) -> what is in force there
+        self._shares: Mapping[tuple[str, str], int] | None = None
+        self._common_egresses: frozenset[int] = frozenset()  # ids that other nodes use too
+
+    # --- one counter for each key ---------------------------------------------------------------
+
+    def limits_of(self, rule: Rule, egress: Egress, peer: str) -> tuple[Limit, ...]:
+        """All that counts an attempt: of the rule first, of its provider, of the egress's warm-up plan."""
+        found = [self.limit(rule, egress.id, peer)]
+        if rule.provider is not None:
+            shared = rule.provider.scope is Scope.SHARED
+            key = f"provider:{rule.provider.name}" + ("" if shared else f"|{egress.id}")
+            found.append(self._limit(key, rule.provider, None, f"provider {rule.provider.name}"))
+        plan = self._rules.warm_up(egress.id)
+        if plan is not None and (ladder := _ladder(plan, rule)) is not None:
+            limit = self._limits.get(f"warmup:{plan.name}|{egress.id}|{ladder[0]}")
+            if limit is None:
+                limit = self._limit(f"warmup:{plan.name}|{egress.id}|{ladder[0]}", _NONE, None, f"warm-up {plan.name}")
+            limit.follow_plan(plan.starts_unix_s, ladder[1])
+            found.append(limit)
+        return tuple(found)
 
     def limit(self, rule: Rule, egress_id: int, peer: str) -> Limit:
-        return self._limit(limit_key(rule, egress_id, peer), rule)
+        return self._limit(limit_key(rule, egress_id, peer), rule, rule, f"rule {rule.name}")
 
-    def _limit(self, key: str, rule: Rule) -> Limit:
+    def _limit(self, key: str, limits: Limits, rule: Rule | None, title: str) -> Limit:
         limit = self._limits.get(key)
         if limit is None:
-            limit = self._limits[key] = Limit(key, rule, self._unix_offset_s)
-            for other in self._of_other_scope.get(rule.name, ()):
-                if _are_related(key, other.key):
-                    limit.inherit(other)
+            limit = self._limits[key] = Limit(key, limits, self._unix_offset_s, title)
+            self._configure(limit, limits, rule)
+            if rule is not None:
+                for other in self._of_other_scope.get(rule.name, ()):
+                    if _are_related(key, other.key):
+                        limit.inherit(other)
         return limit
+
+    def _configure(self, limit: Limit, limits: Limits, rule: Rule | None) -> None:
+        quiet = None if rule is None else rule.quiet_hours
+        backoff = None if rule is None else rule.backoff
+        is_provider = limit.key.startswith("provider:")
+        effects = self._effects.get((Target.PROVIDER.value if is_provider else Target.RULE.value, limit.key), [])
+        limit.adopt(limits, backoff, quiet, effects)
+        self._share_out(limit)
 
     def path_room(self, rule: Rule, egress_id: int, peer: str) -> Room | None:
         """The counter of ``connections_per_path_max``; None when the rule has none."""
@@ -172,19 +87,73 @@ class Counters:
         room = self._path_rooms.get(key)
         if room is None:
             room = self._path_rooms[key] = Room(rule.connections_per_path_max)
+            room.set_share(self._share(key, "p"))
         return room
 
-    def path(self, egress_name: str, peer: str) -> Path:
-        key = (egress_name, peer)
+    def path(self, egress: Egress, peer: str) -> Path:
+        key = (egress.name, peer)
         path = self._paths.get(key)
         if path is None:
-            path = self._paths[key] = Path()
+            path = self._paths[key] = Path(egress.id, peer, self._unix_offset_s)
+            path.set_effects(self._effects.get((Target.PATH.value, path.key), ()))
         return path
 
-    def is_counted(self, key: str) -> bool:
-        """True when the limit of this key counts messages by the hour."""
+    def all_limits(self) -> Iterable[Limit]:
+        return self._limits.values()
+
+    def find(self, key: str) -> Limit | None:
+        return self._limits.get(key)
+
+    # --- what is stored -------------------------------------------------------------------------
+
+    def stored_keys(self, keys: str) -> list[str]:
+        """Of the keys (with blanks between) of the limits that an attempt was counted on, those that are to be stored:
+        with a suffix where bytes or connections are counted."""
+        found = []
+        for key in keys.split(" "):
+            limit = self._limits.get(key)
+            if limit is not None:
+                if limit.quota is not None:
+                    found.append(key)
+                if limit.volume is not None:
+                    found.append(key + BYTES_SUFFIX)
+                if limit.openings is not None:
+                    found.append(key + OPENINGS_SUFFIX)
+        return found
+
+    def load_credits(self, credits_used: Iterable[tuple[str, int, int]], now_s: float) -> None:
+        """Credits of earlier runs: (stored key, bucket of 10 s of Unix time, used)."""
+        by_key: dict[str, list[tuple[int, int]]] = {}
+        for key, bucket, used in credits_used:
+            by_key.setdefault(key, []).append((bucket, used))
+        for stored, buckets in by_key.items():
+            key, _, kind = stored.partition("#")
+            limit = self._known(key)
+            if limit is not None:
+                quota = {"": limit.quota, "b": limit.volume, "o": limit.openings}.get(kind)
+                if quota is not None:
+                    quota.load(buckets, now_s + self._unix_offset_s)
+
+    def _known(self, key: str) -> Limit | None:
+        """The limit of a stored key, if there is still a rule, a provider or a plan for it."""
         limit = self._limits.get(key)
-        return limit is not None and limit.quota is not None
+        if limit is not None:
+            return limit
+        name = key.split("|", 1)[0]
+        for rule in (self._rules.default, *self._rules.rules):
+            if rule.name == name:
+                return self._limit(key, rule, rule, f"rule {name}")
+            if rule.provider is not None and f"provider:{rule.provider.name}" == name:
+                return self._limit(key, rule.provider, None, f"provider {rule.provider.name}")
+        for plan in self._rules.warm_ups:
+            ladder = dict(plan.ladders).get(key.rpartition("|")[2])
+            if f"warmup:{plan.name}" == name and ladder is not None:
+                limit = self._limit(key, _NONE, None, f"warm-up {plan.name}")
+                limit.follow_plan(plan.starts_unix_s, ladder)
+                return limit
+        return None
+
+    # --- reload, effects, shares ----------------------------------------------------------------
 
     def adopt(self, rules: RuleSet) -> list[Room]:
         """A reload. Counters of rules that keep their name are kept, and their credits even if the scope changes.
@@ -193,17 +162,22 @@ class Counters:
         """
         before = {rule.name: rule for rule in (*self._rules.rules, self._rules.default)}
         after = {rule.name: rule for rule in (*rules.rules, rules.default)}
+        providers = {f"provider:{rule.provider.name}": rule.provider for rule in rules.rules if rule.provider}
         self._rules = rules
         rooms: list[Room] = [*self._limits.values(), *self._path_rooms.values()]
         rescoped: dict[str, list[Limit]] = {}
         for key, limit in list(self._limits.items()):
-            rule = after.get(limit.rule.name)
+            name = key.split("|", 1)[0]
+            if provider := providers.get(name):
+                self._configure(limit, provider, None)
+                continue
+            rule = after.get(name)
             if rule is None:
                 continue  # nothing is counted here any more; its credits are kept in case the name comes back
             if (old := before.get(rule.name)) is not None and old.scope is not rule.scope:
                 rescoped.setdefault(rule.name, []).append(self._limits.pop(key))
             else:
-                limit.adopt(rule)
+                self._configure(limit, rule, rule)
         for name, limits in rescoped.items():
             earlier = self._of_other_scope.get(name, [])
             # What an earlier change left is counted in these already, where they are related.
@@ -211,27 +185,91 @@ class Counters:
             self._of_other_scope[name] = limits
         for key, room in self._path_rooms.items():
             rule = after.get(key.split("|", 1)[0])
-            room.sessions_max = None if rule is None else rule.connections_per_path_max
+            room.set_most(None if rule is None else rule.connections_per_path_max)
         return rooms
 
-    def load_credits(self, credits_used: Iterable[tuple[str, int, int]], now_s: float) -> None:
-        """Credits of earlier runs: (limit key, bucket of 10 s of Unix time, used)."""
-        rules = {rule.name: rule for rule in (self._rules.default, *self._rules.rules)}
-        by_key: dict[str, list[tuple[int, int]]] = {}
-        for key, bucket, used in credits_used:
-            by_key.setdefault(key, []).append((bucket, used))
-        for key, buckets in by_key.items():
-            rule = rules.get(key.split("|", 1)[0])
-            if rule is not None and rule.messages_per_hour_max is not None:
-                quota = self._limit(key, rule).quota
-                assert quota is not None
-                quota.load(buckets, now_s + self._unix_offset_s)
+    def set_effects(self, effects: Iterable[Effect]) -> tuple[list[Limit], list[Path]]:
+        """All that is in force from now on; the limits and paths for which something is different now."""
+        before, self._effects = self._effects, {}
+        for effect in effects:
+            self._effects.setdefault((effect.target.value, effect.on), []).append(effect)
+        changed = {at for at in before.keys() | self._effects.keys() if before.get(at) != self._effects.get(at)}
+        limits = []
+        for limit in self._limits.values():
+            target = Target.PROVIDER if limit.key.startswith("provider:") else Target.RULE
+            if (target.value, limit.key) in changed:
+                limit.set_effects(self._effects.get((target.value, limit.key), ()))
+                limits.append(limit)
+        paths = [path for path in self._paths.values() if (Target.PATH.value, path.key) in changed]
+        for path in paths:
+            path.set_effects(self._effects.get((Target.PATH.value, path.key), ()))
+        return limits, paths
+
+    def suspended(self, site: str, egress: str, now_s: float) -> Effect | None:
+        """What keeps a site or an egress as a whole from being used now; of several, the one that does so longest."""
+        if not self._effects:
+            return None
+        found: Effect | None = None
+        unix_s = now_s + self._unix_offset_s
+        for at in ((Target.SITE.value, site), (Target.EGRESS.value, egress)):
+            for effect in self._effects.get(at, ()):
+                is_longer = found is None or effect.until_unix_s > found.until_unix_s
+                if effect.kind is EffectKind.SUSPEND and effect.until_unix_s > unix_s and is_longer:
+                    found = effect
+        return found
+
+    def clock_s(self, unix_s: float) -> float:
+        """A Unix time on the schedule's clock."""
+        return unix_s if unix_s == math.inf else unix_s - self._unix_offset_s
+
+    def set_shares(self, shares: Mapping[tuple[str, str], int] | None, common_egresses: Collection[int]) -> list[Room]:
+        """What of each limit is this node's, by (key, kind); None: all of everything. Those that let more through now.
+
+        ``common_egresses``: ids of egresses that other nodes use too. Where a limit is counted on another, the node is
+        alone with it.
+        """
+        self._shares = shares
+        self._common_egresses = frozenset(common_egresses)
+        wider: list[Room] = [limit for limit in self._limits.values() if self._share_out(limit)]
+        for key, room in self._path_rooms.items():
+            if room.set_share(self._share(key, "p")):
+                wider.append(room)
+        return wider
+
+    def _share_out(self, limit: Limit) -> bool:
+        if self._shares is None or not self._is_common(limit.key):
+            return limit.set_shares(None)
+        shares = self._shares
+        return limit.set_shares({kind: shares.get((limit.key, kind), 0) for kind in limit.kinds})
+
+    def _share(self, key: str, kind: str) -> int:
+        if self._shares is None or not self._is_common(key):
+            return UNLIMITED
+        return self._shares.get((key, kind), 0)
+
+    def _is_common(self, key: str) -> bool:
+        fields = key.split("|")
+        return len(fields) == 1 or int(fields[1]) in self._common_egresses
+
+    def shares_wanted(self, now_s: float) -> list[Held]:
+        """What this node holds of each limit that others may use too, and what it could use. Those of which it holds
+        and wants nothing are left out: all of their share may go."""
+        found: list[Held] = []
+        for limit in self._limits.values():
+            if self._is_common(limit.key):
+                found.extend(limit.held(now_s))
+        for key, room in self._path_rooms.items():
+            if self._is_common(key) and (held := room.held_of(key, "p")) is not None:
+                found.append(held)
+        return found
+
+    # --- memory ---------------------------------------------------------------------------------
 
     def forget(self, needed: set[Gate], now_s: float) -> None:
         """Drops the counters that are not ``needed`` and know nothing that a new one would not know."""
         unix_s = now_s + self._unix_offset_s
         for key, limit in list(self._limits.items()):
-            if limit not in needed and (limit.quota is None or limit.quota.is_idle(unix_s)):
+            if limit not in needed and limit.is_idle(unix_s):
                 del self._limits[key]
         for key in [key for key, room in self._path_rooms.items() if room not in needed]:
             del self._path_rooms[key]
@@ -239,11 +277,20 @@ class Counters:
             if path not in needed and path.backoff.is_forgotten(now_s):
                 del self._paths[pair]
         for name, limits in list(self._of_other_scope.items()):
-            if all(limit.quota is None or limit.quota.is_idle(unix_s) for limit in limits):
+            if all(limit.is_idle(unix_s) for limit in limits):
                 del self._of_other_scope[name]
 
     def __len__(self) -> int:
         return len(self._limits) + len(self._path_rooms) + len(self._paths)
+
+
+def _ladder(plan: WarmUp, rule: Rule) -> tuple[str, tuple[int, ...]] | None:
+    """The ladder of a plan for what a rule covers: that of the rule, else of its provider, else of all others."""
+    ladders = dict(plan.ladders)
+    for name in (rule.name, rule.provider.name if rule.provider else "*", "*"):
+        if name in ladders:
+            return name, ladders[name]
+    return None
 
 
 def _are_related(key: str, other: str) -> bool:

@@ -7,7 +7,7 @@ import msgspec
 from mta.model.egress import Egress, EgressPool
 from mta.model.site import Site
 from mta.traffic.egress import EgressChooser
-from mta.traffic.quota import SLICES_PER_HOUR
+from mta.traffic.limits import SLICES_PER_HOUR
 from mta.traffic.rules import Rule, RuleSet, Scope
 
 _COUNTED_ON = {

@@ -12,7 +12,7 @@ from mta.traffic.gates import Waiter
 from mta.traffic.ready import ReadyQueue
 
 PartT = TypeVar("PartT")
-LaneKey = tuple[str, str, tuple[Egress, ...]]
+LaneKey = tuple[str, str, tuple[Egress, ...], str]
 
 PACE_STEP_S = 1.0  # the pace is averaged over at least so long
 QUIET_S = 10.0  # a lane that was empty for so long begins anew
@@ -21,7 +21,8 @@ QUIET_S = 10.0  # a lane that was empty for so long begins anew
 class Lane(Waiter, Generic[PartT]):
     """The unit that runs or waits.
 
-    ``domain`` is one of the domains of its recipients: all of them are the same to the pool's masks.
+    ``domain`` is one of the domains of its recipients: all of them are the same to the pool's masks, and to the rules
+    (``domain_class``, see `mta.traffic.rules.RuleSet.domain_class`).
     """
 
     __slots__ = (
@@ -29,6 +30,7 @@ class Lane(Waiter, Generic[PartT]):
         "_sent",
         "chooser",
         "domain",
+        "domain_class",
         "egresses",
         "failing_since_s",
         "is_forgotten",
@@ -49,6 +51,7 @@ class Lane(Waiter, Generic[PartT]):
         self.chooser = chooser
         self.domain = domain
         self.egresses = key[2]
+        self.domain_class = key[3]
         self.ready: ReadyQueue[PartT] = ReadyQueue()
         self.is_forgotten = False
         self.since_s = -math.inf  # when it began to have recipients

@@ -1,4 +1,4 @@
-"""Messages an hour, held exactly: in every slice of five minutes and in every hour, wherever one starts.
+"""At most so many in a time, held exactly: in every period of each length, wherever one starts.
 
 The difficulty is that nobody knows when a message leaves. Between the moment it is handed out and
 the moment it is reported it may go at any time. So a message in flight counts as if it went just
@@ -12,35 +12,49 @@ at some r <= h; and as it left inside the window, r >= its start > h - W, so its
 
 The price is that a credit returns up to one bucket late: with 10 s in 300 s, at least 96 % of the
 limit can be reached, less the share that flight times take.
+
+What is counted may be messages, bytes of messages, or connections that are begun: then "in flight" is one that is
+being opened. Several nodes share a limit by holding a part of it each (`mta.traffic.ledger`): a window never lets more
+through than its node's share.
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Final
 
 from mta.model.errors import LocalFault
+from mta.traffic.limits import DAY_S, HOUR_S, MINUTE_S, SECOND_S, SLICE_S, Ceiling, Limits
 
-SLICE_S = 300
-SLICES_PER_HOUR = 12
-HOUR_S = 3600
-BUCKET_S = 10
-HOUR_BUCKET_S = 60  # coarser: a full hour then costs 61 pairs of memory, not 361
+BUCKET_S: Final = 10  # of what is stored
+UNLIMITED: Final = 2**62
+# Coarser for longer spans: a full window costs some fifty pairs of memory, and at least 96 % of it can be used.
+# All are sums of powers of two, so that no bucket's end is rounded to before what is in it.
+_WIDTHS_S: Final = {SECOND_S: 1 / 64, MINUTE_S: 1.0, SLICE_S: 10.0, HOUR_S: 60.0, DAY_S: 1_800.0}
+
+_JUST_BEFORE_S: Final = 1 / 1024  # in the same bucket as the end that it is before
 
 
-class _Window:
-    """Messages of the last ``span_s`` seconds in buckets of ``width_s``, oldest first."""
+class Window:
+    """What was used in the last ``span_s`` seconds in buckets of ``width_s``, oldest first."""
 
-    __slots__ = ("_buckets", "span_s", "used", "width_s")
+    __slots__ = ("_buckets", "most", "share", "span_s", "used", "width_s")
 
-    def __init__(self, span_s: int, width_s: int) -> None:
+    def __init__(self, span_s: int, most: int) -> None:
         self.span_s = span_s
-        self.width_s = width_s
+        self.width_s: float = _WIDTHS_S.get(span_s, span_s / 50)
+        self.most = most
+        self.share = UNLIMITED  # of this node, in ``most``
         self.used = 0  # sum of the buckets, always
-        self._buckets: deque[list[int]] = deque()  # [bucket, messages]
+        self._buckets: deque[list[int]] = deque()  # [bucket, amount]
 
-    def _leaves_at_s(self, bucket: int) -> int:
+    @property
+    def bound(self) -> int:
+        return min(self.most, self.share)
+
+    def _leaves_at_s(self, bucket: int) -> float:
         return (bucket + 1) * self.width_s + self.span_s
 
     def expire(self, now_s: float) -> None:
@@ -56,135 +70,193 @@ class _Window:
         else:
             self._buckets.append([bucket, n])
 
-    def merge(self, counts: Iterable[tuple[int, int]]) -> None:
-        """Adds (start in seconds, messages) pairs of any order."""
+    def merge(self, counts: Iterable[tuple[float, int]]) -> None:
+        """Adds (time in seconds, amount) pairs of any order."""
         merged: dict[int, int] = {entry[0]: entry[1] for entry in self._buckets}
         for at_s, n in counts:
-            bucket = at_s // self.width_s
+            bucket = int(at_s // self.width_s)
             merged[bucket] = merged.get(bucket, 0) + n
             self.used += n
         self._buckets = deque([bucket, merged[bucket]] for bucket in sorted(merged))
 
     def freed_at_s(self, n: int) -> float:
-        """When ``n`` of the messages have left; inf when there are not so many."""
+        """When ``n`` of what was used have left; inf when there are not so many."""
         for bucket, count in self._buckets:
             n -= count
             if n <= 0:
-                return float(self._leaves_at_s(bucket))
+                return self._leaves_at_s(bucket)
         return math.inf
 
-    def since(self, bucket: int) -> list[tuple[int, int]]:
-        return [(at, n) for at, n in self._buckets if at >= bucket]
+    def counts(self) -> list[tuple[float, int]]:
+        """(end of the bucket, amount): the latest that it can have been."""
+        return [((bucket + 1) * self.width_s - _JUST_BEFORE_S, n) for bucket, n in self._buckets]
 
 
-class HourlyQuota:
-    """One counter of a limit of messages an hour. Owned by the brain; not shared between threads.
+class Quota:
+    """One counter, with a window for each span of time that is bounded. Owned by the brain; not shared between threads.
 
     Times are Unix seconds, because the counters outlive the process. They should be made of one
     reading of the wall clock and a monotonic clock, so that a stepped clock cannot move them;
     an earlier time than one seen before only keeps credits longer.
 
     Life of a credit: ``take`` → ``report`` (attempted, with whatever outcome: it is used) or ``give_back``
-    (never attempted: as if never taken). O(1) amortised; at most some 90 pairs of integers of memory.
+    (never attempted: as if never taken). O(1) amortised; at most some 60 pairs of integers of memory a window.
     """
 
-    __slots__ = ("_hour", "_slice", "in_flight", "limit_per_hour", "slice_max")
+    __slots__ = ("_shares", "in_flight", "windows")
 
-    limit_per_hour: int
-    slice_max: int
+    windows: list[Window]
 
-    def __init__(self, limit_per_hour: int) -> None:
+    def __init__(self, ceilings: Iterable[Ceiling], shares: Mapping[int, int] | None = None) -> None:
         self.in_flight = 0
-        self._slice = _Window(SLICE_S, BUCKET_S)
-        self._hour = _Window(HOUR_S, HOUR_BUCKET_S)
-        self.set_limit(limit_per_hour)
+        self.windows = []
+        self._shares: Mapping[int, int] | None = shares
+        self.set_ceilings(ceilings)
 
-    def set_limit(self, limit_per_hour: int) -> None:
-        """A reload: what was used stays used; the new limit holds for everything handed out from now on."""
-        if limit_per_hour < 1:
-            raise ValueError(f"a quota is at least 1 message an hour, not {limit_per_hour}")
-        self.limit_per_hour = limit_per_hour
-        # Below 12 an hour the hour is the tighter bound: one a slice, until the hour is used up.
-        self.slice_max = max(1, limit_per_hour // SLICES_PER_HOUR)
+    def set_ceilings(self, ceilings: Iterable[Ceiling]) -> None:
+        """A reload: what was used stays used; the new limits hold for everything handed out from now on.
+
+        A span that was not bounded before knows what the others know of it.
+        """
+        before = {window.span_s: window for window in self.windows}
+        after = []
+        for span_s, most in ceilings:
+            if most < 1:
+                raise ValueError(f"a quota is at least 1 in {span_s} s, not {most}")
+            window = before.get(span_s)
+            if window is None:
+                window = Window(span_s, most)
+                if source := _best_source(before.values(), span_s):
+                    window.merge(source.counts())
+            window.most = most
+            after.append(window)
+        self.windows = after
+        self.set_shares(self._shares)
+
+    def set_shares(self, shares: Mapping[int, int] | None) -> None:
+        """What of each span's limit is this node's; None: all of it. A span that is not named has nothing."""
+        self._shares = shares
+        for window in self.windows:
+            window.share = UNLIMITED if shares is None else shares.get(window.span_s, 0)
 
     def _left(self) -> int:
-        return min(self.slice_max - self._slice.used, self.limit_per_hour - self._hour.used) - self.in_flight
+        left = UNLIMITED
+        for window in self.windows:
+            free = min(window.most, window.share) - window.used
+            if free < left:
+                left = free
+        return left - self.in_flight
 
     def available(self, now_s: float) -> int:
-        """How many messages may be handed out now."""
-        self._slice.expire(now_s)
-        self._hour.expire(now_s)
+        """How much may be handed out now."""
+        for window in self.windows:
+            window.expire(now_s)
         return max(0, self._left())
 
     def take(self, n: int) -> None:
         """Hands out ``n`` credits, at most what ``available`` has just said."""
         if n < 0 or n > max(0, self._left()):
-            raise LocalFault(f"took {n} credits of {self._left()} left, limit {self.limit_per_hour} an hour")
+            raise LocalFault(f"took {n} credits of {self._left()} left of {self._bounds()}")
         self.in_flight += n
 
     def give_back(self, n: int) -> None:
-        """``n`` messages in flight will not be attempted: their credits are free at once."""
+        """``n`` in flight will not be attempted: their credits are free at once."""
         self._land(n)
 
     def report(self, n: int, now_s: float) -> None:
-        """``n`` messages in flight were attempted, at the latest now."""
+        """``n`` in flight were attempted, at the latest now."""
         self._land(n)
         self.charge(n, now_s)
 
     def charge(self, n: int, now_s: float) -> None:
         """Counts ``n`` attempts that were not handed out here (left open by an earlier run), as of now."""
         if n > 0:
-            self._slice.expire(now_s)
-            self._hour.expire(now_s)
-            self._slice.add(now_s, n)
-            self._hour.add(now_s, n)
+            for window in self.windows:
+                window.expire(now_s)
+                window.add(now_s, n)
 
     def carry(self, n: int) -> None:
-        """``n`` messages were in flight already when this limit came to hold for them, even if they exceed it."""
+        """``n`` were in flight already when this limit came to hold for them, even if they exceed it."""
         self.in_flight += n
 
-    def inherit(self, other: HourlyQuota) -> None:
+    def inherit(self, other: Quota) -> None:
         """Counts what ``other`` has counted here as well."""
-        self._slice.merge([(bucket * BUCKET_S, n) for bucket, n in other._slice.since(0)])
-        self._hour.merge([(bucket * HOUR_BUCKET_S, n) for bucket, n in other._hour.since(0)])
+        for window in self.windows:
+            if source := _best_source(other.windows, window.span_s):
+                window.merge(source.counts())
 
     def _land(self, n: int) -> None:
         if n < 0 or n > self.in_flight:
             raise LocalFault(f"{n} credits came back, {self.in_flight} were in flight")
         self.in_flight -= n
 
-    def next_at(self, now_s: float) -> float:
-        """When the next message may go if nothing is reported until then; inf when that waits for a report."""
-        if self.available(now_s) > 0:
+    def next_at(self, now_s: float, n: int = 1) -> float:
+        """When ``n`` more may go if nothing is reported until then; inf when that waits for a report or a share."""
+        if self.available(now_s) >= n:
             return now_s
-        slice_excess = self._slice.used + self.in_flight - self.slice_max + 1
-        hour_excess = self._hour.used + self.in_flight - self.limit_per_hour + 1
-        return max(
-            self._slice.freed_at_s(slice_excess) if slice_excess > 0 else now_s,
-            self._hour.freed_at_s(hour_excess) if hour_excess > 0 else now_s,
-        )
+        at_s = now_s
+        for window in self.windows:
+            excess = window.used + self.in_flight + n - window.bound
+            if excess > 0:
+                at_s = max(at_s, window.freed_at_s(excess))
+        return at_s
 
-    def used_in_hour(self, now_s: float) -> int:
-        """Credits of the hour that are gone now, those in flight included."""
-        self._hour.expire(now_s)
-        return self._hour.used + self.in_flight
+    def tightest(self, now_s: float) -> Window:
+        """The window that keeps the next one longest."""
+        self.available(now_s)
+        worst, at_s = self.windows[0], -1.0
+        for window in self.windows:
+            excess = window.used + self.in_flight + 1 - window.bound
+            freed_s = window.freed_at_s(excess) if excess > 0 else 0.0
+            if freed_s > at_s:
+                worst, at_s = window, freed_s
+        return worst
+
+    def used_in(self, span_s: int, now_s: float) -> int:
+        """Credits of a span's window that are gone now, those in flight included. ``span_s`` is one of its own."""
+        self.available(now_s)
+        return next(window.used for window in self.windows if window.span_s == span_s) + self.in_flight
+
+    @property
+    def rate_per_s(self) -> float:
+        """What it lets through for as long as one likes."""
+        return min(window.bound / window.span_s for window in self.windows)
+
+    @property
+    def longest_s(self) -> int:
+        return max(window.span_s for window in self.windows)
 
     def is_idle(self, now_s: float) -> bool:
-        """True when it knows nothing that a new one would not know, so that it may be dropped."""
-        return self.used_in_hour(now_s) == 0
-
-    def buckets_since(self, bucket: int) -> list[tuple[int, int]]:
-        """(bucket, messages reported) for buckets (Unix time // 10) from ``bucket`` on, not older than a slice.
-
-        The counts are totals, so storing them again is harmless. Store more often than once in 300 s.
-        """
-        return self._slice.since(bucket)
+        """True when a new quota of the same limits would say the same."""
+        for window in self.windows:
+            window.expire(now_s)
+        return not self.in_flight and not any(window.used for window in self.windows)
 
     def load(self, buckets: Iterable[tuple[int, int]], now_s: float) -> None:
-        """Adds what an earlier run stored. A bucket in the future (the clock was set back) counts as of now."""
-        current = int(now_s // BUCKET_S)
-        counts = [(min(bucket, current) * BUCKET_S, n) for bucket, n in buckets if n > 0]
-        self._slice.merge(counts)
-        self._hour.merge(counts)
-        self._slice.expire(now_s)
-        self._hour.expire(now_s)
+        """Adds what an earlier run stored: (bucket of 10 s, used). One in the future (the clock was set back) counts as
+        of now."""
+        counts = [(min((bucket + 1) * BUCKET_S - _JUST_BEFORE_S, now_s), n) for bucket, n in buckets if n > 0]
+        for window in self.windows:
+            window.merge(counts)
+            window.expire(now_s)
+
+    def _bounds(self) -> str:
+        return ", ".join(f"{window.bound} in {window.span_s} s" for window in self.windows)
+
+
+def _best_source(windows: Iterable[Window], span_s: int) -> Window | None:
+    """The window that tells most of a span: the shortest that covers it, else the longest."""
+    given = list(windows)
+    covering = [window for window in given if window.span_s >= span_s]
+    if covering:
+        return min(covering, key=_span_of)
+    return max(given, key=_span_of, default=None)
+
+
+def _span_of(window: Window) -> int:
+    return window.span_s
+
+
+def hourly(messages_per_hour_max: int) -> Quota:
+    """A quota of messages an hour, with the slices of five minutes that come with it."""
+    return Quota(Limits(messages_per_hour_max=messages_per_hour_max).message_ceilings())

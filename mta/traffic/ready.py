@@ -136,6 +136,12 @@ class ReadyQueue(Generic[PartT]):
         self._lower(stream, flow, given)
         return stream, taken
 
+    def next_delivery(self) -> int:
+        """The delivery whose turn it is. The queue must not be empty."""
+        stream = next(iter(self._flows)) if self._fair is None else self._fair.pick()
+        assert stream is not None, "a look into an empty ready queue"
+        return stream.delivery_id
+
     def shed(self, count: int) -> Iterator[tuple[Stream, PartT, list[int]]]:
         """Gives up ``count`` recipients, latest comers of the largest streams first."""
         while count > 0 and self.count:
@@ -172,6 +178,10 @@ class ReadyQueue(Generic[PartT]):
                     positions = run.rest()
                     self._lower(stream, flow, len(positions))
                     yield run.part, positions
+
+    def counts(self) -> list[tuple[int, int]]:
+        """(delivery, recipients) for each stream that waits."""
+        return [(stream.delivery_id, flow.count) for stream, flow in self._flows.items()]
 
     def count_of(self, stream: Stream) -> int:
         flow = self._flows.get(stream)

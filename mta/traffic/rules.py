@@ -207,34 +207,36 @@ class RuleSet:
         self._by_domain: tuple[_Compiled, ...] = tuple(one for one in self._compiled if one.domains is not None)
         self.has_sites = any(one.sites is not None for one in self._compiled)
         self._blocks = tuple((block, compile_masks(split_masks(block.domains))) for block in self.error_blocks)
-        self._matches: dict[tuple[str, str, int, int], Rule] = {}
-        self._classes: dict[str, int] = {}
+        self._matches: dict[tuple[str, str, str, int], Rule] = {}
+        self._classes: dict[str, str] = {}
 
     def __len__(self) -> int:
         return len(self.rules)
 
     @property
-    def domain_masks(self) -> tuple[str, ...]:
+    def domain_masks(self) -> tuple[tuple[str, str], ...]:
         """What `domain_class` depends on: of two sets with equal ones, the classes are equal too."""
-        return tuple(one.rule.domains for one in self._by_domain)
+        return tuple((one.rule.name, one.rule.domains) for one in self._by_domain)
 
-    def domain_class(self, domain: str) -> int:
-        """What rules tell apart about recipients' domains; 0 for most. Bit n: the nth rule with ``domains`` fits."""
+    def domain_class(self, domain: str) -> str:
+        """What rules tell apart about a recipient's domain: names of the rules whose ``domains`` fit, ``|`` between.
+
+        Empty for most. It says all that a match needs, so it keeps its meaning when the rules change.
+        """
         if not self._by_domain:
-            return 0
+            return ""
         found = self._classes.get(domain)
         if found is None:
             name = canonical_name(domain)
-            found = 0
-            for bit, one in enumerate(self._by_domain):
-                if one.domains is not None and one.domains.fullmatch(name):
-                    found |= 1 << bit
+            found = "|".join(
+                one.rule.name for one in self._by_domain if one.domains is not None and one.domains.fullmatch(name)
+            )
             if len(self._classes) >= _CACHED_MATCHES_MAX:
                 self._classes.clear()
             self._classes[domain] = found
         return found
 
-    def match(self, mx_host: str, egress_id: int, site: str = "", domain_class: int = 0) -> Rule:
+    def match(self, mx_host: str, egress_id: int, site: str = "", domain_class: str = "") -> Rule:
         """The rule that holds for a host of a site through an egress. O(1) when asked before."""
         key = (mx_host, site if self.has_sites else "", domain_class, egress_id)
         rule = self._matches.get(key)
@@ -245,16 +247,16 @@ class RuleSet:
             self._matches[key] = rule
         return rule
 
-    def _find(self, name: str, site: str, domain_class: int, egress_id: int) -> Rule:
+    def _find(self, name: str, site: str, domain_class: str, egress_id: int) -> Rule:
         for one in self._compiled:
             if self._fits(one, name, site, domain_class) and one.rule.holds_for(egress_id):
                 return one.rule
         return self.default
 
-    def _fits(self, one: _Compiled, name: str, site: str, domain_class: int) -> bool:
+    def _fits(self, one: _Compiled, name: str, site: str, domain_class: str) -> bool:
         if not one.mx.fullmatch(name) or (one.sites is not None and not one.sites.fullmatch(site)):
             return False
-        return one.domains is None or bool(domain_class >> self._by_domain.index(one) & 1)
+        return one.domains is None or one.rule.name in domain_class.split("|")
 
     def error_block(self, domain: str) -> ErrorBlock | None:
         """The first block whose masks fit a recipient domain."""
@@ -268,13 +270,13 @@ class RuleSet:
                 return plan
         return None
 
-    def fitting(self, mx_host: str, site: str = "", domain_class: int = 0) -> list[Rule]:
+    def fitting(self, mx_host: str, site: str = "", domain_class: str = "") -> list[Rule]:
         """The rules whose masks fit, in order, whatever their range."""
         name = canonical_name(mx_host)
         return [one.rule for one in self._compiled if self._fits(one, name, site, domain_class)]
 
     def explain_match(
-        self, mx_host: str, egress_id: int, site: str = "", domain_class: int = 0
+        self, mx_host: str, egress_id: int, site: str = "", domain_class: str = ""
     ) -> list[tuple[Rule, str]]:
         """Every rule in order, each with why it does or does not hold here; last the default, if it is what holds."""
         name = canonical_name(mx_host)

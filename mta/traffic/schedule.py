@@ -12,7 +12,7 @@ here, from the moment it is handed out until its end is reported; no process bel
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Generic, TypeVar, cast
 
 from mta.model.egress import Egress
@@ -21,10 +21,12 @@ from mta.model.waiting import Wait, WaitReason
 from mta.traffic import surplus
 from mta.traffic.actions import Action, Bounds, CloseSession, GiveBack, HandOut, OpenSession
 from mta.traffic.connections import NO_HOP, Connections
-from mta.traffic.counters import Counters
+from mta.traffic.counters import Counters, Held, Limit
+from mta.traffic.effects import Effect, Target
 from mta.traffic.egress import EgressChooser
 from mta.traffic.gates import Gate, Turns
 from mta.traffic.lanes import Lane, LaneKey
+from mta.traffic.limits import Limits
 from mta.traffic.ready import Run, Stream
 from mta.traffic.rules import RuleSet
 from mta.traffic.sessions import Group, Session, find_hops
@@ -41,11 +43,20 @@ _SOONEST_FIRST = (
     WaitReason.WINDOW,
     WaitReason.SESSIONS,
     WaitReason.RULE_CONNECTIONS,
+    WaitReason.SHARE,
+    WaitReason.RULE_CONNECTION_RATE,
+    WaitReason.RULE_MESSAGES,
     WaitReason.RULE_MESSAGES_PER_HOUR,
+    WaitReason.RULE_BYTES,
+    WaitReason.WARM_UP,
+    WaitReason.QUIET_HOURS,
+    WaitReason.SUSPENDED,
     WaitReason.BACKOFF,
     WaitReason.NO_EGRESS,
 )
 _BUSY = _SOONEST_FIRST[:3]
+# While nothing is known of a delivery's messages; where bytes are bounded they are booked as so large.
+SIZE_UNKNOWN_BYTES = 100_000
 _RANK = {reason: rank for rank, reason in enumerate(_SOONEST_FIRST)}
 
 
@@ -65,24 +76,31 @@ class Schedule(Generic[PartT]):
         self._bounds = bounds
         self._shuffle = shuffle
         self._lanes: dict[LaneKey, Lane[PartT]] = {}
-        self._groups: dict[tuple[str, str], Group] = {}
+        self._groups: dict[tuple[str, str, str], Group] = {}
         self._actions: list[Action[PartT]] = []
         self._turns = Turns()
         self._counters = Counters(rules, unix_offset_s)
-        self._connections = Connections(bounds, self._turns, self._actions)
+        self._connections = Connections(bounds, self._turns, self._actions, self._counters)
+        self._effects: tuple[Effect, ...] = ()
+        self._counts_bytes = _counts_bytes(rules, ())
         self.ready_count = 0
+        self.sizes_bytes: dict[int, int] = {}  # delivery -> the largest of its messages, as far as is known
 
     # --- recipients ---------------------------------------------------------------------------
 
     def lane(self, site: Site, chooser: EgressChooser, domain: str) -> Lane[PartT]:
         """The lane of a domain's recipients; the same object while anything waits or flows there."""
-        key = (site.key, chooser.pool.name, chooser.eligible(domain))
+        key = (site.key, chooser.pool.name, chooser.eligible(domain), self._rules.domain_class(domain))
         lane = self._lanes.get(key)
         if lane is None:
             lane = self._lanes[key] = Lane(key, site, chooser, domain)
         elif lane.site is not site:
             lane.site = site  # addresses of its hosts have changed
         return lane
+
+    def domain_class(self, domain: str) -> str:
+        """What the rules tell apart about a recipient domain; lanes hold recipients of one class."""
+        return self._rules.domain_class(domain)
 
     def put(
         self, lane: Lane[PartT], stream: Stream, weight: int, run: Run[PartT], now_s: float, *, at_front: bool = False
@@ -146,29 +164,55 @@ class Schedule(Generic[PartT]):
 
     def _serve(self, lane: Lane[PartT], now_s: float) -> None:
         """One batch for one session of the lane; or it is parked."""
-        blocked: list[Egress] = []
         gates: list[Gate] = []
+        size_bytes = self._next_size(lane)
+        shown, keeps_turn_s = self._try_egresses(lane, gates, size_bytes, now_s)
+        if shown is not None and shown.reason is WaitReason.WARM_UP:
+            # Every egress is new, and has sent what its plan allows today: a plan holds no message up.
+            self._connections.is_over_plan = True
+            shown, keeps_turn_s = self._try_egresses(lane, gates, size_bytes, now_s)
+            self._connections.is_over_plan = False
+        if shown is not None:
+            self._park(lane, shown, gates, now_s, keeps_turn_s)
+
+    def _try_egresses(
+        self, lane: Lane[PartT], gates: list[Gate], size_bytes: int, now_s: float
+    ) -> tuple[Wait | None, float]:
+        """Hands out a batch through the first egress that lets it; else why none does, and how long a turn is kept."""
+        blocked: list[Egress] = []
         shown: Wait | None = None
         keeps_turn_s = math.inf
+        is_only_planned = True
         while (egress := self._egress_for(lane, blocked)) is not None:
-            group = self._group(lane.site, egress)
-            found = self._connections.session_for(group, lane.ready.count, now_s, gates)
+            group = self._group(lane, egress)
+            found = self._connections.session_for(group, lane.ready.count, now_s, gates, size_bytes)
             if isinstance(found, Session):
-                self._hand(lane, found, now_s)
+                self._hand(lane, found, now_s, size_bytes)
                 if len(lane.egresses) == 1:
                     self._hand_more(lane, group, now_s)
-                return
+                return None, math.inf
+            is_only_planned = is_only_planned and found.reason is WaitReason.WARM_UP
             if shown is None or (_RANK[found.reason], found.until) < (_RANK[shown.reason], shown.until):
                 shown = found
             blocked.append(egress)
             if len(lane.egresses) > 1 and found.reason in _BUSY and group.is_moving(now_s):
                 # Its turn is kept, for weights must hold just when there is much to send.
                 shown, keeps_turn_s = found, group.stalls_s
+                is_only_planned = False
                 break
         if shown is None:
             detail = f"no egress of pool {lane.chooser.pool.name} may carry mail for {lane.domain}"
             shown = Wait(WaitReason.NO_EGRESS, math.inf, detail)
-        self._park(lane, shown, gates, now_s, keeps_turn_s)
+        elif shown.reason is WaitReason.WARM_UP and not is_only_planned:
+            # Another, which is warm, only waits for something: its message waits with it.
+            shown = Wait(WaitReason.RULE_MESSAGES, shown.until, shown.detail)
+        return shown, keeps_turn_s
+
+    def _next_size(self, lane: Lane[PartT]) -> int:
+        """Of the messages that the lane gives next, at most; 0 where nothing counts bytes."""
+        if not self._counts_bytes:
+            return 0
+        return self.sizes_bytes.get(lane.ready.next_delivery(), SIZE_UNKNOWN_BYTES)
 
     def _egress_for(self, lane: Lane[PartT], blocked: list[Egress]) -> Egress | None:
         """The egress whose turn it is in this lane. A turn is a batch's worth of messages."""
@@ -179,13 +223,14 @@ class Schedule(Generic[PartT]):
             lane.turn_left = self._bounds.batch_recipients
         return lane.turn
 
-    def _hand(self, lane: Lane[PartT], session: Session, now_s: float) -> None:
-        room = min(session.room(), self._bounds.batch_recipients, session.hop.limit.credits(now_s))
+    def _hand(self, lane: Lane[PartT], session: Session, now_s: float, size_bytes: int = 0) -> None:
+        free = self._connections.credits(session.hop, now_s, size_bytes)
+        room = min(session.room(), self._bounds.batch_recipients, free)
         stream, taken = lane.ready.take(room)
         amount = sum(len(positions) for _, positions in taken)
         self.ready_count -= amount
         lane.turn_left -= amount
-        self._connections.hand(session, amount, now_s)
+        self._connections.hand(session, amount, now_s, size_bytes)
         self._actions.append(HandOut(session, lane, stream, taken, amount))
         if session.left <= 0:
             self._connections.close(session)
@@ -199,7 +244,7 @@ class Schedule(Generic[PartT]):
         large one would else wait for all of them before each batch. Credits are dealt out one batch a turn."""
         for _ in range(BATCHES_PER_TURN - 1):
             session = self._connections.open_session_for(group, now_s) if lane.ready.count else None
-            if session is None or session.quota is not None:
+            if session is None or session.booked:
                 return
             self._hand(lane, session, now_s)
 
@@ -226,20 +271,21 @@ class Schedule(Generic[PartT]):
 
     # --- groups -------------------------------------------------------------------------------
 
-    def _group(self, site: Site, egress: Egress) -> Group:
-        key = (site.key, egress.name)
+    def _group(self, lane: Lane[PartT], egress: Egress) -> Group:
+        site = lane.site
+        key = (site.key, egress.name, lane.domain_class)
         group = self._groups.get(key)
         if group is None:
-            group = self._groups[key] = Group(site, egress)
+            group = self._groups[key] = Group(site, egress, lane.domain_class)
         if group.site is not site or group.rules_version != self._rules_version:
             if group.site != site or group.rules_version != self._rules_version:
-                group.hops = find_hops(site, egress, self._rules, self._counters, self._shuffle)
+                group.hops = find_hops(site, egress, self._rules, self._counters, self._shuffle, lane.domain_class)
             group.site = site
             group.rules_version = self._rules_version
         return group
 
     def _groups_of(self, lane: Lane[PartT]) -> list[Group]:
-        keys = [(lane.site.key, egress.name) for egress in lane.egresses]
+        keys = [(lane.site.key, egress.name, lane.domain_class) for egress in lane.egresses]
         return [self._groups[key] for key in keys if key in self._groups]
 
     # --- what leaves the memory ---------------------------------------------------------------
@@ -297,12 +343,12 @@ class Schedule(Generic[PartT]):
         """The server greeted it and said what it offers."""
         self._connections.opened(session_id, now_s)
 
-    def decided(self, session_id: int, attempted: int, returned: int, now_s: float) -> None:
+    def decided(self, session_id: int, attempted: int, returned: int, now_s: float, size_bytes: int = 0) -> None:
         """Of what the session was given, ``attempted`` have an outcome, ``returned`` were never begun.
 
-        What is returned must be put back by the caller.
+        ``size_bytes``: of those attempted, together. What is returned must be put back by the caller.
         """
-        self._connections.decided(session_id, attempted, returned, now_s)
+        self._connections.decided(session_id, attempted, returned, now_s, size_bytes)
 
     def sent(self, lane: Lane[PartT], attempted: int, now_s: float) -> None:
         """For the lane's pace: messages decided."""
@@ -319,20 +365,65 @@ class Schedule(Generic[PartT]):
     def set_rules(self, rules: RuleSet, now_s: float) -> None:
         """New rules, at once and as a whole. Counters of rules that keep their name are kept; sessions that the new
         rules do not allow are closed when they have sent what they have."""
+        is_regrouped = rules.domain_masks != self._rules.domain_masks
         self._rules = rules
         self._rules_version += 1
-        self._connections.adopt(rules, self._counters, now_s)
+        self._counts_bytes = _counts_bytes(rules, self._effects)
+        self._connections.adopt(rules, now_s)
+        if is_regrouped:
+            # Recipients in one lane may belong in two now: they come in anew.
+            for lane in list(self._lanes.values()):
+                self._give_back(lane, lane.ready.shed(lane.ready.count), now_s)
         for lane in self._lanes.values():
             if lane.wait is not None:
                 self._turns.run(lane)
+
+    def set_effects(self, effects: Sequence[Effect], now_s: float) -> None:
+        """All that is in force besides the rules, from now on: on paths, limits, egresses and sites."""
+        before, self._effects = self._effects, tuple(effects)
+        self._counts_bytes = _counts_bytes(self._rules, self._effects)
+        limits, paths = self._counters.set_effects(self._effects)
+        self._connections.apply_effects(limits, paths, now_s)
+        wide = (Target.SITE, Target.EGRESS)
+        changed = set(before) ^ set(self._effects)
+        sites = {effect.on for effect in changed if effect.target is Target.SITE}
+        egresses = {effect.on for effect in changed if effect.target is Target.EGRESS}
+        if any(effect.target in wide for effect in changed):
+            for group in self._groups.values():
+                if group.site.key in sites or group.egress.name in egresses:
+                    self._connections.look_again(group, now_s)
+
+    @property
+    def effects(self) -> tuple[Effect, ...]:
+        return self._effects
+
+    def shares_wanted(self, now_s: float) -> list[Held]:
+        """What this node holds and could use of each limit that other nodes use too (see `set_shares`)."""
+        return self._counters.shares_wanted(now_s)
+
+    def set_shares(
+        self, shares: Mapping[tuple[str, str], int] | None, now_s: float, common_egresses: Collection[int] = ()
+    ) -> None:
+        """What of each limit is this node's, by (key, kind); None: all of everything, as no other node is there.
+
+        ``common_egresses``: ids of egresses that other nodes use too. A limit that is counted on an egress of another
+        id is this node's alone.
+        """
+        for room in self._counters.set_shares(shares, common_egresses):
+            self._connections.look_again(room, now_s)
+        self._connections.close_excess(self._counters.all_limits())
+
+    def limits(self) -> Iterable[Limit]:
+        """Every counter there is now."""
+        return self._counters.all_limits()
 
     def load_credits(self, credits_used: Iterable[tuple[str, int, int]], now_s: float) -> None:
         """Credits of earlier runs: (limit key, bucket of 10 s of Unix time, used)."""
         self._counters.load_credits(credits_used, now_s)
 
-    def is_counted(self, key: str) -> bool:
-        """True when the limit of this key counts messages by the hour."""
-        return self._counters.is_counted(key)
+    def stored_keys(self, keys: str) -> list[str]:
+        """Under which keys an attempt that was counted on these limits (with blanks between) is to be stored."""
+        return self._counters.stored_keys(keys)
 
     # --- views --------------------------------------------------------------------------------
 
@@ -353,7 +444,9 @@ class Schedule(Generic[PartT]):
             lane.is_forgotten = True
             self._turns.drop(lane)
             del self._lanes[lane.key]
-        needed = {(lane.site.key, egress.name) for lane in self._lanes.values() for egress in lane.egresses}
+        needed = {
+            (lane.site.key, egress.name, lane.domain_class) for lane in self._lanes.values() for egress in lane.egresses
+        }
         for key in [key for key, group in self._groups.items() if not group.sessions and key not in needed]:
             del self._groups[key]
         # A hop holds its counters; a second object for the same key would count apart.
@@ -361,3 +454,12 @@ class Schedule(Generic[PartT]):
         hops += [session.hop for session in self._connections.all()]
         gates: set[Gate] = {gate for hop in hops for gate in (*hop.rooms, hop.path)}
         self._counters.forget(gates, now_s)
+
+
+def _counts_bytes(rules: RuleSet, effects: Iterable[Effect]) -> bool:
+    """True when any limit of bytes may hold: else nobody needs to know how large a message is."""
+    given: list[Limits] = [rules.default, *rules.rules]
+    given += [rule.provider for rule in rules.rules if rule.provider is not None]
+    given += [rule.backoff for rule in rules.rules if rule.backoff is not None]
+    given += [effect.limits for effect in effects]
+    return any(limits.byte_ceilings() for limits in given)

@@ -11,8 +11,8 @@ from mta.model.egress import NO_SOURCE, Egress, source_for
 from mta.model.site import Site, order_hosts
 from mta.traffic.counters import Counters, Limit, Path, Room
 from mta.traffic.gates import Gate
-from mta.traffic.quota import HourlyQuota
-from mta.traffic.rules import Rule, RuleSet
+from mta.traffic.quota import Quota
+from mta.traffic.rules import NextMx, Rule, RuleSet, Tls
 
 # A session is given as much as it can send in this time, so that a slow server holds few recipients and a
 # fast one never starves between two reports (which come every few milliseconds).
@@ -27,44 +27,107 @@ STALL_S = 5.0  # a group whose sessions decide nothing for so long does not hold
 
 
 class Hop(NamedTuple):
-    """One way to reach a site: a host, one of its addresses, and what counts there."""
+    """One way to reach a site: a host, one of its addresses, and what counts there.
+
+    ``limits``: of the rule first, then of its provider and of a warm-up plan, where there are.
+    """
 
     mx_host: str
     preference: int
     peer: str
     rule: Rule
-    limit: Limit
+    limits: tuple[Limit, ...]
     path_room: Room | None
     path: Path
+    authorities: tuple[tuple[int, int, int, bytes], ...] = ()
+
+    @property
+    def limit(self) -> Limit:
+        return self.limits[0]
 
     @property
     def rooms(self) -> tuple[Room, ...]:
-        return (self.limit,) if self.path_room is None else (self.limit, self.path_room)
+        return self.limits if self.path_room is None else (*self.limits, self.path_room)
+
+    @property
+    def keys(self) -> str:
+        """Of all that an attempt is counted on, with blanks between."""
+        return self.limits[0].key if len(self.limits) == 1 else " ".join([limit.key for limit in self.limits])
+
+    def tls(self, *, is_verified: bool) -> Tls:
+        """What a session asks of STARTTLS. ``is_verified``: the site is one of an MTA-STS policy that is enforced."""
+        if self.rule.tls in (Tls.VERIFIED, Tls.DISABLED):
+            return self.rule.tls
+        if self.authorities:
+            return Tls.REQUIRED
+        if is_verified and self.rule.mta_sts:
+            return Tls.VERIFIED
+        if self.path.is_without_tls and self.rule.tls is Tls.OPPORTUNISTIC:
+            return Tls.DISABLED
+        return self.rule.tls
 
 
 def find_hops(
-    site: Site, egress: Egress, rules: RuleSet, counters: Counters, shuffle: Callable[[list[str]], None]
+    site: Site,
+    egress: Egress,
+    rules: RuleSet,
+    counters: Counters,
+    shuffle: Callable[[list[str]], None],
+    domain_class: str = "",
 ) -> list[Hop]:
     """All ways to a site through an egress: by preference, at random among equals (RFC 5321 §5.1)."""
     return [
-        count_hop(host.name, host.preference, peer, egress, rules, counters)
+        count_hop(host.name, host.preference, peer, host.authorities, site.key, domain_class, egress, rules, counters)
         for host, peer in order_hosts(site, shuffle)
         if source_for(egress, peer) is not NO_SOURCE
     ]
 
 
-def count_hop(mx_host: str, preference: int, peer: str, egress: Egress, rules: RuleSet, counters: Counters) -> Hop:
+def count_hop(
+    mx_host: str,
+    preference: int,
+    peer: str,
+    authorities: tuple[tuple[int, int, int, bytes], ...],
+    site: str,
+    domain_class: str,
+    egress: Egress,
+    rules: RuleSet,
+    counters: Counters,
+) -> Hop:
     """The hop with the counters that its rule asks for."""
-    rule = rules.match(mx_host, egress.id)
+    rule = rules.match(mx_host, egress.id, site, domain_class)
     return Hop(
         mx_host,
         preference,
         peer,
         rule,
-        counters.limit(rule, egress.id, peer),
+        counters.limits_of(rule, egress, peer),
         counters.path_room(rule, egress.id, peer),
-        counters.path(egress.name, peer),
+        counters.path(egress, peer),
+        authorities if rule.dane and rule.tls is not Tls.DISABLED else (),
     )
+
+
+def next_mx_of(hops: list[Hop]) -> NextMx:
+    """When the less preferred of these are used: as the rule of the most preferred says."""
+    return hops[0].rule.next_mx if hops else NextMx.WHEN_FAILING
+
+
+class Booking:
+    """Where a session's messages in flight are booked in one limit."""
+
+    __slots__ = ("limit", "quota", "volume", "volume_booked")
+
+    def __init__(self, limit: Limit) -> None:
+        self.limit = limit
+        self.quota: Quota | None = limit.quota
+        self.volume: Quota | None = limit.volume
+        self.volume_booked = 0  # bytes in flight
+
+    @property
+    def is_current(self) -> bool:
+        """False after a reload or an event: the limit counts elsewhere now."""
+        return self.quota is self.limit.quota and self.volume is self.limit.volume
 
 
 class Session:
@@ -73,22 +136,24 @@ class Session:
     __slots__ = (
         "_reported_s",
         "_unmeasured",
+        "booked",
         "child",
+        "dry_at",
         "group",
         "hop",
         "id",
         "in_flight",
         "is_closing",
-        "is_dry",
         "is_listed_free",
         "is_over",
         "is_trial",
         "message_s",
         "opened_s",
+        "openings",
         "ordered_s",
         "progress",
-        "quota",
         "rooms",
+        "tls",
         "used",
         "window",
     )
@@ -101,12 +166,15 @@ class Session:
         self.hop = hop
         self.child = child
         self.rooms = rooms
-        self.quota: HourlyQuota | None = hop.limit.quota  # where its messages in flight are booked
+        self.tls = hop.tls(is_verified=group.site.is_verified)
+        self.booked = bookings_of(hop)  # of the limits that count messages
+        # Where its opening is booked, until it is known what became of it.
+        self.openings: list[tuple[Limit, Quota]] = []
         self.is_closing = False
         self.is_over = False  # its end was reported, but not yet what became of all that it was given
         self.is_trial = False
         self.is_listed_free = False
-        self.is_dry = False  # passed over because its limit has no credits
+        self.dry_at: Limit | None = None  # passed over because this limit has no credits
         self.used = 0  # messages handed to it and not returned unattempted
         self.in_flight = 0
         self.progress = 0  # messages that were attempted
@@ -120,7 +188,7 @@ class Session:
     @property
     def left(self) -> int:
         """How many messages it may be given in its whole life yet."""
-        allowed = self.hop.limit.rule.messages_per_connection_max
+        allowed = self.hop.limits[0].in_force.messages_per_connection_max
         return 2**31 if allowed is None else allowed - self.used
 
     def room(self) -> int:
@@ -133,17 +201,17 @@ class Session:
             return max(0, left)
         return room if 2 * room >= self.window else 0
 
-    def dry_up(self) -> None:
-        """It is of no use until its limit has credits."""
-        if not self.is_dry:
-            self.is_dry = True
-            self.hop.limit.dry.add(self.id)
+    def dry_up(self, limit: Limit) -> None:
+        """It is of no use until the limit has credits."""
+        if self.dry_at is None:
+            self.dry_at = limit
+            limit.dry.add(self.id)
             self.group.usable -= 1
 
     def refill(self) -> None:
-        if self.is_dry:
-            self.is_dry = False
-            self.hop.limit.dry.discard(self.id)
+        if self.dry_at is not None:
+            self.dry_at.dry.discard(self.id)
+            self.dry_at = None
             self.group.usable += 1
 
     def begin_measuring(self, now_s: float) -> None:
@@ -166,10 +234,19 @@ class Session:
         self.window = max(WINDOW_MIN, min(int(WINDOW_S / self.message_s), self.window * 2, window_max))
 
 
+def bookings_of(hop: Hop) -> list[Booking]:
+    """None for a hop that counts no messages, which is most."""
+    return [Booking(limit) for limit in hop.limits if limit.quota is not None or limit.volume is not None]
+
+
 class Group(Gate):
-    """A site through one egress: the hops in the order to try and the sessions with room."""
+    """A site through one egress: the hops in the order to try and the sessions with room.
+
+    ``domain_class``: what rules tell apart about its recipients' domains; those of another class have their own group.
+    """
 
     __slots__ = (
+        "domain_class",
         "egress",
         "free",
         "hops",
@@ -183,9 +260,10 @@ class Group(Gate):
         "usable",
     )
 
-    def __init__(self, site: Site, egress: Egress) -> None:
+    def __init__(self, site: Site, egress: Egress, domain_class: str = "") -> None:
         super().__init__()
         self.site = site
+        self.domain_class = domain_class
         self.egress = egress
         self.hops: list[Hop] = []
         self.rules_version = -1
@@ -223,7 +301,7 @@ class Group(Gate):
         if not self.message_s:
             return waiting > self.usable * MESSAGES_PER_NEW_SESSION
         # A session that may carry few messages needs its handshake for those few.
-        per_session = self.hops[0].limit.rule.messages_per_connection_max if self.hops else None
+        per_session = self.hops[0].limit.in_force.messages_per_connection_max if self.hops else None
         message_s = self.message_s if per_session is None else self.message_s + self.open_s / per_session
         return waiting * message_s > self.usable * WORTH_A_SESSION_S
 

@@ -6,7 +6,7 @@ returns to the queue, each recipient due about when those before it will have go
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 from mta.model.waiting import WaitReason
@@ -22,10 +22,21 @@ DELAY_S_MIN, DELAY_S_MAX = 5.0, 900.0
 # Who only waits for a session may have many in a moment: its pace so far says little about then.
 BUSY_DELAY_S_MAX = 5.0  # short, as an idle node must not wait for it; not shorter, as each return is a rewrite
 # What waits for sessions goes on in a moment; and a path that fails is soon good again, or patience ends.
-_LONG_WAITS = frozenset({WaitReason.RULE_MESSAGES_PER_HOUR, WaitReason.NO_EGRESS})
+_LONG_WAITS = frozenset(
+    {
+        WaitReason.RULE_MESSAGES,
+        WaitReason.RULE_MESSAGES_PER_HOUR,
+        WaitReason.RULE_BYTES,
+        WaitReason.RULE_CONNECTION_RATE,
+        WaitReason.QUIET_HOURS,
+        WaitReason.SUSPENDED,
+        WaitReason.WARM_UP,
+        WaitReason.NO_EGRESS,
+    }
+)
 
 
-def excess(lane: Lane[Any], groups: Iterable[Group], bounds: Bounds, now_s: float) -> int:
+def excess(lane: Lane[Any], groups: Sequence[Group], bounds: Bounds, now_s: float) -> int:
     """How many of its recipients the lane should give back now."""
     waiting = lane.ready.count
     if waiting <= READY_MIN:
@@ -40,13 +51,16 @@ def excess(lane: Lane[Any], groups: Iterable[Group], bounds: Bounds, now_s: floa
     return waiting - most if waiting > most + most // 4 else 0
 
 
-def pace(lane: Lane[Any], groups: Iterable[Group]) -> float:
-    """Messages a second that the lane may hope for: by its rules' hourly limits, else what it did lately."""
-    limits = {hop.limit for group in groups for hop in group.hops}
-    if not limits or any(limit.quota is None for limit in limits):
+def pace(lane: Lane[Any], groups: Sequence[Group]) -> float:
+    """Messages a second that the lane may hope for: by its rules' limits of messages, else what it did lately."""
+    limits = {limit for group in groups for hop in group.hops for limit in hop.limits if limit.quota is not None}
+    is_bounded = bool(limits) and all(
+        any(limit.quota is not None for limit in hop.limits) for group in groups for hop in group.hops
+    )
+    if not is_bounded:
         return max(lane.rate_per_s, PACE_MIN)
     # Of a limit that holds several sites, those who wait for it get about equal parts.
-    return sum(limit.quota.limit_per_hour / 3600 / max(1, limit.waiting) for limit in limits if limit.quota)
+    return sum(limit.quota.rate_per_s / max(1, limit.waiting) for limit in limits if limit.quota)
 
 
 def due_in_s(lane: Lane[Any], count: int, pace_per_s: float, now_s: float, *, is_old: bool) -> float:

@@ -1,4 +1,4 @@
-"""The promise of HourlyQuota, under any order of handing out, leaving and reporting."""
+"""The promise of Quota, under any order of handing out, leaving and reporting."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mta.traffic.quota import HourlyQuota
+from mta.traffic.limits import Limits
+from mta.traffic.quota import Quota, hourly
 
 T = 1_800_000_000.0
 
@@ -24,7 +25,8 @@ class World:
     """Hands out what the quota allows; each message truly leaves somewhere between handing out and report."""
 
     def __init__(self, limit: int, rng: random.Random) -> None:
-        self.quota = HourlyQuota(limit)
+        self.limit = limit
+        self.quota = hourly(limit)
         self.rng = rng
         self.now = T + rng.random() * 60
         self.flying: list[tuple[float, int]] = []  # (handed out at, messages)
@@ -48,6 +50,7 @@ class World:
             attempted = self.rng.choice([n, self.rng.randint(0, n)])
             self.leave(since, attempted)
             self.quota.report(attempted, self.now)
+            self.keep(attempted)
             self.quota.give_back(n - attempted)
 
     def wait(self) -> None:
@@ -60,19 +63,18 @@ class World:
 
     def crash(self) -> None:
         """A new process: loads what was stored; what was in flight, its journal says, may have left."""
-        stored = self.quota.buckets_since(0)
         for since, n in self.flying:
             self.leave(since, n)
         lost = sum(n for _, n in self.flying)
         self.flying = []
-        older = {**self.store, **dict(stored)}
-        self.store = older
-        self.quota = HourlyQuota(self.quota.limit_per_hour)
-        self.quota.load(older.items(), self.now)
+        self.quota = hourly(self.limit)
+        self.quota.load(self.store.items(), self.now)
         self.quota.charge(lost, self.now)
+        self.keep(lost)
 
-    def save(self) -> None:
-        self.store = {**self.store, **dict(self.quota.buckets_since(0))}
+    def keep(self, used: int) -> None:
+        bucket = int(self.now // 10)
+        self.store[bucket] = self.store.get(bucket, 0) + used
 
     def check(self, limit: int) -> None:
         assert most_in_any(300, self.left_at) <= max(1, limit // 12)
@@ -96,7 +98,6 @@ def test_no_window_is_overfull_across_restarts(limit: int, seed: int) -> None:
     world = World(limit, random.Random(seed))
     for step in range(300):
         world.rng.choice([world.hand_out, world.hand_out, world.land, world.land, world.wait])()
-        world.save()
         if step % 40 == 39:
             world.crash()
     for since, n in world.flying:
@@ -109,7 +110,7 @@ def test_no_window_is_overfull_across_restarts(limit: int, seed: int) -> None:
 def test_after_a_reload_everything_handed_out_obeys_the_new_limit(limits: list[int], seed: int) -> None:
     world = World(limits[0], random.Random(seed))
     for limit in limits:
-        world.quota.set_limit(limit)
+        world.quota.set_ceilings(Limits(messages_per_hour_max=limit).message_ceilings())
         for _ in range(60):
             free = world.quota.available(world.now)
             if free:
@@ -126,7 +127,7 @@ def test_after_a_reload_everything_handed_out_obeys_the_new_limit(limits: list[i
 @pytest.mark.parametrize("limit", [12, 120, 1_200, 10_000, 360_000])
 @pytest.mark.parametrize("flight_s", [0.0, 2.0])
 def test_unlimited_demand_gets_nine_tenths_of_the_limit(limit: int, flight_s: float) -> None:
-    quota, now, sent = HourlyQuota(limit), T + 7, 0
+    quota, now, sent = hourly(limit), T + 7, 0
     end = now + 20 * 3600
     while now < end:
         n = quota.available(now)
@@ -148,14 +149,24 @@ def test_next_at_is_the_first_moment_at_which_something_is_free(limit: int, seed
         if at == world.now:
             assert world.quota.available(world.now) > 0
         elif at < float("inf"):
-            free_before = (
-                min(world.quota.slice_max - world.quota._slice.used, limit - world.quota._hour.used)
-                - world.quota.in_flight
-            )
-            assert free_before <= 0
-            probe = HourlyQuota(limit)
-            probe._slice.merge((b * 10, n) for b, n in world.quota._slice._buckets)
-            probe._hour.merge((b * 60, n) for b, n in world.quota._hour._buckets)
-            probe.in_flight = world.quota.in_flight
+            assert world.quota.available(world.now) == 0
+            probe = hourly(limit)
+            probe.inherit(world.quota)
+            probe.carry(world.quota.in_flight)
             assert probe.available(at - 0.001) == 0
             assert probe.available(at) > 0
+
+
+@given(st.integers(1, 20), st.integers(1, 200), st.integers(0, 2**32))
+@settings(max_examples=60, deadline=None)
+def test_seconds_and_minutes_are_as_exact_as_hours(a_second: int, a_minute: int, seed: int) -> None:
+    world = World(12, random.Random(seed))
+    world.quota = Quota(Limits(messages_per_second_max=a_second, messages_per_minute_max=a_minute).message_ceilings())
+    for _ in range(400):
+        world.rng.choice([world.hand_out, world.hand_out, world.land, world.land, world.wait])()
+        if world.rng.random() < 0.7:
+            world.now += world.rng.random() * 0.3
+    for since, n in world.flying:
+        world.leave(since, n)
+    assert most_in_any(1, world.left_at) <= a_second
+    assert most_in_any(60, world.left_at) <= a_minute

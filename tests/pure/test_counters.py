@@ -8,6 +8,7 @@ import pytest
 
 from mta.traffic.counters import Counters, Limit
 from mta.traffic.rules import Rule, RuleSet, Scope
+from tests.support.schedule_model import egress
 
 T = 1_800_000_000.0
 
@@ -30,7 +31,7 @@ def test_what_is_needed_or_remembers_something_is_not_forgotten() -> None:
     assert spent.quota is not None
     spent.quota.take(1)
     spent.quota.report(1, T)
-    path, failing = books.path("e1", "192.0.2.1"), books.path("e2", "192.0.2.1")
+    path, failing = books.path(egress(1), "192.0.2.1"), books.path(egress(2), "192.0.2.1")
     failing.backoff.failed(0.0)
     room = books.path_room(rule, 1, "192.0.2.1")
     assert room is not None
@@ -38,8 +39,8 @@ def test_what_is_needed_or_remembers_something_is_not_forgotten() -> None:
     assert books.limit(rule, 1, "192.0.2.1") is needed
     assert books.limit(rule, 2, "192.0.2.1") is spent
     assert books.limit(rule, 3, "192.0.2.1") is not idle
-    assert books.path("e1", "192.0.2.1") is path
-    assert books.path("e2", "192.0.2.1") is failing
+    assert books.path(egress(1), "192.0.2.1") is path
+    assert books.path(egress(2), "192.0.2.1") is failing
     assert books.path_room(rule, 1, "192.0.2.1") is room
     books.forget(set(), 5_000.0)
     assert len(books) == 0

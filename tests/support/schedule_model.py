@@ -43,6 +43,7 @@ class Sent(NamedTuple):
     mx_host: str
     peer: str
     egress: Egress
+    domain: str = ""
 
 
 @dataclass

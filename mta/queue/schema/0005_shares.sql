@@ -1,1 +1,2 @@
 -- Shares of limits between nodes.
+SELECT 1;

@@ -1,1 +1,2 @@
 -- Traffic events: what is in force besides the rules, and what was.
+SELECT 1;

@@ -1,1 +1,2 @@
 -- Forecasts, kept to be compared with what happened.
+SELECT 1;

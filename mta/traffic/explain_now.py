@@ -1,0 +1,333 @@
+"""Why a site's mail does not go now: read from the state that decides, changing nothing in it.
+
+Everything here asks the objects of the schedule themselves: a lane for its wait, a gate whether it is open, a limit
+for its figures and for its own words. There is no second reckoning of what may go.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import Any, Final
+
+import msgspec
+
+from mta.model.waiting import Wait, WaitReason
+from mta.traffic.limit import Figure, Limit, Path, Room
+from mta.traffic.rules import Rule, RuleSet
+from mta.traffic.schedule import SIZE_UNKNOWN_BYTES, Schedule
+from mta.traffic.sessions import Group, Hop
+
+_LETTERS: Final = {"c": "connections", "m": "messages", "b": "bytes", "o": "connections begun"}
+# By kind of figure, the key of a rule that sets it.
+_KEYS: Final = {
+    "c": "connections_max",
+    "m1": "messages_per_second_max",
+    "m60": "messages_per_minute_max",
+    "m300": "messages_per_hour_max",
+    "m3600": "messages_per_hour_max",
+    "m86400": "messages_per_day_max",
+    "b60": "bytes_per_minute_max",
+    "b3600": "bytes_per_hour_max",
+    "b86400": "bytes_per_day_max",
+    "o1": "connections_per_second_max",
+    "o60": "connections_per_minute_max",
+    "o3600": "connections_per_hour_max",
+}
+# What ends a wait of which nobody can say the time.
+_EVENTS: Final = {
+    WaitReason.DNS: "when the resolver answers",
+    WaitReason.RULE_CONNECTIONS: "when one of the open connections ends",
+    WaitReason.RULE_CONNECTION_RATE: "when it is known what became of the connections that are being opened",
+    WaitReason.RULE_MESSAGES: "when messages under way are reported",
+    WaitReason.RULE_MESSAGES_PER_HOUR: "when messages under way are reported",
+    WaitReason.RULE_BYTES: "when messages under way are reported",
+    WaitReason.WARM_UP: "when messages under way are reported",
+    WaitReason.QUIET_HOURS: "when the quiet hours end",
+    WaitReason.SHARE: "when the nodes share the limit out anew",
+    WaitReason.BACKOFF: "when the session that tries the path again has an answer",
+    WaitReason.NO_EGRESS: "when the pool or its masks are changed (mta.toml, then a restart)",
+    WaitReason.NO_SIGNING_KEY: "when a key is there (mta.toml, then a reload)",
+    WaitReason.SUSPENDED: "when the suspension is lifted",
+    WaitReason.SESSIONS: "when a session of any child ends",
+    WaitReason.WINDOW: "when its sessions report, in a moment",
+    WaitReason.LEASE: "when the database answers again",
+    WaitReason.JOURNAL: "when the journal can be written again",
+}
+
+
+class LimitNow(msgspec.Struct, frozen=True):
+    """How far a limit is used. ``span_s`` 0: at a time. ``share`` is this node's part of ``most``."""
+
+    limit: str  # the key of the rule, as in the rules file
+    what: str  # connections, messages, bytes, connections begun
+    span_s: int
+    used: int
+    in_flight: int
+    most: int
+    share: int
+    counted_on: str
+    title: str  # "rule google"
+    origin: str  # file:line of the value
+    holds: int = 0  # lanes that wait on it
+
+
+class EgressNow(msgspec.Struct, frozen=True):
+    """A site through one egress. ``reason`` empty: nothing holds it here. ``until_unix_s`` None: an ``event`` ends it."""
+
+    egress: str
+    sessions: int
+    open_s: float  # what opening a session takes, lately
+    message_s: float  # what a message takes on one session, lately
+    reason: str
+    detail: str
+    rule: str
+    origin: str
+    mx_host: str
+    peer: str
+    until_unix_s: float | None
+    event: str
+
+
+class LaneNow(msgspec.Struct, frozen=True):
+    """The recipients of one site with the same egresses. ``state``: ``goes`` (its turn comes), ``waits``, ``empty``."""
+
+    site: str
+    hosts: tuple[str, ...]
+    pool: str
+    domain: str  # one of its recipients' domains
+    waiting: int
+    state: str
+    reason: str
+    detail: str
+    until_unix_s: float | None
+    event: str
+    rate_per_s: float
+    egresses: tuple[EgressNow, ...]
+    limits: tuple[LimitNow, ...]
+
+
+def event_of(wait: Wait) -> str:
+    """What ends a wait that has no time; empty when it has one."""
+    return _EVENTS[wait.reason] if wait.until == math.inf else ""
+
+
+def lanes_of(schedule: Schedule[Any], wanted: str) -> list[Any]:
+    """The lanes of a site by its key, or of all sites that have an MX host of this name."""
+    name = wanted.lower().rstrip(".")
+    return [
+        lane
+        for lane in schedule.lanes
+        if lane.site.key == name or any(host.name == name for host in lane.site.hosts) or lane.domain == name
+    ]
+
+
+def lane_now(schedule: Schedule[Any], rules: RuleSet, lane: Any, now_s: float, unix_s: float) -> LaneNow:
+    """All there is to say of a lane. ``unix_s`` is the same moment as ``now_s``."""
+    groups = {group.egress.name: group for group in schedule._groups_of(lane)}
+    size_bytes = SIZE_UNKNOWN_BYTES
+    if lane.ready.count:
+        size_bytes = schedule.sizes_bytes.get(lane.ready.next_delivery(), SIZE_UNKNOWN_BYTES)
+    wait: Wait | None = lane.wait
+    egresses = []
+    for egress in lane.egresses:
+        group = groups.get(egress.name)
+        found, hop = (None, None) if group is None else _why_not(lane, group, now_s, size_bytes)
+        egresses.append(_egress_now(egress.name, group, found, hop, rules, unix_s - now_s))
+    return LaneNow(
+        site=lane.site.key,
+        hosts=tuple(host.name for host in lane.site.hosts),
+        pool=lane.chooser.pool.name,
+        domain=lane.domain,
+        waiting=lane.ready.count,
+        state="waits" if wait is not None else ("goes" if lane.ready.count else "empty"),
+        reason="" if wait is None else wait.reason.value,
+        detail="" if wait is None else wait.detail,
+        until_unix_s=None if wait is None else _unix(_opens_s(lane, wait), unix_s - now_s),
+        event="" if wait is None else event_of(wait),
+        rate_per_s=lane.rate_per_s,
+        egresses=tuple(egresses),
+        limits=tuple(_limits_of(groups.values(), rules, now_s)),
+    )
+
+
+def _opens_s(lane: Any, wait: Wait) -> float:
+    """The wait's time, or that of a gate's alarm where the wait was for a report that has come since."""
+    if wait.until < math.inf:
+        return wait.until
+    alarms = [gate.alarm_s for gate in lane.gates if isinstance(gate, Limit)]
+    return min(alarms, default=math.inf)
+
+
+def _why_not(lane: Any, group: Group, now_s: float, size_bytes: int) -> tuple[Wait | None, Hop | None]:
+    """What keeps a lane from going through this egress, of all that it met there on its last look."""
+    wait: Wait | None = lane.wait
+    if wait is None or group not in lane.gates:
+        return None, None  # it goes, or another egress has the turn
+    joined = set(lane.gates)
+    full: tuple[Wait, Hop] | None = None
+    failing: tuple[Wait, Hop] | None = None
+    for hop in group.hops:
+        for gate in (hop.path, *hop.rooms):
+            found = _why_shut(gate, hop, now_s, size_bytes) if gate in joined else None
+            if found is None:
+                continue
+            if found.reason is WaitReason.BACKOFF:
+                failing = failing if failing and failing[0].until <= found.until else (found, hop)
+            else:
+                full = full if full and full[0].until <= found.until else (found, hop)
+            break
+    if (shut := full or failing) is not None:
+        # Where there is one egress only, the lane has kept the very words of the decision.
+        return (wait, shut[1]) if len(lane.egresses) == 1 and wait.reason is shut[0].reason else shut
+    return (wait, group.hops[0] if group.hops else None) if len(lane.egresses) == 1 else (_busy(lane, group), None)
+
+
+def _busy(lane: Any, group: Group) -> Wait | None:
+    if any(type(gate) is Room and not gate.has_room for gate in lane.gates):
+        return Wait(WaitReason.SESSIONS, math.inf, "all sessions of all children are in use")
+    return Wait(WaitReason.WINDOW, math.inf, f"its {group.sessions} sessions are busy") if group.sessions else None
+
+
+def _why_shut(gate: Path | Room, hop: Hop, now_s: float, size_bytes: int) -> Wait | None:
+    """In the gate's own words; None when it is open."""
+    if isinstance(gate, Path):
+        if (suspension := gate.suspension) is not None and gate.suspended_until_s > now_s:
+            return Wait(WaitReason.SUSPENDED, gate.suspended_until_s, f"{suspension.name}: {suspension.detail}")
+        if gate.is_open(now_s):
+            return None
+        until_s = math.inf if gate.backoff.is_available(now_s) else gate.backoff.until_s
+        return Wait(WaitReason.BACKOFF, until_s, gate.last_failure)
+    if isinstance(gate, Limit):
+        if gate.counts_messages and gate.credits(now_s, size_bytes) <= 0:
+            return gate.wait_for_credits(now_s, size_bytes)
+        if gate.opens_at_s(now_s) > now_s:
+            return gate.wait_to_open(now_s)
+    if gate.has_room:
+        return None
+    if gate.lacks_share:
+        return Wait(WaitReason.SHARE, math.inf, f"other nodes hold the rest, this one has {gate.sessions_max}")
+    title = gate.title if isinstance(gate, Limit) else f"rule {hop.rule.name} to {hop.peer}"
+    return Wait(WaitReason.RULE_CONNECTIONS, math.inf, f"{title}: {gate.sessions} of {gate.sessions_max} connections")
+
+
+def _egress_now(
+    name: str, group: Group | None, wait: Wait | None, hop: Hop | None, rules: RuleSet, unix_offset_s: float
+) -> EgressNow:
+    rule = None if hop is None else hop.rule
+    return EgressNow(
+        egress=name,
+        sessions=0 if group is None else group.sessions,
+        open_s=0.0 if group is None else group.open_s,
+        message_s=0.0 if group is None else group.message_s,
+        reason="" if wait is None else wait.reason.value,
+        detail="" if wait is None else wait.detail,
+        rule="" if rule is None else rule.name,
+        origin="" if rule is None else _origin(rules, rule, wait),
+        mx_host="" if hop is None else hop.mx_host,
+        peer="" if hop is None else hop.peer,
+        until_unix_s=None if wait is None else _unix(wait.until, unix_offset_s),
+        event="" if wait is None else event_of(wait),
+    )
+
+
+def _unix(at_s: float, unix_offset_s: float) -> float | None:
+    return None if at_s == math.inf else at_s + unix_offset_s
+
+
+_REASON_KEYS: Final = {
+    WaitReason.RULE_CONNECTIONS: ("connections_max", "connections_per_path_max"),
+    WaitReason.RULE_CONNECTION_RATE: (
+        "connections_per_second_max",
+        "connections_per_minute_max",
+        "connections_per_hour_max",
+        "ramp_up_s",
+    ),
+    WaitReason.RULE_MESSAGES: ("messages_per_second_max", "messages_per_minute_max", "messages_per_day_max"),
+    WaitReason.RULE_MESSAGES_PER_HOUR: ("messages_per_hour_max",),
+    WaitReason.RULE_BYTES: ("bytes_per_minute_max", "bytes_per_hour_max", "bytes_per_day_max"),
+    WaitReason.QUIET_HOURS: ("quiet_hours",),
+}
+
+
+def _origin(rules: RuleSet, rule: Rule, wait: Wait | None) -> str:
+    """file:line of the value that holds, where it is known, else of the rule."""
+    if wait is not None:
+        names = [rule.name]
+        if rule.provider is not None and wait.detail.startswith(f"provider {rule.provider.name}:"):
+            names = [f"provider:{rule.provider.name}"]
+        found = {
+            rules.origins[name, key]
+            for name in names
+            for key in _REASON_KEYS.get(wait.reason, ())
+            if (name, key) in rules.origins
+        }
+        if len(found) == 1:
+            return found.pop()
+    return rule.origin
+
+
+# --- counters ------------------------------------------------------------------------------------
+
+
+def limit_rows(limit: Limit, rules: RuleSet, now_s: float) -> Iterator[LimitNow]:
+    """Every figure of one counter."""
+    for figure in limit.figures(now_s):
+        yield _row(figure, limit, rules)
+
+
+def _row(figure: Figure, limit: Limit, rules: RuleSet) -> LimitNow:
+    name = limit.key.split("|", 1)[0]
+    key = _KEYS.get(figure.kind, figure.kind)
+    origin = rules.origins.get((name, key), "")
+    if not origin:
+        rule = next((rule for rule in (*rules.rules, rules.default) if rule.name == name), None)
+        origin = "" if rule is None else rule.origin
+    return LimitNow(
+        limit=key,
+        what=_LETTERS[figure.kind[0]],
+        span_s=figure.span_s,
+        used=figure.used,
+        in_flight=figure.in_flight,
+        most=figure.most,
+        share=figure.share,
+        counted_on=limit.key,
+        title=limit.title,
+        origin=origin,
+        holds=limit.waiting,
+    )
+
+
+def _limits_of(groups: Iterable[Group], rules: RuleSet, now_s: float) -> Iterator[LimitNow]:
+    hops = [hop for group in groups for hop in group.hops]
+    for limit in dict.fromkeys(limit for hop in hops for limit in hop.limits):
+        yield from limit_rows(limit, rules, now_s)
+    rooms = {id(hop.path_room): (hop, hop.path_room) for hop in hops if hop.path_room is not None}
+    for hop, room in rooms.values():
+        key = "connections_per_path_max"
+        most = room.sessions_max or 0
+        yield LimitNow(
+            limit=key,
+            what="connections",
+            span_s=0,
+            used=room.sessions,
+            in_flight=0,
+            most=hop.rule.connections_per_path_max or most,
+            share=most,
+            counted_on=f"{hop.rule.name} to {hop.peer}",
+            title=f"rule {hop.rule.name}",
+            origin=rules.origins.get((hop.rule.name, key), hop.rule.origin),
+            holds=room.waiting,
+        )
+
+
+# --- a delivery ----------------------------------------------------------------------------------
+
+
+def count_waiting(lanes: Iterable[Any], delivery_id: int, into: Counter[tuple[str, str]]) -> None:
+    """Adds the recipients of a delivery in these lanes by (reason, site); the reason ``goes`` is none."""
+    for lane in lanes:
+        waiting = sum(count for delivery, count in lane.ready.counts() if delivery == delivery_id)
+        if waiting:
+            into["goes" if lane.wait is None else lane.wait.reason.value, lane.site.key] += waiting
