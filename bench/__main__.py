@@ -26,6 +26,7 @@ from bench.picture import picture
 from bench.slow import SlowOptions, slow
 from bench.suite import Failed, run_all
 from bench.throttled import ThrottledOptions, throttled
+from bench.traffic import TrafficFigures, TrafficOptions, traffic
 from bench.world import BenchFailed
 from mta.model.errors import BadInput, LocalFault
 from mta.queue.embedded import EmbeddedPostgresError
@@ -207,6 +208,24 @@ def claim_(
     """What a claim costs with few recipients waiting, and with many."""
     options = ClaimOptions(waiting=tuple(waiting or (10_000, 10_000_000)), claims=claims)
     _print("Claim", _run(lambda step: claim(options, step), as_json), as_json)
+
+
+@app.command("traffic")
+def traffic_(
+    recipients: Recipients = 400_000,
+    sites: Annotated[int, typer.Option(help="Sites that mail is for.", min=2, max=100_000)] = 2_000,
+    rules: Annotated[int, typer.Option(help="Rules; of 25 one is limited.", min=1, max=2_000)] = 500,
+    egresses: Annotated[int, typer.Option(help="Source addresses of the pool.", min=1, max=64)] = 8,
+    seed: Annotated[int, typer.Option(help="Of what is random.")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """What a decision costs, and whether limits are held and used: the schedule alone, under a virtual clock."""
+    options = TrafficOptions(recipients=recipients, sites=sites, rules=rules, egresses=egresses, seed=seed)
+
+    async def work(step: Callable[[str], None]) -> TrafficFigures:
+        return traffic(options, step)
+
+    _print("Traffic control", _run(work, as_json), as_json)
 
 
 @app.command("all")

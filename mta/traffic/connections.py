@@ -116,13 +116,15 @@ class Connections:
     def open_session_for(self, group: Group, now_s: float, size_bytes: int = 0) -> Session | None:
         """A session that there is already and that may be given something now."""
         while (session := group.next_free()) is not None:
-            hop = session.hop
-            if (dry := self._dry_limit(hop, now_s, size_bytes)) is not None:
+            dry: Limit | None = None
+            if session.limit.counts_messages or len(session.hop.limits) > 1:
+                dry = self._dry_limit(session.hop, now_s, size_bytes)
+            if dry is not None:
                 # Out of the way until there are credits: another session may count on another limit.
                 group.unlist_first()
                 session.dry_up(dry)
                 self._turns.alarms.set(dry, dry.credits_at_s(now_s, size_bytes))
-            elif hop.path.suspended_until_s > now_s or self._must_yield(session, now_s):
+            elif session.path.suspended_until_s > now_s or self._must_yield(session, now_s):
                 self.close(session)
             else:
                 session.refill()
@@ -328,7 +330,7 @@ class Connections:
         session.progress += attempted
         if session.progress == attempted:
             session.group.proven += not session.is_closing
-            path = session.hop.path
+            path = session.path
             if path.is_failing(now_s) or session.is_trial:
                 self._end_trial(session)
                 path.backoff.succeeded()
@@ -530,6 +532,7 @@ class Connections:
         """Counts a session in other rooms, even where there is no room for it."""
         old = session.hop
         session.hop = hop
+        session.limit, session.path = hop.limits[0], hop.path
         rooms = hop.rooms + session.rooms[len(old.rooms) :]
         if session.is_over:
             session.rooms = rooms

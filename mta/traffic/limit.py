@@ -143,9 +143,11 @@ class Limit(Room):
         "_shares",
         "_suspended_until_s",
         "_unix_offset_s",
+        "counts_messages",
         "dry",
         "in_force",
         "key",
+        "messages_per_connection",
         "openings",
         "quota",
         "ramped_s",
@@ -169,6 +171,8 @@ class Limit(Room):
         self._plan_day = -1
         self._shares: Mapping[str, int] | None = None
         self.in_force = limits
+        self.messages_per_connection = UNLIMITED
+        self.counts_messages = False  # whoever has a session of it may be given as many as it takes
         self.quota: Quota | None = None  # of messages
         self.volume: Quota | None = None  # of bytes
         self.openings: Quota | None = None  # of connections that are begun
@@ -212,6 +216,9 @@ class Limit(Room):
         self.volume = _adjusted(self.volume, limits.byte_ceilings())
         self.openings = _adjusted(self.openings, limits.opening_ceilings())
         self._most = limits.connections_max
+        each = limits.messages_per_connection_max
+        self.messages_per_connection = UNLIMITED if each is None else each
+        self._look_what_counts()
         self.set_shares(self._shares)
 
     def follow_plan(self, starts_unix_s: float, ladder: tuple[int, ...]) -> None:
@@ -219,6 +226,7 @@ class Limit(Room):
         if self._plan != (starts_unix_s, ladder):
             self._plan = (starts_unix_s, ladder)
             self._plan_day = -1
+            self._look_what_counts()
 
     @property
     def is_plan(self) -> bool:
@@ -308,10 +316,8 @@ class Limit(Room):
 
     # --- credits --------------------------------------------------------------------------------
 
-    @property
-    def counts_messages(self) -> bool:
-        """False: whoever has a session of it may be given as many as it takes."""
-        return (
+    def _look_what_counts(self) -> None:
+        self.counts_messages = (
             self.quota is not None
             or self.volume is not None
             or self._quiet is not None

@@ -207,6 +207,7 @@ class RuleSet:
         self._by_domain: tuple[_Compiled, ...] = tuple(one for one in self._compiled if one.domains is not None)
         self.has_sites = any(one.sites is not None for one in self._compiled)
         self._blocks = tuple((block, compile_masks(split_masks(block.domains))) for block in self.error_blocks)
+        self._index, self._others = _index(self._compiled)
         self._matches: dict[tuple[str, str, str, int], Rule] = {}
         self._classes: dict[str, str] = {}
 
@@ -248,10 +249,19 @@ class RuleSet:
         return rule
 
     def _find(self, name: str, site: str, domain_class: str, egress_id: int) -> Rule:
-        for one in self._compiled:
+        for one in self._candidates(name):
             if self._fits(one, name, site, domain_class) and one.rule.holds_for(egress_id):
                 return one.rule
         return self.default
+
+    def _candidates(self, name: str) -> list[_Compiled]:
+        """In order, all rules but those that certainly do not fit: nearly every mask is ``*.`` and a domain."""
+        numbers = set(self._others)
+        at = name.find(".")
+        while at >= 0:
+            numbers.update(self._index.get(name[at + 1 :], ()))
+            at = name.find(".", at + 1)
+        return [self._compiled[number] for number in sorted(numbers)]
 
     def _fits(self, one: _Compiled, name: str, site: str, domain_class: str) -> bool:
         if not one.mx.fullmatch(name) or (one.sites is not None and not one.sites.fullmatch(site)):
@@ -301,6 +311,20 @@ class RuleSet:
         if chosen is None:
             verdicts.append((self.default, "holds: no rule fits"))
         return verdicts
+
+
+def _index(rules: Sequence[_Compiled]) -> tuple[dict[str, list[int]], list[int]]:
+    """Numbers of the rules by the domain behind ``*.`` in each of their masks; and those with a mask of another kind."""
+    by_domain: dict[str, list[int]] = {}
+    others = []
+    for number, one in enumerate(rules):
+        domains = [canonical_name(mask[2:]) for mask in one.rule.masks if mask.startswith("*.")]
+        if len(domains) < len(one.rule.masks) or any("*" in domain or "?" in domain for domain in domains):
+            others.append(number)
+        else:
+            for domain in domains:
+                by_domain.setdefault(domain, []).append(number)
+    return by_domain, others
 
 
 class _Compiled:

@@ -147,10 +147,12 @@ class Session:
         "is_listed_free",
         "is_over",
         "is_trial",
+        "limit",
         "message_s",
         "opened_s",
         "openings",
         "ordered_s",
+        "path",
         "progress",
         "rooms",
         "tls",
@@ -164,6 +166,8 @@ class Session:
         self.id = session_id
         self.group = group
         self.hop = hop
+        self.limit = hop.limits[0]
+        self.path = hop.path
         self.child = child
         self.rooms = rooms
         self.tls = hop.tls(is_verified=group.site.is_verified)
@@ -188,8 +192,7 @@ class Session:
     @property
     def left(self) -> int:
         """How many messages it may be given in its whole life yet."""
-        allowed = self.hop.limits[0].in_force.messages_per_connection_max
-        return 2**31 if allowed is None else allowed - self.used
+        return self.limit.messages_per_connection - self.used
 
     def room(self) -> int:
         """How many messages it may be given now; 0 also where more will be worth the while soon."""
@@ -301,8 +304,9 @@ class Group(Gate):
         if not self.message_s:
             return waiting > self.usable * MESSAGES_PER_NEW_SESSION
         # A session that may carry few messages needs its handshake for those few.
-        per_session = self.hops[0].limit.in_force.messages_per_connection_max if self.hops else None
-        message_s = self.message_s if per_session is None else self.message_s + self.open_s / per_session
+        message_s = self.message_s
+        if self.hops:
+            message_s += self.open_s / self.hops[0].limits[0].messages_per_connection
         return waiting * message_s > self.usable * WORTH_A_SESSION_S
 
     def next_free(self) -> Session | None:
