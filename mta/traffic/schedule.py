@@ -315,13 +315,14 @@ class Schedule(Generic[PartT]):
         *,
         is_attempt: bool = False,
         is_old: bool = False,
+        is_due: bool = False,
         cause: str = "",
     ) -> None:
         pace_per_s = surplus.pace(lane, self._groups_of(lane))
         for stream, part, positions in list(given):
             self.ready_count -= len(positions)
             due_in_s = 0.0
-            if not is_attempt:
+            if not (is_attempt or is_due):
                 due_in_s = surplus.due_in_s(lane, len(positions), pace_per_s, now_s, is_old=is_old)
             self._actions.append(GiveBack(lane, stream, part, positions, due_in_s, is_attempt, cause))
         self._drop_if_empty(lane)
@@ -373,7 +374,7 @@ class Schedule(Generic[PartT]):
         if is_regrouped:
             # Recipients in one lane may belong in two now: they come in anew.
             for lane in list(self._lanes.values()):
-                self._give_back(lane, lane.ready.shed(lane.ready.count), now_s)
+                self._give_back(lane, lane.ready.shed(lane.ready.count), now_s, is_due=True)
         for lane in self._lanes.values():
             if lane.wait is not None:
                 self._turns.run(lane)

@@ -24,9 +24,9 @@ from mta.traffic.egress import EgressChooser
 from mta.traffic.lanes import Lane
 from mta.traffic.limits import Limits
 from mta.traffic.ready import Run, Stream
-from mta.traffic.rules import NextMx, Rule, RuleSet, Scope, limit_key, path_key
+from mta.traffic.rules import NextMx, Rule, RuleSet, Scope, WarmUp, limit_key, path_key
 from mta.traffic.schedule import SIZE_UNKNOWN_BYTES, Schedule
-from mta.traffic.sessions import Hop, Session
+from mta.traffic.sessions import Group, Hop, Session
 from tests.support.schedule_model import A, B, Child, Connection, Part, Sent, Server, egress
 
 START_S = 5_000.0
@@ -49,10 +49,11 @@ class World:
         bounds: Bounds | None = None,
         seed: int = 1,
         comes_back: bool = True,
+        warm_ups: Iterable[WarmUp] = (),
     ) -> None:
         self.rng = random.Random(seed)
         self.now_s = START_S
-        self.rules = RuleSet(rules)
+        self.rules = RuleSet(rules, warm_ups=warm_ups)
         self.sites = sites
         self.choosers = {pool.name: EgressChooser(pool) for pool in pools}
         self.bounds = bounds or Bounds()
@@ -424,18 +425,23 @@ class World:
                 continue
             if any(session.in_flight and not session.is_closing for session in sessions):
                 continue  # one more might not pay; the next report decides
-            for hop in group.hops:
-                if hop.preference > group.hops[0].preference and group.hops[0].rule.next_mx is NextMx.NEVER:
-                    break
-                if set(hop.rooms) & set(lane.gates) and not self._has_credits(hop):
-                    break  # full when it was looked at; that the path has failed since opens nothing at once
-                if not hop.path.is_open(self.now_s):
-                    continue
-                may_begin = all(limit.opens_at_s(self.now_s) <= self.now_s for limit in hop.limits)
-                if self._has_credits(hop) and may_begin and all(room.has_room for room in hop.rooms):
-                    return f"{hop.mx_host} {hop.peer} through {group.egress.name}"
-                break  # only full: the less preferred stay unused
+            if (hop := self._free_hop(lane, group)) is not None:
+                return f"{hop.mx_host} {hop.peer} through {group.egress.name}"
         return ""
+
+    def _free_hop(self, lane: Lane[Part], group: Group) -> Hop | None:
+        for hop in group.hops:
+            if hop.preference > group.hops[0].preference and group.hops[0].rule.next_mx is NextMx.NEVER:
+                break
+            if set(hop.rooms) & set(lane.gates) and not self._has_credits(hop):
+                break  # full when it was looked at; that the path has failed since opens nothing at once
+            if not hop.path.is_open(self.now_s):
+                continue
+            may_begin = all(limit.opens_at_s(self.now_s) <= self.now_s for limit in hop.limits)
+            if self._has_credits(hop) and may_begin and all(room.has_room for room in hop.rooms):
+                return hop
+            break  # only full: the less preferred stay unused
+        return None
 
     def _has_credits(self, hop: Hop) -> bool:
         # Which delivery was next when a session was passed over is not known here: it may have been a new one.
