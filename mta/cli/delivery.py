@@ -69,6 +69,9 @@ def create(
     start_at: Annotated[
         str | None, typer.Option(help="Not before this time (ISO 8601 with zone).", show_default=False)
     ] = None,
+    deadline: Annotated[
+        str | None, typer.Option(help="To be done by (ISO 8601 with zone): goes before others then.", show_default=False)
+    ] = None,
     retry: Annotated[
         str | None, typer.Option(help="Retry schedule: a preset's name, or JSON.", show_default=False)
     ] = None,
@@ -102,6 +105,7 @@ def create(
         retry=json.dumps(retry) if retry is not None and retry.isidentifier() and retry != "null" else retry,
         waves=waves_from(wave_share, wave_every, wave or []),
         is_simulated=simulate,
+        deadline=None if deadline is None else parse_time(deadline, "--deadline"),
     )
     made = with_database(dsn, lambda conn: deliveries.create(conn, new))
     if as_json:

@@ -17,7 +17,7 @@ from mta.model.limits import PART_INDEX_BITS, PART_RECIPIENTS_MAX
 from mta.queue.claim import ClaimedPart, DeliveryView
 from mta.queue.settle import Row
 from mta.traffic.egress import EgressChooser
-from mta.traffic.fair import effective_weight
+from mta.traffic.fair import effective_weight, urgency
 from mta.traffic.lanes import Lane
 from mta.traffic.ready import Stream
 from mta.traffic.retry import CLASSIC, RetrySchedule, parse_retry
@@ -58,13 +58,19 @@ class DeliveryBook:
         if view.retry != self.view.retry:
             self.retry = _retry_of(view)
         self.view = view
-        self.weight = effective_weight(view.priority, view.weight)
+        self.weight = effective_weight(view.priority, view.weight) * _urgency_of(view)
         self.valid_until_s = view.valid_until.timestamp()
 
     @property
     def is_expired(self) -> bool:
         """Its validity is over: nothing of it is begun any more."""
         return time.time() >= self.valid_until_s
+
+
+def _urgency_of(view: DeliveryView) -> int:
+    if view.deadline is None or view.started_at is None:
+        return 1
+    return urgency(view.started_at.timestamp(), view.deadline.timestamp(), time.time())
 
 
 def _retry_of(view: DeliveryView) -> RetrySchedule:
@@ -128,3 +134,4 @@ class BatchBook(NamedTuple):
     lane: Lane[LeasedPart]
     stream: Stream
     open: dict[int, set[int]]  # part -> positions
+    retry: RetrySchedule | None = None  # of the session's rule; None: that of the delivery

@@ -139,7 +139,9 @@ class Dispatch:
         for part in parts:
             open_.setdefault(part.part_id, set()).update(part.positions)
         session, stream = action.session, action.stream
-        self._collector.batches[number] = BatchBook(session.id, child.number, action.lane, stream, open_)
+        self._collector.batches[number] = BatchBook(
+            session.id, child.number, action.lane, stream, open_, session.hop.rule.retry
+        )
         packed = b"[" + b",".join(rows) + b"]"
         child.tell(Batch(number, session.id, stream.delivery_id, stream.fields, parts, packed))
 
@@ -176,6 +178,7 @@ class Dispatch:
                 reply,
                 site=site,
                 is_attempt=True,
+                retry=self._schedule.rule_of(action.lane).retry,
             )
         else:
             self._collector.surplus(action.part, action.positions, site, action.due_in_s)

@@ -30,6 +30,7 @@ class DeliveryView(msgspec.Struct, frozen=True):
     valid_until: datetime
     due_in_s: float | None  # ≤ 0: due now; by the database's clock
     is_simulated: bool
+    deadline: datetime | None = None
 
 
 class ClaimedPart(msgspec.Struct, frozen=True):
@@ -58,7 +59,7 @@ class ClaimedPart(msgspec.Struct, frozen=True):
 _ACTIVE = """
 SELECT d.id, d.state, d.sealed, d.priority, d.weight, d.egress_pool, d.in_doubt_policy, d.retry::text,
        d.started_at, d.valid_until, extract(epoch FROM p.due_at - clock_timestamp())::float8 AS due_in_s,
-       d.is_simulated
+       d.is_simulated, d.deadline
 FROM mta.delivery d
 LEFT JOIN LATERAL (
     SELECT due_at FROM mta.delivery_part
@@ -70,7 +71,7 @@ ORDER BY d.id
 """
 _ONE = """
 SELECT id, state, sealed, priority, weight, egress_pool, in_doubt_policy, retry::text, started_at, valid_until,
-       NULL::float8 AS due_in_s, is_simulated
+       NULL::float8 AS due_in_s, is_simulated, deadline
 FROM mta.delivery WHERE id = $1
 """
 _CONTENT = "SELECT content FROM mta.delivery WHERE id = $1"

@@ -33,7 +33,7 @@ SEAL_TIMEOUT_MS: Final = 10_000
 _COLUMNS = """
 SELECT d.id, d.name, d.state, d.sealed, d.priority, d.weight, d.egress_pool, d.in_doubt_policy, d.part_recipients,
        d.starts_at, d.validity, d.created_at, d.started_at, d.valid_until, d.ended_at,
-       d.waves::text AS waves, d.last_wave_at, d.is_simulated,
+       d.waves::text AS waves, d.last_wave_at, d.is_simulated, d.deadline,
        (SELECT coalesce(sum(recipients), 0)::bigint FROM mta.delivery_append WHERE delivery_id = d.id) AS appended,
        (SELECT coalesce(sum(count), 0)::bigint FROM mta.delivery_part WHERE delivery_id = d.id AND held) AS held,
        coalesce(s.delivered, 0) AS delivered, coalesce(s.failed, 0) AS failed, coalesce(s.expired, 0) AS expired,
@@ -46,8 +46,8 @@ _LIST = _COLUMNS + "WHERE $1::text IS NULL OR d.state = $1 ORDER BY d.id DESC LI
 _CREATE = """
 WITH made AS (
     INSERT INTO mta.delivery (name, content, priority, weight, egress_pool, in_doubt_policy, part_recipients,
-                              starts_at, validity, retry, waves, is_simulated)
-    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10::text::jsonb, $11::text::jsonb, $12) RETURNING id
+                              starts_at, validity, retry, waves, is_simulated, deadline)
+    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10::text::jsonb, $11::text::jsonb, $12, $13) RETURNING id
 )
 INSERT INTO mta.delivery_stats (delivery_id) SELECT id FROM made RETURNING delivery_id
 """
@@ -103,6 +103,7 @@ class NewDelivery(msgspec.Struct, frozen=True, kw_only=True):
     retry: str | None = None  # JSON, see mta.traffic.retry; None: the classic schedule
     waves: str | None = None  # JSON, see mta.traffic.waves; None: all at once
     is_simulated: bool = False  # MAIL and RCPT are asked, nothing is sent
+    deadline: datetime.datetime | None = None  # aware; it goes before others as it nears, see mta.traffic.fair
 
 
 class Delivery(msgspec.Struct, frozen=True):
@@ -126,6 +127,7 @@ class Delivery(msgspec.Struct, frozen=True):
     waves: str | None
     last_wave_at: datetime.datetime | None
     is_simulated: bool
+    deadline: datetime.datetime | None
     appended: int
     held: int
     delivered: int
@@ -171,6 +173,7 @@ async def create(conn: Conn, new: NewDelivery) -> int:
         new.retry,
         new.waves,
         new.is_simulated,
+        new.deadline,
     )
     await announce(conn, made)
     return made
@@ -321,6 +324,8 @@ def _check_new(new: NewDelivery) -> None:
             raise BadInput(where, f"is {value}, allowed are {least} to {most}")
     if new.starts_at is not None and new.starts_at.tzinfo is None:
         raise BadInput("starts_at", "has no time zone")
+    if new.deadline is not None and new.deadline.tzinfo is None:
+        raise BadInput("deadline", "has no time zone")
     if new.validity <= datetime.timedelta(0):
         raise BadInput("validity", "must be longer than nothing")
     parse_retry(new.retry, "retry")

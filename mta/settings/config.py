@@ -6,6 +6,7 @@ import ipaddress
 import os
 import re
 import socket
+import ssl
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -14,12 +15,13 @@ from urllib.parse import urlsplit
 import msgspec
 
 from mta.dns.names import canonical_domain, is_host_name, literal_address
-from mta.dns.nameservers import endpoints
+from mta.dns.nameservers import check_trust, endpoints
 from mta.dns.networks import AddressPolicy
 from mta.model.dns import DnsSettings
 from mta.model.egress import Egress, EgressPool
 from mta.model.errors import BadInput
 from mta.model.masks import mask_fault
+from mta.model.tls import TlsSettings
 from mta.settings.dkim import SigningSettings, SigningTable, signing_settings
 from mta.settings.rules_file import EGRESS_ID_MAX
 from mta.settings.toml_lines import KeyPath
@@ -104,6 +106,7 @@ class Settings(msgspec.Struct, frozen=True):
     children: ChildrenSettings
     dns: DnsSettings
     smtp: SmtpSettings
+    tls: TlsSettings
     signing: SigningSettings
     egresses: tuple[Egress, ...]
     pools: dict[str, EgressPool]  # holds DEFAULT_POOL, always
@@ -138,6 +141,7 @@ _TABLES: Final[dict[str, type[msgspec.Struct]]] = {
     "children": ChildrenSettings,
     "dns": DnsSettings,
     "smtp": SmtpSettings,
+    "tls": TlsSettings,
     "signing": SigningTable,
     "rules": _RulesTable,
 }
@@ -172,6 +176,7 @@ def load_settings(
         **{
             **tables,
             "node": _node(source, tables["node"], base, host_name),
+            "tls": _tls(source, tables["tls"], tables["dns"], base),
             "database": _database(source, tables["database"], environment),
         },
         egresses=egresses,
@@ -234,6 +239,24 @@ def _check_dns(source: TomlSource, dns: DnsSettings) -> None:
             canonical_domain(name)
         except BadInput as error:
             raise source.fault(("dns", "own_names", i), error.what) from None
+
+
+def _tls(source: TomlSource, tls: TlsSettings, dns: DnsSettings, base: Path) -> TlsSettings:
+    """Tries what is used only later: certificates that cannot be read would stop mail, not the start."""
+    try:
+        check_trust(dns, tls)
+    except BadInput as error:
+        raise source.fault(tuple(error.where.split(".")), error.what) from None
+    if not tls.ca_file:
+        return tls
+    path = _path(source, ("tls", "ca_file"), tls.ca_file, base)
+    try:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.load_verify_locations(path)
+    except OSError as error:  # ssl.SSLError, of what is no certificate, is one
+        why = error.strerror or str(error)
+        raise source.fault(("tls", "ca_file"), f"{path} cannot be used: {why}") from None
+    return msgspec.structs.replace(tls, ca_file=str(path))
 
 
 def _helo_of(host_name: str) -> str:

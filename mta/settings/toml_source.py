@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import difflib
 import enum
 import os
@@ -46,7 +47,7 @@ class TomlSource:
     @classmethod
     def read(cls, path: Path, bytes_max: int = FILE_BYTES_MAX) -> TomlSource:
         """Reads a regular file of UTF-8 text. Raises BadInput at the path, with a line where one is known."""
-        return cls(_decode(read_whole(path, bytes_max)[0], str(path)), str(path))
+        return cls(decode(read_whole(path, bytes_max)[0], str(path)), str(path))
 
     def where(self, path: KeyPath) -> str:
         """``file:line`` of a key, or of the nearest thing around it that is written down."""
@@ -90,6 +91,10 @@ class TomlSource:
         """``value`` as ``kind``: a Struct, a tuple of them, or whatever msgspec converts to strictly."""
         if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
             return self.build(path, value, kind)
+        if isinstance(value, dict) and get_origin(kind) in (Union, types.UnionType):
+            for arm in get_args(kind):
+                if isinstance(arm, type) and issubclass(arm, msgspec.Struct):
+                    return self.build(path, value, arm)
         if get_origin(kind) is tuple and isinstance(value, list):
             return tuple(self.value((*path, i), element, get_args(kind)[0]) for i, element in enumerate(value))
         if isinstance(value, float) and value - value != 0:
@@ -120,13 +125,15 @@ def allowed(kind: Any) -> str:
         return f"an array, each {allowed(get_args(kind)[0])}"
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
         return one_of(str(member.value) for member in kind)
+    if kind is datetime.date:
+        return "a date, such as 2027-01-31"
     if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
         return "a table"
     return _PLAIN_NAMES.get(kind, str(kind))
 
 
 def one_of(names: Iterable[str]) -> str:
-    return "one of " + ", ".join(repr(name) for name in names)
+    return "one of " + ", ".join(repr(str(name)) for name in names)
 
 
 def _bounds(meta: msgspec.Meta) -> str:
@@ -172,7 +179,8 @@ def read_whole(
     return content, after
 
 
-def _decode(content: bytes, file: str) -> str:
+def decode(content: bytes, file: str) -> str:
+    """The text of a file of UTF-8, without its byte order mark. Raises BadInput at file and line."""
     if content.startswith(_UTF16_BOMS):
         raise BadInput(f"{file}:1", "is UTF-16 text; TOML is UTF-8")
     content = content.removeprefix(_UTF8_BOM)

@@ -38,6 +38,23 @@ def effective_weight(priority: int, weight: int) -> int:
     return weight << (3 * priority)
 
 
+URGENCY_MAX = 64  # two priorities
+
+
+def urgency(begins_s: float, deadline_s: float | None, now_s: float) -> int:
+    """By how much a delivery's weight grows as its deadline nears: twice each time that half of the time left is gone.
+
+    1 during the first half of the time from ``begins_s`` to the deadline, 2 until three quarters of it are gone, and so
+    on up to 64, which also holds afterwards: what is late is not given up. Without a deadline it is 1.
+    """
+    if deadline_s is None:
+        return 1
+    whole_s, left_s = deadline_s - begins_s, deadline_s - now_s
+    if left_s <= 0 or whole_s <= 0:
+        return URGENCY_MAX
+    return min(URGENCY_MAX, 1 << max(0, math.ceil(math.log2(whole_s / left_s)) - 1)) if left_s < whole_s else 1
+
+
 class _Flow(Generic[K]):
     __slots__ = ("key", "start", "version", "weight")
 

@@ -28,7 +28,7 @@ from mta.traffic.gates import Gate, Turns
 from mta.traffic.lanes import Lane, LaneKey
 from mta.traffic.limits import Limits
 from mta.traffic.ready import Run, Stream
-from mta.traffic.rules import RuleSet
+from mta.traffic.rules import Rule, RuleSet
 from mta.traffic.sessions import Group, Session, find_hops
 
 __all__ = ["Action", "Bounds", "CloseSession", "GiveBack", "HandOut", "OpenSession", "Schedule"]
@@ -413,6 +413,13 @@ class Schedule(Generic[PartT]):
         for room in self._counters.set_shares(shares, common_egresses):
             self._connections.look_again(room, now_s)
         self._connections.close_excess(self._counters.all_limits())
+
+    def rule_of(self, lane: Lane[PartT]) -> Rule:
+        """The rule of a lane's most preferred host, through the first of its egresses."""
+        if not lane.egresses or not lane.site.hosts:
+            return self._rules.default
+        host = lane.site.hosts[0].name
+        return self._rules.match(host, lane.egresses[0].id, lane.site.key, lane.domain_class)
 
     def limits(self) -> Iterable[Limit]:
         """Every counter there is now."""

@@ -9,14 +9,29 @@ import msgspec
 import pytest
 
 from mta.model.timeouts import SessionTimeouts
-from mta.settings.rules_file import RULE_KEYS, RULES_MAX, TIMEOUT_S_MAX, TIMEOUT_S_MIN, parse_rules
+from mta.settings.rules_automations import STAGES, TARGETS
+from mta.settings.rules_file import RULES_MAX, TIMEOUT_S_MAX, TIMEOUT_S_MIN, parse_rules
+from mta.settings.rules_tables import (
+    RULE_KEYS,
+    AutomationTable,
+    ErrorBlockTable,
+    ProviderTable,
+    RecoveryTable,
+    ValuesTable,
+    WarmUpTable,
+    keys_of,
+)
 from mta.settings.toml_source import FILE_BYTES_MAX, TomlSource
+from mta.traffic.automations import Act
 from mta.traffic.backoff import DELAY_S_MAX, INITIAL_DELAY_S
 from mta.traffic.rules import DEFAULT_RULE, Rule, Scope, Tls
 
 TEXT = (Path(__file__).parents[2] / "docs" / "rules.md").read_text()
 SECTIONS = dict(re.findall(r"^### `(\w+)`\n(.*?)(?=^##|\Z)", TEXT, re.MULTILINE | re.DOTALL))
 EXAMPLES = re.findall(r"^```toml\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
+
+
+LIKE_A_RULE = [key for key in RULE_KEYS if key not in ("name", "mx", "site", "domain")]
 
 
 def test_each_key_of_a_rule_has_its_section_and_the_reverse() -> None:
@@ -43,8 +58,8 @@ def test_switches_are_on_by_default(key: str) -> None:
 def test_the_built_in_rule_is_described_as_it_is() -> None:
     differing = {
         key: getattr(DEFAULT_RULE, key)
-        for key in RULE_KEYS
-        if key not in ("name", "mx") and getattr(DEFAULT_RULE, key) != getattr(Rule("r", "*"), key)
+        for key in LIKE_A_RULE
+        if getattr(DEFAULT_RULE, key) != getattr(Rule("r", "*"), key)
     }
     assert set(differing) == {"scope", "connections_max", "messages_per_connection_max"}
     paragraph = TEXT.partition("the built-in rule `default` holds")[2].partition("\n\n")[0]
@@ -54,9 +69,13 @@ def test_the_built_in_rule_is_described_as_it_is() -> None:
 
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_each_example_is_loaded(example: str) -> None:
-    whole = example if "[[rule]]" in example else '[[rule]]\nname = "r"\n' + example
-    if "mx =" not in whole:
-        whole += 'mx = "*"\n'
+    whole = example
+    if not example.startswith("["):
+        whole = '[[rule]]\nname = "r"\n' + example
+        if not re.search("^(mx|site|domain) =", example, re.MULTILINE):
+            whole += 'mx = "*"\n'
+    elif "[[rule]]" not in example:
+        whole += '[[rule]]\nname = "r"\nmx = "*"\n'
     assert len(parse_rules(TomlSource(whole, "docs/rules.md")))
 
 
@@ -66,3 +85,47 @@ def test_the_figures_named_are_those_of_the_code() -> None:
     assert FILE_BYTES_MAX == 1 << 20
     assert RULES_MAX == 2_000
     assert (INITIAL_DELAY_S, DELAY_S_MAX) == (4, 600)
+
+
+def rows_of(heading: str) -> dict[str, str]:
+    """The first table behind a heading: key -> what stands in its last column."""
+    section = TEXT.partition(f"\n{heading}\n")[2]
+    table = section[section.index("| key |") :].partition("\n\n")[0]
+    return dict(re.findall(r"^\| `(\w+)` \|.* \| ([^|]+) \|$", table, re.MULTILINE))
+
+
+@pytest.mark.parametrize(
+    ("heading", "table"),
+    [("## Automations", AutomationTable), ("## Error-rate blocks", ErrorBlockTable), ("## Warm-up plans", WarmUpTable)],
+)
+def test_the_keys_of_each_other_table_stand_with_their_defaults(heading: str, table: type[msgspec.Struct]) -> None:
+    rows = rows_of(heading)
+    assert set(rows) == set(keys_of(table))
+    for field in msgspec.structs.fields(table):
+        if field.required:
+            assert rows[field.name] == "required"
+        elif isinstance(field.default, int | float):
+            assert rows[field.name] == f"{field.default:g}"
+        elif isinstance(field.default, str) and field.default:
+            assert rows[field.name] == f'`"{field.default}"`'
+
+
+def test_a_provider_has_what_defaults_have_and_a_total() -> None:
+    assert set(keys_of(ProviderTable)) - set(keys_of(ValuesTable)) == {"name", "total"}
+    assert set(rows_of("### Providers")) == {"name", "total"}
+
+
+def test_figures_of_the_recovery_are_its_defaults() -> None:
+    shipped = RecoveryTable()
+    assert f"`step_percent` (default {shipped.step_percent:g}" in SECTIONS["recovery"]
+    assert f"`interval_s` (default {shipped.interval_s})" in SECTIONS["recovery"]
+
+
+def test_each_act_target_and_stage_is_named() -> None:
+    section = TEXT.partition("\n## Automations\n")[2].partition("\n## ")[0]
+    acts = {row.split("|")[1].strip(): row for row in section.splitlines() if row.startswith('| `"')}
+    assert set(acts) == {f'`"{act.value}"`' for act in Act}
+    for act, targets in TARGETS.items():
+        named = re.findall(r'`"([\w-]+)"`', acts[f'`"{act.value}"`'].split("|")[3])
+        assert named == [target.value for target in targets]
+    assert f"`{'`, `'.join(STAGES)}`" in section

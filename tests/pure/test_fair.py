@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from mta.traffic.fair import FairQueue, effective_weight
+from mta.traffic.fair import FairQueue, effective_weight, urgency
 
 
 def served(queue: FairQueue[str], picks: int, n: int = 50) -> dict[str, int]:
@@ -118,3 +118,10 @@ def test_its_tables_do_not_grow_with_the_service_given() -> None:
         queue.remove(f"once-{round_}")
     assert len(queue._waiting) + len(queue._eligible) <= 80
     assert len(queue._accounts) <= 600
+
+
+def test_a_deadline_doubles_the_weight_each_time_half_of_the_time_left_is_gone() -> None:
+    assert urgency(0.0, None, 5.0) == 1
+    found = [urgency(0.0, 64.0, at_s) for at_s in (-1.0, 0.0, 32.0, 32.1, 48.0, 48.1, 63.0, 63.9, 64.0, 1e9)]
+    assert found == [1, 1, 1, 2, 2, 4, 32, 64, 64, 64]
+    assert urgency(10.0, 5.0, 4.0) == 64  # it was late before it began
