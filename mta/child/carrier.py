@@ -7,6 +7,7 @@ from collections import deque
 from typing import Protocol
 
 from mta.child.letters import BatchCursor, Letter, LetterFailed
+from mta.failure.patterns import REFUSAL_MIN
 from mta.failure.triage import RETURNED, Decision, triage
 from mta.model.outcome import Reason, Status
 from mta.model.reply import Reply
@@ -14,6 +15,7 @@ from mta.outcomes.line import session_columns
 from mta.session.link import Link
 from mta.session.open import OpenSession, SessionFailed, SessionTarget, TlsPolicy, open_session
 from mta.smtp.dialogue import Dialogue, Envelope, Kind, Verdict
+from mta.smtp.envelope import Stage
 from mta.wire import Batch, BatchPart, ChildFrame, Open, Opened, OpenFailed, SessionClosed
 
 # One under way and the next: its commands go out in the write that ends the body before it.
@@ -22,6 +24,7 @@ TLS_POLICIES: dict[str, TlsPolicy] = {
     "disabled": "disabled",
     "opportunistic": "opportunistic",
     "required": "required",
+    "verified": "verified",
 }
 
 
@@ -33,11 +36,16 @@ class Crew(Protocol):
     @property
     def may_begin(self) -> bool: ...
 
+    @property
+    def ca_file(self) -> str: ...  # authorities that are trusted; empty: those of the system
+
     def now_s(self) -> float: ...
 
     def next_token(self) -> int: ...
 
     def settle(self, letter: Letter, decision: Decision) -> None: ...
+
+    def refused(self, letter: Letter, reply: Reply, stage: Stage) -> None: ...
 
     def give_back(self, batch: Batch, part: BatchPart, position: int, limit: str) -> None: ...
 
@@ -74,6 +82,8 @@ class Carrier:
             source=order.source,
             tls=TLS_POLICIES[order.tls],
             timeouts=order.timeouts,
+            authorities=order.authorities,
+            ca_file=self.worker.ca_file,
         )
         session: OpenSession | None = None
         try:
@@ -81,9 +91,7 @@ class Carrier:
             dialogue = Dialogue(session.extensions, pipelining=order.pipelining, chunking=order.chunking)
             self.link = Link(session, dialogue, self, order.timeouts, self.worker.now_s())
         except SessionFailed as failed:
-            code = failed.reply.code if failed.reply else 0
-            said = f"{failed.cause}: {failed.reply}" if failed.reply else failed.cause
-            self._not_opened(OpenFailed(order.session, failed.stage.name, code, said))
+            self._not_opened(_open_failed(order.session, failed))
             return
         except asyncio.CancelledError:
             if not self._is_closing:
@@ -143,8 +151,15 @@ class Carrier:
 
     def verdicts(self, link: Link, verdicts: list[Verdict]) -> None:
         worker = self.worker
+        refusal: Reply | None = None
         for verdict in verdicts:
             letter = worker.letters.pop(verdict.token)
+            reply = verdict.reply
+            if reply is not None and reply.code >= REFUSAL_MIN:
+                # A 421 ends all that is under way: it is one refusal all the same.
+                if verdict.kind is Kind.REFUSED or reply is not refusal:
+                    worker.refused(letter, reply, verdict.stage)
+                refusal = reply
             if verdict.kind is Kind.NOT_ATTEMPTED and letter.segments is not None:
                 decision = RETURNED  # nothing of its content was written
             else:
@@ -190,3 +205,12 @@ class Carrier:
     def _give_back(self, cursor: BatchCursor) -> None:
         for part, position in cursor.rest():
             self.worker.give_back(cursor.batch, part, position, self.order.limit)
+
+
+def _open_failed(session: int, failed: SessionFailed) -> OpenFailed:
+    reply = failed.reply
+    if reply is None:
+        return OpenFailed(session, failed.stage.name, 0, failed.cause, "", failed.cause)
+    said = str(reply)
+    cause = said if failed.cause == said else f"{failed.cause}: {said}"
+    return OpenFailed(session, failed.stage.name, reply.code, cause, reply.enhanced, reply.text)

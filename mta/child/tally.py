@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from time import time
 from typing import Final
 
 from mta.child.letters import Letter
+from mta.failure.patterns import ReplyPatterns, Wanted
 from mta.failure.triage import Decision
 from mta.model.outcome import Status
 from mta.model.reply import Reply
 from mta.outcomes.journal import Doubt, Settled
 from mta.outcomes.line import escaped, log_line, timestamp
-from mta.wire import Batch, BatchPart, OutcomeList, Report
+from mta.smtp.envelope import Stage
+from mta.wire import Batch, BatchPart, Matched, OutcomeList, Patterns, Report
 
 _REPLIES_KEPT: Final = 2_000
 _IN_DOUBT: Final = Status.IN_DOUBT
@@ -29,6 +32,11 @@ class Tally:
         self._turn_doubt = 0
         self._at = ""
         self._replies: dict[Reply, tuple[Status, str, str]] = {}
+        self._patterns = ReplyPatterns(())
+        self._watched = Patterns(0, [])
+        self._automations: dict[int, tuple[int, ...]] = {}  # of sessions that are older than the patterns
+        # (session, automation, delivery, domain) -> replies, and the first of them
+        self._matched: dict[tuple[int, int, int, str], tuple[int, str]] = {}
 
     @property
     def count(self) -> int:
@@ -41,7 +49,11 @@ class Tally:
         part = letter.part
         part_id = part.part_id
         status = decision.status
-        self._add(letter.batch.batch, part_id, letter.position, status, carrier.order.limit)
+        envelope = letter.envelope
+        size_bytes = 0 if envelope is None else envelope.size_bytes
+        # Its segments leave it when they are written; before that nothing of its content was.
+        sent_bytes = size_bytes if letter.segments is None else 0
+        self._add(letter.batch.batch, part_id, letter.position, status, carrier.order.limit, sent_bytes, size_bytes)
         if status is None:
             return
         if not self._at:
@@ -62,11 +74,35 @@ class Tally:
                 letter.reference,
                 carrier.columns,
                 texts[2],
+                sent_bytes,
             )
         )
         if status is _IN_DOUBT:
             order = carrier.order
             self._doubts.append((part_id, letter.position, order.mx_host, order.peer, reply.text))
+
+    def watch(self, patterns: Patterns, sessions: Iterable[int]) -> None:
+        """What automations wait for from now on. What was found by the patterns before is of no use any more.
+
+        ``sessions`` are open; the numbers that they were opened with mean nothing any more.
+        """
+        self._patterns = ReplyPatterns(
+            Wanted(one.codes, one.enhanced, one.pattern, one.stages) for one in patterns.patterns
+        )
+        self._watched = patterns
+        self._automations = dict.fromkeys(sessions, ()) | dict(patterns.sessions)
+        self._matched.clear()
+
+    def refused(self, letter: Letter, reply: Reply, stage: Stage) -> None:
+        """Counts a refusal for each automation of the session's rule that waits for such a reply."""
+        order = letter.carrier.order
+        numbers = self._automations.get(order.session, order.automations)
+        for number in self._patterns.match(reply.code, reply.enhanced, reply.text, stage, numbers):
+            asked = self._watched.patterns[number]
+            domain = letter.address[letter.address.rfind("@") + 1 :] if asked.is_by_domain else ""
+            key = (order.session, number, letter.batch.delivery_id if asked.is_by_delivery else 0, domain)
+            before = self._matched.get(key)
+            self._matched[key] = (1, str(reply)) if before is None else (before[0] + 1, before[1])
 
     def give_back(self, batch: Batch, part: BatchPart, position: int, limit: str) -> None:
         """Records a recipient that was never begun."""
@@ -85,7 +121,10 @@ class Tally:
     def take_report(self, sequence: int) -> Report:
         """All since the last report; each turn of it must have been taken before."""
         assert not self.settled, "what the journal does not have is not reported"
-        report = Report(sequence, self._report.outcomes(), "".join(self._lines).encode(), self._doubts)
+        matched = [Matched(*key, replies, sample) for key, (replies, sample) in self._matched.items()]
+        lines = "".join(self._lines).encode()
+        report = Report(sequence, self._report.outcomes(), lines, self._doubts, matched, self._watched.version)
+        self._matched.clear()
         self._report = OutcomeList()
         self._lines = []
         self._doubts = []
@@ -93,9 +132,18 @@ class Tally:
         self._turn_doubt = 0
         return report
 
-    def _add(self, batch: int, part_id: int, position: int, status: Status | None, limit: str) -> None:
+    def _add(
+        self,
+        batch: int,
+        part_id: int,
+        position: int,
+        status: Status | None,
+        limit: str,
+        sent_bytes: int = 0,
+        size_bytes: int = 0,
+    ) -> None:
         self.settled.append(Settled(batch, part_id, position, status or 0, limit))
-        self._report.add(batch, part_id, position, status, limit)
+        self._report.add(batch, part_id, position, status, limit, sent_bytes, size_bytes)
 
     def _texts(self, status: Status, decision: Decision) -> tuple[Status, str, str]:
         """The columns that a reply makes, kept: servers say the same few sentences."""

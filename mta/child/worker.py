@@ -23,8 +23,10 @@ from mta.child.tally import Tally
 from mta.child.templates import Templates
 from mta.failure.triage import Decision
 from mta.model.errors import LocalFault
+from mta.model.reply import Reply
 from mta.outcomes.journal import Intent, Journal, JournalError, Record
 from mta.smtp.dialogue import Envelope
+from mta.smtp.envelope import Stage
 from mta.telemetry.faults import end_on_fault
 from mta.wire import (
     Batch,
@@ -42,6 +44,7 @@ from mta.wire import (
     MasterFrame,
     Open,
     Opened,
+    Patterns,
     Recall,
     SigningKeys,
     decode_master_frame,
@@ -117,17 +120,25 @@ class Worker(asyncio.Protocol):
             case Lease():
                 self._lease_until_s = frame.until_s
                 self._resume()
+            case Recall():
+                self._recall(frame.delivery_id)
+            case Drain():
+                self._drain()
+            case _:
+                self._learn(frame)
+
+    def _learn(self, frame: ChildOptions | TemplateFrame | Forget | SigningKeys | Patterns) -> None:
+        """What the child needs to know for all that comes after it."""
+        match frame:
             case TemplateFrame():
                 assert self._options is not None
                 self._templates.add(frame, self._options.verp_key)
             case Forget():
                 self._templates.forget(frame.delivery_id)
-            case Recall():
-                self._recall(frame.delivery_id)
-            case Drain():
-                self._drain()
             case SigningKeys():
                 self._take_keys(frame)
+            case Patterns():
+                self._tally.watch(frame, self._carriers)
             case ChildOptions():
                 self._begin(frame)
 
@@ -197,6 +208,10 @@ class Worker(asyncio.Protocol):
         """False while nothing new may be begun: the lease is not certain, or the journal cannot be written."""
         return not self._trouble and self.now_s() < self._lease_until_s
 
+    @property
+    def ca_file(self) -> str:
+        return "" if self._options is None else self._options.ca_file
+
     def next_token(self) -> int:
         self._tokens += 1
         return self._tokens
@@ -210,6 +225,10 @@ class Worker(asyncio.Protocol):
         self._tally.settle(letter, decision)
         self._messages += 1
         self._end_turn_soon()
+
+    def refused(self, letter: Letter, reply: Reply, stage: Stage) -> None:
+        """A reply that an automation may wait for."""
+        self._tally.refused(letter, reply, stage)
 
     def give_back(self, batch: Batch, part: BatchPart, position: int, limit: str) -> None:
         self._tally.give_back(batch, part, position, limit)

@@ -7,10 +7,13 @@ from typing import Annotated, Final
 
 import typer
 
+from mta.cli.rules_common import print_findings
+from mta.cli.rules_lint import lint_settings
 from mta.cli.terminal import AsJson, print_json
 from mta.model.errors import BadInput
 from mta.settings import Settings, load_rules, load_settings
 from mta.settings.dkim import read_key
+from mta.traffic.rules import RuleSet
 
 app = typer.Typer(help="Settings: check a file and all that it names.", no_args_is_help=True)
 
@@ -31,26 +34,30 @@ def check(
     try:
         settings = load_settings(file)
     except BadInput as error:
-        faults = [error]
+        faults, warnings = [error], []
     else:
-        faults = _faults_beside(settings)
+        faults, rules = _faults_beside(settings)
+        warnings = lint_settings(rules, settings, str(file))
     if as_json:
-        print_json({"ok": not faults, "faults": [{"where": fault.where, "what": fault.what} for fault in faults]})
+        told = [{"where": fault.where, "what": fault.what} for fault in faults]
+        print_json({"ok": not faults, "faults": told, "warnings": warnings})
     elif faults:
         for fault in faults:
             typer.echo(f"{fault}", err=True)
     else:
         typer.echo(f"{file}: {len(settings.egresses)} egresses, {len(settings.signing.entries)} signing keys, all well")
+    if not as_json:
+        print_findings(warnings)
     if faults:
         raise typer.Exit(REFUSED_EXIT)
 
 
-def _faults_beside(settings: Settings) -> list[BadInput]:
-    """What is wrong with the files that the settings name."""
-    faults = []
+def _faults_beside(settings: Settings) -> tuple[list[BadInput], RuleSet]:
+    """What is wrong with the files that the settings name; and the rules, as far as they can be read."""
+    faults, rules = [], RuleSet()
     try:
         if settings.rules_file is not None:
-            load_rules(settings.rules_file)
+            rules = load_rules(settings.rules_file)
     except BadInput as error:
         faults.append(error)
     for entry in settings.signing.entries:
@@ -58,4 +65,4 @@ def _faults_beside(settings: Settings) -> list[BadInput]:
             read_key(entry)
         except BadInput as error:
             faults.append(error)
-    return faults
+    return faults, rules

@@ -70,7 +70,8 @@ def create(
         str | None, typer.Option(help="Not before this time (ISO 8601 with zone).", show_default=False)
     ] = None,
     deadline: Annotated[
-        str | None, typer.Option(help="To be done by (ISO 8601 with zone): goes before others then.", show_default=False)
+        str | None,
+        typer.Option(help="To be done by (ISO 8601 with zone): goes before others then.", show_default=False),
     ] = None,
     retry: Annotated[
         str | None, typer.Option(help="Retry schedule: a preset's name, or JSON.", show_default=False)

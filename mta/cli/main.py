@@ -16,7 +16,23 @@ from mta.model.errors import BadInput
 from mta.queue.connection import DatabaseUnreachable
 
 # A module has either ``app``, a Typer of several commands, or ``command``, a function that is the command.
-_NAMES: Final = ("run", "demo", "db", "delivery", "queue", "log", "rules", "config", "dkim", "sink")
+_NAMES: Final = (
+    "run",
+    "demo",
+    "db",
+    "delivery",
+    "queue",
+    "log",
+    "monitor",
+    "rules",
+    "explain",
+    "traffic",
+    "simulate",
+    "forecast",
+    "config",
+    "dkim",
+    "sink",
+)
 MODULES: Final = {name: f"mta.cli.{name}" for name in _NAMES}
 EXIT_NOT_DONE: Final = 2
 

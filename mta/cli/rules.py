@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import random
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated
 
 import msgspec
 import typer
 
+from mta.cli import replay, rules_applied, rules_lint
+from mta.cli.rules_common import BAD_INPUT_EXIT, DEFAULT_CONFIG, REFUSED_EXIT, print_findings, read_bundle
 from mta.cli.terminal import AsJson, print_json, print_table
 from mta.dns import Resolver
 from mta.model.address import parse_mailbox
@@ -17,14 +19,15 @@ from mta.model.dns import DnsSettings
 from mta.model.errors import BadInput
 from mta.model.site import NoRoute, Route
 from mta.settings import Settings, load_rules, load_settings
+from mta.settings.rules_named import named_tables
 from mta.traffic.explain import HostExplained, RuleExplained, SiteExplained, explain_limits, explain_site
+from mta.traffic.findings import Severity
+from mta.traffic.lint import lint_rules
 from mta.traffic.rules import Rule, RuleSet, format_ranges
 
-app = typer.Typer(help="MX rules: check a file, or explain which rule holds for an address.", no_args_is_help=True)
-
-REFUSED_EXIT: Final = 1
-BAD_INPUT_EXIT: Final = 2
-DEFAULT_CONFIG: Final = Path("config/mta.toml")
+app = typer.Typer(help="MX rules: check, compare and apply them; which one holds for an address.", no_args_is_help=True)
+for command in (rules_lint.lint, *rules_applied.COMMANDS, replay.replay):
+    app.command()(command)
 
 
 @app.command()
@@ -34,18 +37,34 @@ def check(
 ) -> None:
     """Say whether a rules file would be loaded; exit 1, with file, line and key, when it would not."""
     try:
-        rules = load_rules(file)
+        rules, bundle = read_bundle(file)
     except BadInput as error:
         if as_json:
             print_json({"ok": False, "where": error.where, "what": error.what})
         else:
             typer.echo(f"{error}", err=True)
         raise typer.Exit(REFUSED_EXIT) from error
+    findings = [
+        one for one in lint_rules(rules, named_tables(bundle.texts, file.parent)) if one.severity is not Severity.NOTE
+    ]
+    counts = _counts(rules, len(bundle.texts))
     if as_json:
-        print_json({"ok": True, "rules": rules.rules})
+        print_json({"ok": True, "rules": rules.rules, "counts": counts, "findings": findings})
         return
     print_table("", ("rule", "mx", "limits"), [(rule.name, rule.mx, _in_short(rule)) for rule in rules.rules])
-    typer.echo(f"{file}: {len(rules)} rules, all of them can be reached")
+    print_findings(findings)
+    typer.echo(f"{file}: {', '.join(f'{number} {what}' for what, number in counts.items() if number)}")
+
+
+def _counts(rules: RuleSet, files: int) -> dict[str, int]:
+    return {
+        "rules": len(rules),
+        "providers": len({rule.provider.name for rule in rules.rules if rule.provider is not None}),
+        "automations": len({one.name for rule in rules.rules for one in rule.automations}),
+        "warm-ups": len(rules.warm_ups),
+        "error blocks": len(rules.error_blocks),
+        "files": files,
+    }
 
 
 @app.command()

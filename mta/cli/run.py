@@ -54,7 +54,4 @@ def _reload(daemon: Daemon) -> None:
         daemon.reload_keys()
     except BadInput as error:
         log.error("signing keys are not changed", error=str(error))
-    try:
-        daemon.reload_rules()
-    except BadInput as error:
-        log.error("rules are not changed", error=str(error))
+    daemon.reload_rules()

@@ -14,13 +14,13 @@ Guarantees:
 - Two domains with equal MX sets share one `Site` object, until its addresses change.
 - `Resolver.cached` never waits: known domains are not delayed by unknown ones.
 
-Never: validates DNSSEC, opens an SMTP connection, chooses an order among equals (`mta.model.site.order_hosts` does, at
-the time of use).
+Never: validates DNSSEC (where it is told to, it takes the nameservers' word that they have, for TLSA records), opens an
+SMTP connection, chooses an order among equals (`mta.model.site.order_hosts` does, at the time of use).
 
 ``mx`` and ``networks`` decide, without I/O; ``message`` reads and writes packets; ``transport`` carries them; ``cache``
 remembers; ``resolver`` ties them together.
 """
 
-from mta.dns.resolver import Resolver, ResolverStatistics
+from mta.dns.resolver import Resolver, ResolverStatistics, Routes
 
-__all__ = ["Resolver", "ResolverStatistics"]
+__all__ = ["Resolver", "ResolverStatistics", "Routes"]

@@ -6,15 +6,19 @@ import enum
 
 import msgspec
 
+from mta.model.tls import Authorities
+
 
 class RecordType(enum.IntEnum):
-    """The record types that mail routing asks for or meets (RFC 1035 §3.2.2, RFC 3596 §2.1)."""
+    """The record types that mail routing asks for or meets (RFC 1035 §3.2.2, RFC 3596 §2.1, RFC 6698 §7.1)."""
 
     A = 1
     CNAME = 5
     SOA = 6
     MX = 15
+    TXT = 16
     AAAA = 28
+    TLSA = 52
 
 
 class Found(enum.Enum):
@@ -30,8 +34,10 @@ class Found(enum.Enum):
 class Answer(msgspec.Struct, frozen=True, gc=False):
     """``name`` is where the aliases led; ``ttl_s`` as received, unclamped.
 
-    ``hosts`` are (preference, exchange) of MX records, ``addresses`` the IP literals of A or AAAA records.
+    ``hosts`` are (preference, exchange) of MX records, ``addresses`` the IP literals of A or AAAA records, ``texts``
+    those of TXT records with their strings joined, ``authorities`` TLSA records (`mta.model.tls.Authorities`).
     ``open_alias``: the answer ends in an alias whose target must be asked for in its own right.
+    ``is_secure``: the name server says that it has validated all of it (AD; RFC 4035 §3.2.3), which it was asked for.
     """
 
     found: Found
@@ -42,3 +48,6 @@ class Answer(msgspec.Struct, frozen=True, gc=False):
     aliases: int = 0  # CNAME records followed
     open_alias: bool = False
     text: str = ""  # why, for LOOP and TEMPORARY
+    texts: tuple[bytes, ...] = ()
+    authorities: Authorities = ()
+    is_secure: bool = False

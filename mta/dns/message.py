@@ -30,7 +30,7 @@ RCODE_NAMES: Final = {1: "FORMERR", 2: "SERVFAIL", 4: "NOTIMP", 5: "REFUSED", 9:
 
 _IN = 1
 _NS = 2
-_QR, _AA, _TC, _RD = 0x8000, 0x0400, 0x0200, 0x0100
+_QR, _AA, _TC, _RD, _AD = 0x8000, 0x0400, 0x0200, 0x0100, 0x0020
 _OPCODE = 0x7800
 _HEADER = Struct("!6H")
 _QUESTION_TAIL = Struct("!2H")
@@ -39,6 +39,7 @@ _POINTER_TO_QUESTION = 0xC00C
 _UINT16 = Struct("!H")
 _UINT32 = Struct("!I")
 _ID_AND_FLAGS = Struct("!2H")
+_TLSA = Struct("!3B")  # RFC 6698 §2.1
 # Root name, type OPT, our payload size, no flags, no options (RFC 6891 §6.1.2).
 _OPT = b"\0" + _RECORD.pack(41, EDNS_PAYLOAD_BYTES, 0, 0)
 _PLAIN_NAME = re.compile(rb"[\x21-\x5b\x5d-\x7e]+")
@@ -62,11 +63,15 @@ def encode_question(name: str, kind: RecordType) -> bytes:
     return labels + b"\0" + _QUESTION_TAIL.pack(kind, _IN)
 
 
-def encode_query(query_id: int, question: bytes, *, edns: bool) -> bytes:
-    """A recursive query, with an EDNS record unless the server does not understand it."""
+def encode_query(query_id: int, question: bytes, *, edns: bool, asks_secure: bool = False) -> bytes:
+    """A recursive query, with an EDNS record unless the server does not understand it.
+
+    ``asks_secure``: whether the answer is validated is to be said in its AD bit (RFC 6840 §5.7).
+    """
+    flags = _RD | _AD if asks_secure else _RD
     if edns:
-        return _HEADER.pack(query_id, _RD, 1, 0, 0, 1) + question + _OPT
-    return _HEADER.pack(query_id, _RD, 1, 0, 0, 0) + question
+        return _HEADER.pack(query_id, flags, 1, 0, 0, 1) + question + _OPT
+    return _HEADER.pack(query_id, flags, 1, 0, 0, 0) + question
 
 
 def packet_id(wire: bytes) -> int | None:
@@ -103,13 +108,27 @@ def read_packet(wire: bytes, name: str, kind: RecordType, question: bytes) -> Pa
             answer = reader.read_negative(rcode, authorities, is_authoritative=bool(flags & _AA))
     except Exception as problem:  # struct, dnspython and socket each have their own; none may reach the event loop
         raise BadPacket(f"malformed answer ({type(problem).__name__})") from problem
+    if flags & _AD:
+        answer = msgspec.structs.replace(answer, is_secure=True)
     return Packet(rcode, is_truncated=False, answer=answer)
 
 
 class _Reader:
     """One pass over the records of a packet; gives up at the first thing that is not as RFC 1035 §4.1.3 has it."""
 
-    __slots__ = ("_kind", "_labels", "_name", "_position", "_wire", "addresses", "aliases", "hosts", "ttls")
+    __slots__ = (
+        "_kind",
+        "_labels",
+        "_name",
+        "_position",
+        "_wire",
+        "addresses",
+        "aliases",
+        "authorities",
+        "hosts",
+        "texts",
+        "ttls",
+    )
 
     def __init__(self, wire: bytes, position: int, name: str, kind: RecordType) -> None:
         self._wire = wire
@@ -120,6 +139,8 @@ class _Reader:
         self.aliases: dict[str, tuple[str, int]] = {}  # owner -> (target, TTL)
         self.hosts: dict[str, list[tuple[int, str]]] = {}  # by owner
         self.addresses: dict[str, list[str]] = {}  # by owner
+        self.texts: dict[str, list[bytes]] = {}  # by owner
+        self.authorities: dict[str, list[tuple[int, int, int, bytes]]] = {}  # by owner
         self.ttls: dict[str, int] = {}  # smallest TTL of an owner's records
 
     def _read_name(self, position: int) -> tuple[str, int]:
@@ -162,6 +183,11 @@ class _Reader:
         if self._kind is RecordType.MX:
             exchange = self._read_last_name(start + 2)
             self.hosts.setdefault(owner, []).append((_UINT16.unpack_from(content)[0], exchange))
+        elif self._kind is RecordType.TXT:
+            self.texts.setdefault(owner, []).append(_joined(content))
+        elif self._kind is RecordType.TLSA:
+            usage, selector, matching = _TLSA.unpack_from(content)
+            self.authorities.setdefault(owner, []).append((usage, selector, matching, content[_TLSA.size :]))
         else:
             family = socket.AF_INET if self._kind is RecordType.A else socket.AF_INET6
             self.addresses.setdefault(owner, []).append(socket.inet_ntop(family, content))
@@ -187,13 +213,20 @@ class _Reader:
                 return Answer(Found.LOOP, name, ttl_s, text=f"aliases of {self._name} never end")
             seen.add(name)
         aliases = len(seen) - 1
-        hosts, addresses = self.hosts.get(name, ()), self.addresses.get(name, ())
-        if hosts or addresses:
-            if rcode == NXDOMAIN:
-                raise ValueError("records of a name that is said not to exist")
-            ttl_s = min(ttl_s, self.ttls[name])
-            return Answer(Found.RECORDS, name, ttl_s, tuple(hosts), tuple(addresses), aliases)
-        return None
+        if name not in self.ttls:
+            return None
+        if rcode == NXDOMAIN:
+            raise ValueError("records of a name that is said not to exist")
+        return Answer(
+            Found.RECORDS,
+            name,
+            min(ttl_s, self.ttls[name]),
+            tuple(self.hosts.get(name, ())),
+            tuple(self.addresses.get(name, ())),
+            aliases,
+            texts=tuple(self.texts.get(name, ())),
+            authorities=tuple(self.authorities.get(name, ())),
+        )
 
     def read_negative(self, rcode: int, authorities: int, *, is_authoritative: bool) -> Answer:
         """NXDOMAIN or NODATA, with the time it holds (RFC 2308 §5), or an alias to be asked for."""
@@ -218,6 +251,18 @@ class _Reader:
             # RFC 2308 §2.2: a referral is no statement about the name; this server does not know the zone.
             return Answer(Found.TEMPORARY, name, text="a referral in place of an answer")
         return Answer(Found.NO_RECORDS, name, min(ttl_s or 0, alias_ttl_s), aliases=seen)
+
+
+def _joined(content: bytes) -> bytes:
+    """The strings of a TXT record, one after the other (RFC 1035 §3.3.14)."""
+    pieces, at = [], 0
+    while at < len(content):
+        end = at + 1 + content[at]
+        if end > len(content):
+            raise ValueError("string beyond the record's end")
+        pieces.append(content[at + 1 : end])
+        at = end
+    return b"".join(pieces)
 
 
 def _name_text(name: dns.name.Name) -> str:

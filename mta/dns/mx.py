@@ -15,6 +15,7 @@ What is final and what is not:
 | MX hosts, of which none exists or has an address | final 5.4.4 |
 | MX hosts with refused addresses only | final 5.4.4, with the address |
 | anything unknown (SERVFAIL, time-out, REFUSED), and no usable host beside it | not final, 4.4.3 |
+| TLSA records that are not known now, of all hosts that are left (DANE) | not final, 4.4.3 |
 
 An MX set of which nothing can be used is an error, and the domain's own address no way out (RFC 5321 §5.1: "MUST be
 reported as an error"); it is final because each part of it is a definite answer, as final as NXDOMAIN.
@@ -28,33 +29,43 @@ import msgspec
 
 from mta.dns.answer import Answer, Found
 from mta.dns.networks import AddressPolicy
-from mta.model.site import MxHost, NoRoute, Route, Site, site_key
+from mta.model.site import DANE_SUFFIX, MxHost, NoRoute, Route, Site, site_key
+from mta.model.tls import Authorities
 
 _TEXT_HOSTS_MAX = 3  # how many hosts a sentence names
 
 
 class Policy(msgspec.Struct, frozen=True):
-    """The operator's part in the decision. ``own_names`` in canonical form."""
+    """The operator's part in the decision. ``own_names`` in canonical form.
+
+    ``is_dane``: the nameservers validate, and what they call secure is (RFC 7672 §2.1.1).
+    """
 
     addresses: AddressPolicy
     own_names: frozenset[str] = frozenset()
     hosts_max: int = 16
     addresses_per_host_max: int = 8
+    is_dane: bool = False
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """Hosts to look up, as (preference, name), best first, and the key of the set that they come from."""
+    """Hosts to look up, as (preference, name), best first, and the key of the set that they come from.
+
+    ``is_secure``: nobody can have changed the set on its way, so TLSA records of its hosts count (RFC 7672 §2.2.1).
+    """
 
     key: str
     hosts: tuple[tuple[int, str], ...]
     is_implicit: bool = False
+    is_secure: bool = False
 
 
 class HostAddresses(msgspec.Struct, frozen=True, gc=False):
     """What the A and AAAA answers of one host come to.
 
     ``usable`` may be dialled, IPv4 first. ``is_own``: one of its addresses is ours. ``is_known``: nothing
-    about this host was temporary. ``text`` says why nothing is usable.
+    about this host was temporary. ``text`` says why nothing is usable. ``alias_of``: the name at the end of its
+    aliases, if it has any. ``is_secure``: its addresses were validated.
     """
 
     usable: tuple[str, ...] = ()
@@ -62,6 +73,15 @@ class HostAddresses(msgspec.Struct, frozen=True, gc=False):
     is_known: bool = True
     found: Found = Found.RECORDS
     text: str = ""
+    alias_of: str = ""
+    is_secure: bool = False
+
+
+class HostAuthorities(msgspec.Struct, frozen=True, gc=False):
+    """TLSA records of a host, as far as they were validated. ``fault``: why it must not be used now."""
+
+    records: Authorities = ()
+    fault: str = ""
 
 
 def plan(domain: str, mx: Answer, policy: Policy) -> Plan | NoRoute:
@@ -72,14 +92,16 @@ def plan(domain: str, mx: Answer, policy: Policy) -> Plan | NoRoute:
         return NoRoute(is_final=True, enhanced="5.4.6", text=f"{domain}: {mx.text}")
     if mx.found is Found.TEMPORARY:
         return NoRoute(is_final=False, enhanced="4.4.3", text=f"{domain}: MX not known now: {mx.text}")
+    is_secure = policy.is_dane and mx.is_secure
     if mx.found is Found.NO_RECORDS:
         # RFC 5321 §5.1: the alias is replaced by its target before the implicit MX is made.
-        return _without_own(domain, Plan(site_key([(0, mx.name)]), ((0, mx.name),), is_implicit=True), policy)
+        implicit = Plan(site_key([(0, mx.name)]), ((0, mx.name),), is_implicit=True, is_secure=is_secure)
+        return _without_own(domain, implicit, policy)
     best = _best_by_name(mx.hosts)
     if not best:
         return NoRoute(is_final=True, enhanced="5.1.10", text=f"{domain} accepts no mail (null MX)")
     hosts = tuple(sorted((preference, name) for name, preference in best.items()))
-    return _without_own(domain, Plan(site_key(hosts), hosts), policy)
+    return _without_own(domain, Plan(site_key(hosts), hosts, is_secure=is_secure), policy)
 
 
 def _best_by_name(hosts: Iterable[tuple[int, str]]) -> dict[str, int]:
@@ -125,7 +147,11 @@ def host_addresses(name: str, answers: Sequence[Answer], policy: Policy) -> Host
     is_known = all(answer.found is not Found.TEMPORARY for answer in answers)
     kept = _cap(usable, policy.addresses_per_host_max)
     if usable or refused:
-        return HostAddresses(kept, is_own, is_known, Found.RECORDS, "" if usable else refused)
+        # One owner's address families lie in one zone: what holds for one answer would hold for the other.
+        is_secure = policy.is_dane and any(answer.is_secure and answer.addresses for answer in answers)
+        alias_of = next((answer.name for answer in answers if answer.aliases and answer.addresses), "")
+        text = "" if usable else refused
+        return HostAddresses(kept, is_own, is_known, Found.RECORDS, text, alias_of, is_secure)
     return _without_addresses(name, answers, is_known=is_known)
 
 
@@ -149,17 +175,38 @@ def _without_addresses(name: str, answers: Sequence[Answer], *, is_known: bool) 
     return HostAddresses(found=Found.NO_RECORDS, text=f"{name} has no address")
 
 
-def decide(planned: Plan, addresses: Sequence[HostAddresses], policy: Policy) -> Route:
-    """The route over ``planned.hosts``, whose addresses stand at the same places in ``addresses``."""
-    pairs = list(zip(planned.hosts, addresses, strict=True))
-    limit = min((preference for (preference, _), at in pairs if at.is_own), default=0x10000)
-    pairs = [pair for pair in pairs if pair[0][0] < limit]
-    if not pairs:
+def decide(
+    planned: Plan,
+    addresses: Sequence[HostAddresses],
+    policy: Policy,
+    authorities: Sequence[HostAuthorities] = (),
+) -> Route:
+    """The route over ``planned.hosts``, whose addresses stand at the same places in ``addresses``.
+
+    So do ``authorities``, where the plan is secure. A site whose hosts have some is another than that of the domains
+    whose MX records anybody may have changed.
+    """
+    found = authorities or [_NO_AUTHORITIES] * len(addresses)
+    triples = list(zip(planned.hosts, addresses, found, strict=True))
+    limit = min((preference for (preference, _), at, _ in triples if at.is_own), default=0x10000)
+    triples = [triple for triple in triples if triple[0][0] < limit]
+    if not triples:
         return _loop(planned.hosts[0][1])
-    hosts = tuple(MxHost(name, preference, at.usable) for (preference, name), at in pairs if at.usable)
+    hosts = tuple(
+        MxHost(name, preference, at.usable, tlsa.records)
+        for (preference, name), at, tlsa in triples
+        if at.usable and not tlsa.fault
+    )
     if hosts:
-        return Site(planned.key, hosts)
-    return _unreachable(planned, [at for _, at in pairs])
+        is_dane = any(tlsa.records or tlsa.fault for _, _, tlsa in triples)
+        return Site(planned.key + DANE_SUFFIX if is_dane else planned.key, hosts)
+    faults = [tlsa.fault for _, at, tlsa in triples if at.usable]
+    if faults:
+        return NoRoute(is_final=False, enhanced="4.4.3", text=_sentence(faults))
+    return _unreachable(planned, [at for _, at, _ in triples])
+
+
+_NO_AUTHORITIES = HostAuthorities()
 
 
 def _unreachable(planned: Plan, addresses: Sequence[HostAddresses]) -> NoRoute:
@@ -187,6 +234,16 @@ def without_mx_and_address(domain: str, at: HostAddresses) -> NoRoute | None:
 def _sentence(texts: Sequence[str]) -> str:
     more = len(texts) - _TEXT_HOSTS_MAX
     return "; ".join(texts[:_TEXT_HOSTS_MAX]) + (f"; and {more} more" if more > 0 else "")
+
+
+def host_authorities(name: str, answer: Answer) -> HostAuthorities:
+    """What the answer to a TLSA question comes to.
+
+    Records that were not validated are none; a failure is not: somebody may have made it (RFC 7672 §2.1.1, §2.2).
+    """
+    if answer.found in (Found.TEMPORARY, Found.LOOP):
+        return HostAuthorities(fault=f"TLSA records of {name} not known now: {answer.text}")
+    return HostAuthorities(answer.authorities if answer.is_secure else ())
 
 
 def literal_route(domain: str, address: str, policy: Policy) -> Route:

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 import dns.resolver
 import msgspec
 
+from mta.model.dns import DnsSettings
 from mta.model.errors import BadInput
+from mta.model.tls import Dane, TlsSettings
 
 _PORT = 53
 _RESOLV_CONF = "/etc/resolv.conf"
@@ -24,6 +26,10 @@ class Endpoint(msgspec.Struct, frozen=True):
     def is_ipv6(self) -> bool:
         return ":" in self.address
 
+    @property
+    def is_on_this_machine(self) -> bool:
+        return ipaddress.ip_address(self.address).is_loopback
+
     def __str__(self) -> str:
         return f"[{self.address}]:{self.port}" if self.is_ipv6 else f"{self.address}:{self.port}"
 
@@ -38,6 +44,19 @@ def endpoints(written: Sequence[str], resolv_conf: str = _RESOLV_CONF) -> tuple[
         what = f"none is set, and {resolv_conf} names none either ({problem})"
         raise BadInput("dns.nameservers", what) from problem
     return tuple(_endpoint(str(server)) for server in found)
+
+
+def check_trust(dns: DnsSettings, tls: TlsSettings) -> None:
+    """Raises BadInput when DANE would go by the word of a name server that could be anybody."""
+    if tls.dane is not Dane.ON:
+        return
+    for server in endpoints(dns.nameservers):
+        if not server.is_on_this_machine:
+            raise BadInput(
+                "tls.dane",
+                f"'on' takes the word of name servers on this machine only, and {server} is not; with a safe way"
+                f" to it write '{Dane.TRUST_RESOLVER.value}'",
+            )
 
 
 def _endpoint(text: str) -> Endpoint:

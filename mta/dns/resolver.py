@@ -13,8 +13,8 @@ import asyncio
 import math
 import random as random_module
 import time
-from collections.abc import Callable
-from typing import Any, Final
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
 import msgspec
@@ -33,7 +33,18 @@ from mta.model.site import NoRoute, Route
 
 STALE_MAX_S: Final = 10.0  # how long past its end a route is still handed out while it is asked for anew
 _REFRESHES_MAX = 100  # of those at once, so that they never crowd out first questions
+Value = TypeVar("Value")
 _HOSTS_AT_ONCE = 8  # of one MX set: 16 questions with both address families (threats D5 wants fewer than 20)
+
+
+class Routes(Protocol):
+    """Who knows where mail for a domain goes: a `Resolver`, or one that keeps domains' policies besides."""
+
+    def cached(self, domain: str) -> Route | None: ...
+
+    async def route(self, domain: str) -> Route: ...
+
+    async def close(self) -> None: ...
 
 
 class ResolverStatistics(msgspec.Struct, frozen=True):
@@ -68,6 +79,8 @@ class Resolver:
 
     Domains are looked up as written; callers hand them in canonical form (`mta.dns.names.canonical_domain`), or pay
     for two spellings of one domain with two entries. ``BadInput`` at construction for settings that cannot be used.
+    ``dane_port``: where MX hosts listen, if their TLSA records are to be honoured; the nameservers' word that an answer
+    is validated is then taken, so they and the path to them must be trusted.
     """
 
     def __init__(
@@ -76,6 +89,7 @@ class Resolver:
         *,
         clock: Callable[[], float] = time.monotonic,
         random: random_module.Random,
+        dane_port: int | None = None,
     ) -> None:
         self._settings = settings
         self._clock = clock
@@ -86,7 +100,9 @@ class Resolver:
             own_names=frozenset(canonical_domain(name) for name in settings.own_names),
             hosts_max=settings.hosts_max,
             addresses_per_host_max=settings.addresses_per_host_max,
+            is_dane=dane_port is not None,
         )
+        self._dane_port = dane_port
         self._lifetimes = Lifetimes(
             min_s=settings.ttl_min_s,
             max_s=settings.ttl_max_s,
@@ -98,9 +114,11 @@ class Resolver:
         self._address_kinds = tuple(kind for kind, is_wanted in families if is_wanted)
         self._domains: Cache[_Place] = Cache(settings.cache_entries_max)
         self._hosts: Cache[mx.HostAddresses] = Cache(settings.cache_entries_max)
+        self._authorities: Cache[mx.HostAuthorities] = Cache(settings.cache_entries_max)
         self._places: WeakValueDictionary[str, _Place] = WeakValueDictionary()
         self._flights: dict[str, asyncio.Task[Route]] = {}
         self._host_flights: dict[str, asyncio.Future[None]] = {}
+        self._authority_flights: dict[str, asyncio.Future[None]] = {}
         self._refreshes: set[asyncio.Task[Any]] = set()
         self._transport: Transport | None = None
         self._is_closed = False
@@ -137,6 +155,18 @@ class Resolver:
         if self._is_closed:
             return NoRoute(is_final=False, enhanced="4.4.3", text=f"{domain}: the resolver is closed")
         return await asyncio.shield(self._flight(domain))
+
+    async def texts(self, name: str) -> Answer:
+        """The TXT records of a canonical name. Not remembered: whoever asks does that; see `lifetime_s`."""
+        if self._is_closed:
+            return Answer(Found.TEMPORARY, name, text="the resolver is closed")
+        return await self._look_up(name, RecordType.TXT)
+
+    async def addresses(self, name: str) -> mx.HostAddresses:
+        """The addresses of a host, refused ones dropped (threats D4); remembered as those of MX hosts are."""
+        if self._is_closed:
+            return mx.HostAddresses(is_known=False, found=Found.TEMPORARY, text="the resolver is closed")
+        return (await self._host(name)).value
 
     async def close(self) -> None:
         """Ends what is under way; who still waits for a route is cancelled. Idempotent."""
@@ -227,7 +257,7 @@ class Resolver:
         name = canonical_domain(domain)
         answer = await self._look_up(name, RecordType.MX)
         planned = mx.plan(name, answer, self._policy)
-        expires_at = self._clock() + self._lifetime_s(answer, failures + 1)
+        expires_at = self._clock() + self.lifetime_s(answer, failures + 1)
         if isinstance(planned, mx.Plan) and planned.is_implicit:
             host = await self._host(planned.hosts[0][1])
             refusal = mx.without_mx_and_address(name, host.value)
@@ -241,7 +271,8 @@ class Resolver:
         self._domains.put(domain, place, expires_at, failures=failures + 1 if is_failure else 0)
         return place
 
-    def _lifetime_s(self, answer: Answer, failures: int) -> int:
+    def lifetime_s(self, answer: Answer, failures: int) -> int:
+        """How long an answer may be believed (threats D6): the ``failures``-th of its kind in a row, if it is none."""
         if answer.found is Found.RECORDS:
             return self._lifetimes.positive_s(answer.ttl_s)
         if answer.found is Found.TEMPORARY:
@@ -251,10 +282,11 @@ class Resolver:
     # -- places
 
     async def _place(self, planned: mx.Plan) -> _Place:
-        place = self._places.get(planned.key)
+        key = f"{planned.key} secure" if planned.is_secure else planned.key
+        place = self._places.get(key)
         if place is None:
             place = _Place(planned, None, -math.inf)
-            self._places[planned.key] = place
+            self._places[key] = place
         await self._wait_for(place)
         return place
 
@@ -273,10 +305,13 @@ class Resolver:
             if place.plan is None:
                 raise LocalFault("a place without hosts has ended")
             hosts = await self._hosts_of([name for _, name in place.plan.hosts])
-            route = mx.decide(place.plan, [held.value for held in hosts], self._policy)
+            authorities = await self._authorities_of(place.plan, hosts) if place.plan.is_secure else []
+            route = mx.decide(
+                place.plan, [held.value for held in hosts], self._policy, [held.value for held in authorities]
+            )
             if route != place.route:  # an equal one keeps its identity, by which others may key
                 place.route = route
-            place.expires_at = min(held.expires_at for held in hosts)
+            place.expires_at = min([held.expires_at for held in hosts] + [held.expires_at for held in authorities])
         finally:
             if place.flight is not None and not place.flight.done():
                 place.flight.set_result(None)
@@ -296,19 +331,28 @@ class Resolver:
 
     async def _host(self, name: str) -> Held[mx.HostAddresses]:
         """The host's addresses: from the cache, or asked for once for all who wait for them."""
+        return await self._once(name, self._hosts, self._host_flights, self._ask_host)
+
+    async def _once(
+        self,
+        name: str,
+        cache: Cache[Value],
+        flights: dict[str, asyncio.Future[None]],
+        ask: Callable[[str, int], Awaitable[Held[Value]]],
+    ) -> Held[Value]:
         while True:
-            held = self._hosts.find(name)
+            held = cache.find(name)
             if held is not None and self._clock() < held.expires_at:
                 return held
-            flight = self._host_flights.get(name)
+            flight = flights.get(name)
             if flight is None:
                 break
             await asyncio.shield(flight)
-        flight = self._host_flights[name] = asyncio.get_running_loop().create_future()
+        flight = flights[name] = asyncio.get_running_loop().create_future()
         try:
-            return await self._ask_host(name, held.failures if held is not None else 0)
+            return await ask(name, held.failures if held is not None else 0)
         finally:
-            del self._host_flights[name]
+            del flights[name]
             if not flight.done():
                 flight.set_result(None)
 
@@ -323,8 +367,33 @@ class Resolver:
         # The missing family of a host that has the other ends with the one it has: AAAA is missing nearly
         # everywhere, mostly with a short negative TTL, and nothing is lost by noticing late that it came.
         missing = (Found.NO_RECORDS, Found.NO_NAME) if found.found is Found.RECORDS else ()
-        lifetime_s = min(self._lifetime_s(answer, failures) for answer in answers if answer.found not in missing)
+        lifetime_s = min(self.lifetime_s(answer, failures) for answer in answers if answer.found not in missing)
         return self._hosts.put(name, found, self._clock() + lifetime_s, failures=failures)
+
+    # -- authorities (DANE)
+
+    async def _authorities_of(
+        self, planned: mx.Plan, hosts: list[Held[mx.HostAddresses]]
+    ) -> list[Held[mx.HostAuthorities]]:
+        """TLSA records of those hosts that can be used and whose addresses were validated."""
+        none = Held(mx.HostAuthorities(), math.inf, 0)
+        found = [none] * len(hosts)
+        for i, ((_, name), at) in enumerate(zip(planned.hosts, hosts, strict=True)):
+            # RFC 7672 §2.2.2: the name servers of zones that are not signed often choke on such questions.
+            if at.value.is_secure and at.value.usable:
+                bases = f"{at.value.alias_of} {name}".strip()
+                found[i] = await self._once(bases, self._authorities, self._authority_flights, self._ask_authorities)
+        return found
+
+    async def _ask_authorities(self, bases: str, failures: int) -> Held[mx.HostAuthorities]:
+        """``bases``: the name at the end of the host's aliases, if it has any, and its own (RFC 7672 §2.2.3)."""
+        for name in bases.split():
+            answer = await self._look_up(f"_{self._dane_port}._tcp.{name}", RecordType.TLSA)
+            found = mx.host_authorities(name, answer)
+            if found.records or found.fault:
+                break
+        failures = failures + 1 if found.fault else 0
+        return self._authorities.put(bases, found, self._clock() + self.lifetime_s(answer, failures), failures=failures)
 
     # -- questions
 
@@ -337,6 +406,7 @@ class Resolver:
                 tries=settings.tries,
                 outstanding_max=settings.concurrency_max,
                 rng=self._random,
+                asks_secure=self._policy.is_dane,
             )
         return self._transport
 
@@ -346,14 +416,17 @@ class Resolver:
     async def _follow(self, answer: Answer, kind: RecordType) -> Answer:
         """Asks for the targets of aliases that the server left to us (RFC 1034 §3.6.2), within their bound."""
         seen = {answer.name}
-        aliases, ttl_s = 0, answer.ttl_s
+        aliases, ttl_s, is_secure = 0, answer.ttl_s, answer.is_secure
         while answer.open_alias:
             aliases += answer.aliases
             if not is_host_name(answer.name):
                 return Answer(Found.NO_NAME, answer.name, ttl_s)
             answer = await self._asking().ask(answer.name, kind)
             ttl_s = min(ttl_s, answer.ttl_s)
+            is_secure = is_secure and answer.is_secure
             if (answer.open_alias and answer.name in seen) or aliases + answer.aliases > ALIASES_MAX:
                 return Answer(Found.LOOP, answer.name, ttl_s, text=f"aliases of {answer.name} never end")
             seen.add(answer.name)
-        return msgspec.structs.replace(answer, ttl_s=ttl_s) if aliases else answer
+        if not aliases:
+            return answer
+        return msgspec.structs.replace(answer, ttl_s=ttl_s, is_secure=is_secure, aliases=aliases + answer.aliases)

@@ -101,6 +101,7 @@ class Transport:
     """Asks ``servers``, ``tries`` times ``timeout_s`` each, with at most ``outstanding_max`` questions at once.
 
     Questions beyond that wait in the order of their asking; how many may wait is the caller's to bound.
+    ``asks_secure``: the servers are asked to say what they have validated.
     """
 
     def __init__(
@@ -111,11 +112,13 @@ class Transport:
         tries: int,
         outstanding_max: int,
         rng: random.Random,
+        asks_secure: bool = False,
     ) -> None:
         self._servers = tuple(servers)
         self._timeout_s = timeout_s
         self._tries = tries
         self._outstanding_max = outstanding_max
+        self._asks_secure = asks_secure
         self._rng = rng
         self._loop = asyncio.get_running_loop()
         self._ports: list[list[_Port | None]] = [[None] * _PORTS_PER_SERVER for _ in self._servers]
@@ -205,7 +208,11 @@ class Transport:
     def _send(self, exchange: _Exchange, port: _Port) -> None:
         self._queries += 1
         try:
-            port.socket.send(message.encode_query(exchange.query_id, exchange.question, edns=exchange.edns))
+            port.socket.send(
+                message.encode_query(
+                    exchange.query_id, exchange.question, edns=exchange.edns, asks_secure=self._asks_secure
+                )
+            )
         except OSError as problem:
             exchange.text = f"{self._servers[port.server]} cannot be reached ({problem.strerror})"
 
@@ -401,7 +408,7 @@ class Transport:
     async def _ask_over_tcp(self, exchange: _Exchange, server: int) -> None:
         endpoint = self._servers[server]
         query_id = self._rng.getrandbits(16)
-        query = message.encode_query(query_id, exchange.question, edns=exchange.edns)
+        query = message.encode_query(query_id, exchange.question, edns=exchange.edns, asks_secure=self._asks_secure)
         try:
             async with self._tcp_slots, asyncio.timeout(self._timeout_s):
                 self._queries += 1

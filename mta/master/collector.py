@@ -15,15 +15,18 @@ from typing import NamedTuple
 from mta.master.books import BatchBook, DeliveryBook, LeasedPart
 from mta.model.outcome import InDoubtPolicy, Reason, Status
 from mta.model.reply import Reply
-from mta.outcomes.line import escaped, log_line, session_columns, timestamp
+from mta.outcomes.line import escaped, log_line, session_columns, timestamp, volume_of
 from mta.outcomes.replay import Told
-from mta.queue.settle import Doubt, NewPart, Row, Settlement
+from mta.queue.settle import TRAFFIC_AT, Doubt, NewPart, Row, Settlement
+from mta.traffic.counters import BYTES_SUFFIX, OPENINGS_SUFFIX
 from mta.traffic.quota import BUCKET_S
 from mta.traffic.ready import Run
+from mta.traffic.retry import RetrySchedule
 from mta.traffic.schedule import Schedule
 from mta.wire import Outcome, Report
 
 SURPLUS_STEP_S = 5  # surplus of one site that is due at about the same time shares parts
+_BYTES_DELIVERED, _BYTES_OTHER = TRAFFIC_AT["bytes_delivered"], TRAFFIC_AT["bytes_other"]
 SITE_PART_MIN = 8  # deferrals of one site in a flush that make a part of their own
 
 
@@ -52,6 +55,8 @@ class Collector:
         self._lines_bytes = 0
         self._later: dict[_Later, tuple[list[int], list[Row]]] = {}
         self._reported: dict[int, int] = {}  # child -> last report in the settlement
+        self._rates: dict[str, list[int]] = {}  # recipient domain -> attempted, and of them failed or deferred
+        self.on_attempted: Callable[[dict[str, list[int]]], None] | None = None  # told of each report's
         self.unrecorded = 0  # recipients that are settled, but not yet in the database
 
     # --- parts in memory ----------------------------------------------------------------------
@@ -77,6 +82,10 @@ class Collector:
         doubts = {(doubt[0], doubt[1]): doubt for doubt in report.doubts}
         for outcome in report.outcomes:
             self._outcome(outcome, doubts, now_s)
+        if self._rates:
+            rates, self._rates = self._rates, {}
+            if self.on_attempted is not None:
+                self.on_attempted(rates)
         self._on_work(self._lines_bytes)
 
     def _outcome(
@@ -110,11 +119,11 @@ class Collector:
             self._attempted(part, delivery, batch, outcome, attempted, now_s)
         for position in outcome.deferred:
             decided.append(position)
-            self._defer(part, position, batch.lane.site.key)
+            self._defer(part, position, batch.lane.site.key, batch.retry)
         for position in outcome.in_doubt:
             decided.append(position)
             self._doubt(part, position, doubts[outcome.part_id, position])
-        self._schedule.decided(batch.session, attempted, returned, now_s)
+        self._schedule.decided(batch.session, attempted, returned, now_s, outcome.size_bytes)
         if returned:
             self._return(part, batch, outcome.returned, now_s)
         if decided:
@@ -127,6 +136,9 @@ class Collector:
     ) -> None:
         self._schedule.sent(batch.lane, attempted, now_s)
         count = self._settlement.count
+        traffic = self._settlement.traffic_of(time.time(), self._egress_of(batch))
+        traffic[_BYTES_DELIVERED] += outcome.delivered_bytes
+        traffic[_BYTES_OTHER] += outcome.size_bytes - outcome.delivered_bytes
         for status, positions in (
             (Status.DELIVERED, outcome.delivered),
             (Status.FAILED, outcome.failed),
@@ -136,8 +148,31 @@ class Collector:
         ):
             if positions:
                 count(delivery.id, status, len(positions))
-        if outcome.limit and self._schedule.is_counted(outcome.limit):
-            self._credit(outcome.limit, attempted)
+                traffic[TRAFFIC_AT[status]] += len(positions)
+        self._rate(part, outcome.delivered, 0)
+        self._rate(part, outcome.failed, 1)
+        self._rate(part, outcome.deferred, 1)
+        if outcome.largest_bytes > self._schedule.sizes_bytes.get(delivery.id, 0):
+            self._schedule.sizes_bytes[delivery.id] = outcome.largest_bytes
+        for key in self._schedule.stored_keys(outcome.limit):
+            if not key.endswith(OPENINGS_SUFFIX):
+                self._credit(key, outcome.size_bytes if key.endswith(BYTES_SUFFIX) else attempted)
+
+    def _rate(self, part: LeasedPart, positions: list[int], error: int) -> None:
+        rates, rows = self._rates, part.rows
+        for position in positions:
+            address = rows[position][0]
+            domain = address[address.rfind("@") + 1 :]
+            rate = rates.get(domain)
+            if rate is None:
+                rates[domain] = [1, error]
+            else:
+                rate[0] += 1
+                rate[1] += error
+
+    def _egress_of(self, batch: BatchBook) -> str:
+        session = self._schedule.session(batch.session)
+        return "" if session is None else session.group.egress.name
 
     def _return(self, part: LeasedPart, batch: BatchBook, positions: list[int], now_s: float) -> None:
         if part.delivery.is_expired:
@@ -152,13 +187,23 @@ class Collector:
         assert told.status is not None
         self._settlement.lines.append(line)
         self._settlement.count(part.delivery.id, told.status, 1)
-        if told.limit:
-            self._credit(told.limit, 1)
+        minute_s, egress, sent_bytes = volume_of(line)
+        traffic = self._settlement.traffic_of(minute_s, egress)
+        traffic[TRAFFIC_AT[told.status]] += 1
+        traffic[_BYTES_DELIVERED if told.status is Status.DELIVERED else _BYTES_OTHER] += sent_bytes
+        for key in told.limit.split():
+            self._credit(key, 1)
         if told.status is Status.DEFERRED:
             self._defer(part, position, "")
         elif told.status is Status.IN_DOUBT:
             self._doubt(part, position, (part.id, position, told.mx_host, told.peer, told.cause))
         self.settle(part, [position])
+
+    def opened(self, limits: str) -> None:
+        """A connection is begun that is counted on these limits."""
+        for key in self._schedule.stored_keys(limits):
+            if key.endswith(OPENINGS_SUFFIX):
+                self._credit(key, 1)
 
     def _credit(self, limit: str, used: int) -> None:
         credit = (limit, int(time.time() // BUCKET_S))
@@ -166,10 +211,11 @@ class Collector:
 
     # --- what comes back later ----------------------------------------------------------------
 
-    def _defer(self, part: LeasedPart, position: int, site: str) -> None:
+    def _defer(self, part: LeasedPart, position: int, site: str, retry: RetrySchedule | None = None) -> None:
+        """``retry``: of the rule that held; None: that of the delivery."""
         delivery = part.delivery
         now_unix_s = time.time()
-        due_s = delivery.retry.next_due(part.attempt, now_unix_s, delivery.valid_until_s)
+        due_s = (retry or delivery.retry).next_due(part.attempt, now_unix_s, delivery.valid_until_s)
         # None: no attempt before its validity ends; it comes back then, to expire, and not a moment earlier.
         due_in_s = math.ceil(delivery.valid_until_s - now_unix_s) if due_s is None else round(due_s - now_unix_s)
         self._again(part, position, site, part.attempt, due_in_s, held=False)
@@ -222,6 +268,7 @@ class Collector:
         *,
         site: str = "",
         is_attempt: bool,
+        retry: RetrySchedule | None = None,
     ) -> None:
         """Outcomes that need no session: no route, expired, cancelled, a site that cannot be reached."""
         at = timestamp(time.time())
@@ -238,11 +285,13 @@ class Collector:
                 log_line(at, part.delivery.id, number, part.id, attempt, verdict, address, reference, session, text)
             )
             if status is Status.DEFERRED:
-                self._defer(part, position, site)
+                self._defer(part, position, site, retry)
         encoded = "".join(lines).encode()
         self._settlement.lines.append(encoded)
         self._lines_bytes += len(encoded)
         self._settlement.count(part.delivery.id, status, len(done))
+        if done:
+            self._settlement.traffic_of(time.time(), "")[TRAFFIC_AT[status]] += len(done)
         self.settle(part, done)
         self._on_work(self._lines_bytes)
 

@@ -18,27 +18,36 @@ from pathlib import Path
 import structlog
 
 from mta import is_compiled
-from mta.dns.resolver import Resolver
 from mta.master import recovery
+from mta.master.adapt import Adapter
+from mta.master.alerts import Alerts
+from mta.master.answers import Answers
 from mta.master.books import LeasedPart
 from mta.master.children import Child, Children, raise_file_limit
 from mta.master.collector import Collector
+from mta.master.control import Control
 from mta.master.database import closing, connect
 from mta.master.dispatch import Dispatch
+from mta.master.events import Enforcer, EventBook
 from mta.master.intake import Intake
 from mta.master.keys import KeyStore
 from mta.master.remains import Remains
+from mta.master.rulebook import Rulebook
+from mta.master.sharing import Sharing
 from mta.outcomes.journal import JournalError, mark_run, remove_run
 from mta.outcomes.writer import Writer
 from mta.queue import nodes, partitions
 from mta.queue.connection import DATABASE_AWAY, Conn
+from mta.queue.events import CHANNEL as EVENTS_CHANNEL
 from mta.queue.installation import verp_key
+from mta.queue.rule_sets import CHANNEL as RULES_CHANNEL
 from mta.queue.settle import Settlement, forget_credits, load_credits
 from mta.settings.config import Settings, load_settings
-from mta.settings.rules_file import load_rules
+from mta.sts import open_routes
 from mta.telemetry.faults import end_on_fault
 from mta.telemetry.systemd import notify
-from mta.traffic.quota import BUCKET_S, HOUR_S
+from mta.traffic.limits import DAY_S, HOUR_S
+from mta.traffic.quota import BUCKET_S
 from mta.traffic.rules import RuleSet
 from mta.traffic.schedule import Bounds, Schedule
 from mta.wire import (
@@ -69,8 +78,8 @@ class Daemon:
         """``config``: the file of the settings; of it the signing keys are read again at a reload."""
         self._settings = settings
         self._config = config
-        self._rules = RuleSet()  # as last read
-        self._is_prepared = False  # there is somebody to tell of new rules and keys
+        self._rulebook = Rulebook(settings.rules_file, settings.node.name, self._use_rules)
+        self._is_prepared = False  # there is somebody to tell of new keys
         self._journal_dir = settings.journal_dir
         self._stop_wanted = asyncio.Event()
         self._stop_now = asyncio.Event()
@@ -89,11 +98,8 @@ class Daemon:
         self._stop_wanted.set()
 
     def reload_rules(self) -> None:
-        """Reads the rules file anew. Raises BadInput, with the running rules unchanged, when it cannot be used."""
-        self._rules = self._load_rules()
-        if self._is_prepared:
-            self._use_rules()
-        log.info("rules reloaded", file=str(self._settings.rules_file))
+        """Has the rules file read anew, beside the loop; when it cannot be used, the log says why."""
+        self._rulebook.reload()
 
     def reload_keys(self) -> None:
         """Reads signing settings and key files anew. Raises BadInput, with nothing changed, for a bad settings file.
@@ -107,23 +113,23 @@ class Daemon:
     async def run(self) -> None:
         """The whole life of the run. Raises Fenced when another node declared it dead."""
         self._lock_journal_dir()
-        self._rules = self._load_rules()
+        self._rulebook.read()
         self._keys = KeyStore(self._settings.signing)
         try:
             while pool := await connect(self._settings, self._stop_wanted):
                 async with closing(pool):
                     self._pool = pool
-                    if await self._prepared(self._rules):
+                    if await self._prepared():
                         await self._serve_and_end()
                         return
             log.info("stopped before the database was there")
         finally:
             os.close(self._journal_lock)
 
-    async def _prepared(self, rules: RuleSet) -> bool:
+    async def _prepared(self) -> bool:
         """False: the database went away meanwhile. What is recovered by then is recovered."""
         try:
-            await self._prepare(rules)
+            await self._prepare()
         except JournalError:
             raise
         except DATABASE_AWAY as error:
@@ -139,10 +145,6 @@ class Daemon:
             self._kill_children()
             await self._resolver.close()
 
-    def _load_rules(self) -> RuleSet:
-        path = self._settings.rules_file
-        return RuleSet() if path is None else load_rules(path)
-
     def _lock_journal_dir(self) -> None:
         self._journal_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._journal_lock = os.open(self._journal_dir / "lock", os.O_RDWR | os.O_CREAT, 0o600)
@@ -153,12 +155,16 @@ class Daemon:
 
     # --- start --------------------------------------------------------------------------------
 
-    async def _prepare(self, rules: RuleSet) -> None:
+    async def _prepare(self) -> None:
         self._is_prepared = False
         settings = self._settings
         loop = asyncio.get_running_loop()
         self._fault: asyncio.Future[None] = loop.create_future()
         end_on_fault(loop, self._fail)
+        unix_offset_s = time.time() - loop.time()
+        async with self._pool.acquire() as conn:
+            await self._rulebook.begin(conn)
+        rules = self._rulebook.rules
         self.schedule: Schedule[LeasedPart] = Schedule(
             rules,
             Bounds(
@@ -167,7 +173,7 @@ class Daemon:
                 settings.master.ready_per_site_max,
                 settings.master.ready_recipients_max,
             ),
-            unix_offset_s=time.time() - loop.time(),
+            unix_offset_s=unix_offset_s,
             shuffle=random.SystemRandom().shuffle,
         )
         self.collector = Collector(self.schedule, self._on_work)
@@ -182,9 +188,12 @@ class Daemon:
         await recovery.recover_earlier_runs(self._pool, self.node, settings.master.lease_s, self._journal_dir)
         async with self._pool.acquire() as conn:
             await nodes.renew(conn, self.node.id, settings.master.lease_s)
-            hour_ago = int((time.time() - HOUR_S) // BUCKET_S) - 1
-            self.schedule.load_credits(await load_credits(conn, self.node.name, hour_ago), loop.time())
-        self._resolver = Resolver(settings.dns, random=random.SystemRandom())
+            day_ago = int((time.time() - DAY_S) // BUCKET_S) - 1
+            self.schedule.load_credits(await load_credits(conn, self.node.name, day_ago), loop.time())
+        dice = random.SystemRandom()
+        self._resolver = open_routes(
+            settings.dns, settings.tls, smtp_port=settings.smtp.port, directory=self._journal_dir, random=dice
+        )
         self.children = Children(
             settings.children.effective_count,
             settings.children.silence_s,
@@ -212,13 +221,33 @@ class Daemon:
             self._writer.flushed,
             self._keys,
         )
+        self.intake.set_rules(rules)
+        await self._restore_events(self._writer, unix_offset_s)
+        egress_ids = {egress.id for egress in settings.egresses}
+        self._sharing = Sharing(self._pool, self.node, egress_ids, self.schedule, self.dispatch.wake)
+        async with self._pool.acquire() as conn:
+            await self._sharing.begin(conn)
         self._is_prepared = True
-        if self._rules is not rules:
-            self._use_rules()  # read anew meanwhile
 
-    def _use_rules(self) -> None:
-        self.schedule.set_rules(self._rules, asyncio.get_running_loop().time())
+    async def _restore_events(self, writer: Writer, unix_offset_s: float) -> None:
+        enforcer = Enforcer(self.schedule, self.intake, {egress.id for egress in self._settings.egresses})
+        self.events = EventBook(self._pool, self.node.name, enforcer.apply, writer.flushed, unix_offset_s)
+        async with self._pool.acquire() as conn:
+            await self.events.restore(conn)
+        self._adapter = Adapter(self._rulebook.rules, self.schedule, self.events, self.intake.deliveries, self.children)
+        self.dispatch.automations_of = self._adapter.automations_of
+        self.collector.on_attempted = self._adapter.attempted
+
+    def _use_rules(self, rules: RuleSet) -> None:
+        self.schedule.set_rules(rules, asyncio.get_running_loop().time())
+        self.intake.set_rules(rules)
+        self._adapter.set_rules(rules)
         self.dispatch.wake()
+
+    def _control(self, writer: Writer) -> Control:
+        rulebook, lease_until_s = self._rulebook, lambda: self._lease_until_s
+        answers = Answers(self, self._settings, writer, self._resolver, lambda: rulebook.rules, lease_until_s)
+        return Control(self._journal_dir, answers.table())
 
     def _hand_on_keys(self) -> None:
         # Children first: what is taken from them below comes back of its own accord, too, when it cannot be signed.
@@ -229,9 +258,15 @@ class Daemon:
     def _first_frames(self, child: int) -> list[MasterFrame]:
         segment_bytes_max = self._settings.children.journal_segment_kbytes << 10
         options = ChildOptions(
-            self.node.id, child, str(self._journal_dir), segment_bytes_max, self._verp_key, self._lease_until_s
+            self.node.id,
+            child,
+            str(self._journal_dir),
+            segment_bytes_max,
+            self._verp_key,
+            self._lease_until_s,
+            self._settings.tls.ca_file,
         )
-        return [options, self._keys.frame]
+        return [options, self._keys.frame, self._adapter.frame]
 
     # --- the tasks ----------------------------------------------------------------------------
 
@@ -251,6 +286,12 @@ class Daemon:
                 tasks.create_task(self._listen(), name="listen"),
                 tasks.create_task(self._bury(), name="bury"),
                 tasks.create_task(self._raise_fault(), name="fault"),
+                tasks.create_task(self.events.run(), name="events"),
+                tasks.create_task(self._adapter.run(), name="adaptation"),
+                tasks.create_task(self._sharing.run(), name="sharing"),
+                tasks.create_task(self._rulebook.run(self._pool), name="rules"),
+                tasks.create_task(self._control(self._writer).run(), name="control"),
+                tasks.create_task(Alerts(self._pool).run(), name="alerts"),
             ]
             intake = tasks.create_task(self.intake.run(), name="intake")
             self.started.set()
@@ -388,7 +429,8 @@ class Daemon:
                     next_hour_s = now_s + 3600
                     async with self._pool.acquire(timeout=10) as conn:
                         await partitions.ensure_partitions(conn)
-                        await forget_credits(conn, self.node.name, int((time.time() - 2 * HOUR_S) // BUCKET_S))
+                        old, gone = (int((time.time() - ago_s) // BUCKET_S) for ago_s in (2 * HOUR_S, DAY_S + HOUR_S))
+                        await forget_credits(conn, self.node.name, old, gone)
             except DATABASE_AWAY as error:
                 log.warning("housekeeping is put off", error=f"{type(error).__name__}: {error}")
 
@@ -426,17 +468,24 @@ class Daemon:
         def on_news(*_: object) -> None:
             self.intake.notify()
 
+        def on_events(*_: object) -> None:
+            self.events.notify()
+
         def on_end(*_: object) -> None:
             lost.set()
 
         conn.add_termination_listener(on_end)
         await conn.add_listener("mta", on_news)
+        await conn.add_listener(EVENTS_CHANNEL, on_events)
+        await conn.add_listener(RULES_CHANNEL, self._rulebook.notify)
         try:
             await lost.wait()
         finally:
             conn.remove_termination_listener(on_end)
             if not conn.is_closed():
                 await conn.remove_listener("mta", on_news)
+                await conn.remove_listener(EVENTS_CHANNEL, on_events)
+                await conn.remove_listener(RULES_CHANNEL, self._rulebook.notify)
 
     # --- from children ------------------------------------------------------------------------
 
@@ -445,11 +494,13 @@ class Daemon:
         match frame:
             case Report():
                 child.last_report = frame.sequence
+                self._adapter.report(frame)
                 self.collector.report(child.number, frame, now_s)
                 self.dispatch.wake()
             case Opened():
                 self.schedule.session_opened(frame.session, now_s)
             case OpenFailed():
+                self._adapter.not_opened(frame)
                 self.schedule.session_closed(frame.session, now_s, f"{frame.stage}: {frame.cause}")
                 self.dispatch.wake()
             case JournalState():

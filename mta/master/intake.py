@@ -7,43 +7,42 @@ million waiting recipients cost nothing here but their turn.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 
 import asyncpg
 import msgspec
 import structlog
 
-from mta.dns.resolver import Resolver
+from mta.dns.resolver import Routes
 from mta.master.books import DeliveryBook, LeasedPart
 from mta.master.collector import Collector
 from mta.master.dispatch import Dispatch
+from mta.master.holds import Holds
 from mta.master.keys import KeyStore
+from mta.master.routing import Routing
 from mta.message.keyring import sender_domain_of
-from mta.model.address import domain_of
 from mta.model.egress import EgressPool
-from mta.model.errors import BadInput
 from mta.model.limits import AUTO_PART_RECIPIENTS_MAX
 from mta.model.outcome import Reason, Status
 from mta.model.reply import Reply
-from mta.model.site import NoRoute, Route, Site
 from mta.model.waiting import Wait, WaitReason
 from mta.queue import claim as claims
 from mta.queue.claim import ClaimedPart, DeliveryView
 from mta.queue.connection import DATABASE_AWAY, Conn
 from mta.queue.nodes import NodeRun
 from mta.settings.config import MasterSettings
+from mta.traffic.effects import Effect
 from mta.traffic.egress import EgressChooser
 from mta.traffic.fair import FairQueue
-from mta.traffic.ready import Run, Stream
+from mta.traffic.rules import RuleSet
 from mta.traffic.schedule import Schedule
 
 log = structlog.get_logger()
 
 # A delivery with less than this in memory may always claim: a small one gets in though large ones fill the room.
 FINISH_PERIOD_S = 0.5  # between looks for deliveries that are done
-LOOKUPS_MAX = 1_000  # at a time; the resolver asks fewer questions at once, and some wait for one and the same host
 FOOTHOLD_RECIPIENTS = 2 * AUTO_PART_RECIPIENTS_MAX
 
 
@@ -56,7 +55,7 @@ class Intake:
         run: NodeRun,
         settings: MasterSettings,
         pools: Mapping[str, EgressPool],
-        resolver: Resolver,
+        resolver: Routes,
         schedule: Schedule[LeasedPart],
         collector: Collector,
         dispatch: Dispatch,
@@ -68,14 +67,12 @@ class Intake:
         self._run = run
         self._settings = settings
         self._choosers = {name: EgressChooser(egress_pool) for name, egress_pool in pools.items()}
-        self._resolver = resolver
+        self._holds = Holds(self._choosers)
+        self._routing = Routing(resolver, schedule, collector, dispatch, self._holds)
         self._schedule = schedule
         self._collector = collector
         self._dispatch = dispatch
         self._fair: FairQueue[int] = FairQueue(quantum=AUTO_PART_RECIPIENTS_MAX)
-        self._asked: dict[str, list[tuple[LeasedPart, list[int]]]] = {}  # domain -> who waits for its route
-        self._unasked: deque[str] = deque()  # of them, those whose look-up has to wait
-        self._lookups: set[asyncio.Task[None]] = set()
         self._expiries: dict[int, asyncio.TimerHandle] = {}  # delivery -> the end of its validity
         self._news = asyncio.Event()
         self._unknown_pools: set[str] = set()
@@ -86,6 +83,17 @@ class Intake:
         self._finished_at_s = 0.0
         self.is_stopping = False
         self.trouble = ""
+        self.claim_s = 0.0  # what a claim takes, lately
+        self._claim_began_s = math.inf  # of the one that is under way
+
+    def claiming_s(self, now_s: float) -> float:
+        """For how long it has waited for the claim under way; 0 when there is none."""
+        return max(0.0, now_s - self._claim_began_s)
+
+    @property
+    def asked(self) -> Mapping[str, list[tuple[LeasedPart, list[int]]]]:
+        """Domains whose route is not known yet, each with who waits for it."""
+        return self._routing.asked
 
     def notify(self) -> None:
         """Something in the queue has changed (NOTIFY), or memory became free."""
@@ -93,10 +101,29 @@ class Intake:
 
     def keys_changed(self) -> None:
         """What cannot be signed any more goes back to the queue, what can be now is claimed."""
+        self._look_at_deliveries()
+
+    def _look_at_deliveries(self) -> None:
         for book in list(self.deliveries.values()):
-            if book.held_recipients and not book.is_leaving and not self._is_signable(book):
+            if book.held_recipients and not book.is_leaving and not self._may_go(book):
                 self._let_go(book)
         self._news.set()
+
+    def set_rules(self, rules: RuleSet) -> None:
+        """For the pools that they name; they hold for what comes in from now on."""
+        self._holds.set_rules(rules)
+
+    def set_effects(self, effects: Iterable[Effect]) -> frozenset[str]:
+        """All that is in force from now on; answers the recipient domains that are held back no more.
+
+        What children have been given of a domain or a site still goes.
+        """
+        changes = self._holds.set_effects(effects)
+        if changes.has_deliveries:
+            self._look_at_deliveries()
+        self._routing.take_in_anew(changes)
+        self._dispatch.wake()
+        return changes.released
 
     @property
     def held_recipients(self) -> int:
@@ -107,6 +134,7 @@ class Intake:
         while not self.is_stopping:
             wait_s = self._settings.poll_idle_s
             self._news.clear()
+            self._claim_began_s = math.inf
             try:
                 async with self._pool.acquire(timeout=10) as conn:
                     if self.trouble:
@@ -185,7 +213,7 @@ class Intake:
             return
         for part, positions in self._schedule.remove_delivery(book.id):
             self._collector.expire(part, positions)
-        for waiting in self._asked.values():
+        for waiting in self._routing.asked.values():
             for part, positions in waiting:
                 if part.delivery is book:
                     self._collector.expire(part, positions)
@@ -197,6 +225,10 @@ class Intake:
         chooser = self._choosers.get(view.egress_pool)
         if chooser is None and view.valid_until.timestamp() <= time.time():
             return next(iter(self._choosers.values()))  # only to end it: nothing is sent any more
+        if chooser is None:
+            self.waits[view.id] = Wait(
+                WaitReason.NO_EGRESS, math.inf, f"pool {view.egress_pool} is not configured on this node"
+            )
         if chooser is None and view.egress_pool not in self._unknown_pools:
             self._unknown_pools.add(view.egress_pool)
             log.warning(
@@ -251,7 +283,7 @@ class Intake:
         for view in self.due_views.values():
             assert view.due_in_s is not None
             book = self.deliveries.get(view.id)
-            if book is None or book.is_leaving or not self._is_signable(book):
+            if book is None or book.is_leaving or not self._may_go(book):
                 continue
             if view.due_in_s <= 0 or book.is_expired:
                 due[view.id] = book
@@ -276,7 +308,11 @@ class Intake:
                 del due[delivery_id]
                 continue
             parts = max(1, min(self._settings.claim_parts_max, allowed // book.part_recipients))
+            loop = asyncio.get_running_loop()
+            self._claim_began_s = loop.time()
             claimed = await claims.claim(conn, self._run.id, delivery_id, parts, also_not_due=book.is_expired)
+            self.claim_s += 0.2 * (loop.time() - self._claim_began_s - self.claim_s)
+            self._claim_began_s = math.inf
             if not claimed:
                 self._fair.remove(delivery_id)
                 del due[delivery_id]
@@ -290,14 +326,29 @@ class Intake:
         return 0.05 if is_full else max(0.01, next_due_s)
 
     async def _has_content(self, conn: Conn, book: DeliveryBook) -> bool:
-        """Reads a delivery's content before its first claim. False: its messages cannot be signed."""
+        """Reads a delivery's content before its first claim. False: its messages may not be sent now."""
         if book.id not in self._dispatch.contents:
             content = await claims.delivery_content(conn, book.id)
             book.sender_domain = sender_domain_of(content) or ""
-            if not self._is_signable(book):
+            if not self._may_go(book):
                 return False
             self._dispatch.contents[book.id] = content
         return True
+
+    def _may_go(self, book: DeliveryBook) -> bool:
+        """False: nothing of it may be begun now, as it is suspended or cannot be signed; `waits` has why."""
+        if book.is_expired:
+            return True
+        effect = self._holds.delivery(book.id, book.sender_domain)
+        if effect is not None:
+            until_s = effect.until_unix_s - time.time() + asyncio.get_running_loop().time()
+            detail = f"{effect.target} {effect.on}: {effect.name}: {effect.detail}"
+            self.waits[book.id] = Wait(WaitReason.SUSPENDED, until_s, detail)
+            return False
+        wait = self.waits.get(book.id)
+        if wait is not None and wait.reason is WaitReason.SUSPENDED:
+            del self.waits[book.id]
+        return self._is_signable(book)
 
     def _is_signable(self, book: DeliveryBook) -> bool:
         """False: nothing of it may be sent now. It then waits for a key, and is told of once."""
@@ -353,86 +404,10 @@ class Intake:
         if book.is_expired:
             self._collector.expire(part, part.open_positions())
             return
-        if book.is_leaving or not self._is_signable(book):  # its key was taken away while it was claimed
+        if book.is_leaving or not self._may_go(book):  # its key was taken away while it was claimed
             self._collector.release_if_free(part)
             return
-        by_domain: dict[str, list[int]] = {}
-        rows = part.rows
-        settled = set(claimed.settled)
-        for position in range(claimed.count):
-            if position in settled:
-                continue
-            domain = domain_of(rows[position][0])
-            positions = by_domain.get(domain)
-            if positions is None:
-                by_domain[domain] = [position]
-            else:
-                positions.append(position)
-        self._route_all(part, by_domain)
-
-    def _route_all(self, part: LeasedPart, by_domain: dict[str, list[int]]) -> None:
-        cached = self._resolver.cached
-        lanes: dict[tuple[Site, tuple[object, ...]], tuple[str, list[int]]] = {}
-        chooser = part.delivery.chooser
-        for domain, positions in by_domain.items():
-            route = cached(domain)
-            if isinstance(route, Site):
-                key = (route, chooser.eligible(domain))
-                lane = lanes.get(key)
-                if lane is None:
-                    lanes[key] = (domain, positions)
-                else:
-                    lane[1].extend(positions)
-            elif route is None:
-                self._ask(domain, part, positions)
-            else:
-                self._no_route(part, positions, route)
-        for (site, _), (domain, positions) in lanes.items():
-            self._ready(part, site, domain, positions)
-
-    def _ready(self, part: LeasedPart, site: Site, domain: str, positions: list[int]) -> None:
-        lane = self._schedule.lane(site, part.delivery.chooser, domain)
-        stream = Stream(part.delivery.id, part.fields)
-        now_s = asyncio.get_running_loop().time()
-        self._schedule.put(lane, stream, part.delivery.weight, Run(part, positions), now_s)
-
-    # --- routes -------------------------------------------------------------------------------
-
-    def _ask(self, domain: str, part: LeasedPart, positions: list[int]) -> None:
-        waiting = self._asked.get(domain)
-        if waiting is not None:
-            waiting.append((part, positions))
-            return
-        self._asked[domain] = [(part, positions)]
-        self._unasked.append(domain)
-        if len(self._lookups) < LOOKUPS_MAX:
-            task = asyncio.get_running_loop().create_task(self._look_up_all())
-            self._lookups.add(task)
-            task.add_done_callback(self._lookups.discard)
-
-    async def _look_up_all(self) -> None:
-        """One of a bounded number: a task for each domain would be half a gigabyte for a hundred thousand."""
-        while self._unasked:
-            await self._look_up(self._unasked.popleft())
-
-    async def _look_up(self, domain: str) -> None:
-        try:
-            route: Route = await self._resolver.route(domain)
-        except BadInput as error:
-            route = NoRoute(True, "5.1.2", f"the domain is not valid: {error.what}")
-        for part, positions in self._asked.pop(domain):
-            if part.delivery.is_leaving:
-                continue
-            if isinstance(route, Site):
-                self._ready(part, route, domain, positions)
-            else:
-                self._no_route(part, positions, route)
-        self._dispatch.wake()
-
-    def _no_route(self, part: LeasedPart, positions: Iterable[int], route: NoRoute) -> None:
-        status = Status.FAILED if route.is_final else Status.DEFERRED
-        reply = Reply(0, route.text, route.enhanced)
-        self._collector.conclude(part, positions, status, Reason.INVALID_DOMAIN, reply, is_attempt=True)
+        self._routing.take_in(part, part.open_positions())
 
     async def stop(self) -> None:
         """No more claims; look-ups are dropped, their recipients go back with their parts."""
@@ -440,8 +415,4 @@ class Intake:
         self._news.set()
         for expiry in self._expiries.values():
             expiry.cancel()
-        for task in list(self._lookups):
-            task.cancel()
-        await asyncio.gather(*self._lookups, return_exceptions=True)
-        self._unasked.clear()
-        self._asked.clear()
+        await self._routing.stop()

@@ -13,6 +13,7 @@ from mta.master.recovery import doubt_line
 from mta.model.errors import LocalFault
 from mta.model.outcome import Status
 from mta.outcomes.journal import Record, lock_path
+from mta.outcomes.line import volume_of
 from mta.outcomes.replay import Journals, Told
 from mta.wire import Outcome, OutcomeList, Report
 
@@ -70,9 +71,11 @@ class Remains:
 def _report_of(record: Record) -> Report:
     """What the child would have reported."""
     outcomes = OutcomeList()
+    lines = iter(record.lines.splitlines(keepends=True))  # one for each that has an outcome, in their order
     for settled in record.settled:
         status = Status(settled.status) if settled.status else None
-        outcomes.add(settled.batch, settled.part_id, settled.position, status, settled.limit)
+        sent_bytes = 0 if status is None else volume_of(next(lines))[2]
+        outcomes.add(settled.batch, settled.part_id, settled.position, status, settled.limit, sent_bytes, sent_bytes)
     return Report(record.sequence, outcomes.outcomes(), record.lines, record.doubts)
 
 

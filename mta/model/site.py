@@ -7,11 +7,18 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import Callable, Iterable
 from itertools import groupby
 
 import msgspec
 
+from mta.model.tls import Authorities
+
+# At the end of a key, in this order: hosts with TLSA records that hold; the policy of a domain that is to be enforced.
+# Such sites are none of others: their recipients must not be sent over sessions that are not as safe.
+DANE_SUFFIX = "+dane"
+STS_SUFFIX = "+sts"
 _KEY_DIGEST_BYTES = 10  # whoever could find a second set with our key would share another site's queue
 
 
@@ -21,8 +28,7 @@ class MxHost(msgspec.Struct, frozen=True, gc=False):
     name: str  # lower case, no trailing dot, A-labels
     preference: int
     addresses: tuple[str, ...]
-    # TLSA records (RFC 6698): usage, selector, matching type, data; empty: none, or the resolver cannot vouch for them.
-    authorities: tuple[tuple[int, int, int, bytes], ...] = ()
+    authorities: Authorities = ()  # empty: none, or the resolver cannot vouch for them
 
 
 class Site(msgspec.Struct, frozen=True):
@@ -31,7 +37,8 @@ class Site(msgspec.Struct, frozen=True):
     ``key`` names the site in the queue, the log and the console: the most preferred host's name,
     with ``+n`` and a short digest of the whole set when there are n more hosts; so it is equal for
     two domains exactly when their MX host sets (names and preferences) are equal; the preference of
-    a lone host does not count. ``hosts`` are those of the set that can be used now.
+    a lone host does not count. ``hosts`` are those of the set that can be used now. Where their certificates are
+    to be verified for these domains but not for others, a suffix says so, see `plain_key`.
     """
 
     key: str
@@ -69,6 +76,25 @@ def site_key(hosts: Iterable[tuple[int, str]]) -> str:
     return f"{first}+{len(ordered) - 1}-{base64.b32encode(digest).decode().lower()}"
 
 
+def verified_site(site: Site, hosts: tuple[MxHost, ...]) -> Site:
+    """The site of domains whose policy names ``hosts`` (all of the site's, or some), which are to be verified."""
+    key = site.key + STS_SUFFIX
+    if len(hosts) < len(site.hosts):
+        written = "\n".join(host.name for host in hosts)
+        digest = hashlib.blake2b(written.encode(), digest_size=_KEY_DIGEST_BYTES).digest()
+        key = f"{key}-{base64.b32encode(digest).decode().lower()}"
+    return Site(key, hosts, is_verified=True)
+
+
+def plain_key(key: str) -> str:
+    """The key without what tells verified sites apart: what rules and people mean by a site.
+
+    >>> plain_key("mx.example.com+1-abc+dane+sts")
+    'mx.example.com+1-abc'
+    """
+    return _SUFFIXES.sub("", key)
+
+
 def order_hosts(site: Site, shuffle: Callable[[list[str]], None]) -> list[tuple[MxHost, str]]:
     """The (host, address) pairs of a site in the order to try them for one attempt, no address twice.
 
@@ -92,6 +118,9 @@ def order_hosts(site: Site, shuffle: Callable[[list[str]], None]) -> list[tuple[
                 seen.update(addresses)
                 pairs.extend((host, address) for address in addresses)
     return pairs
+
+
+_SUFFIXES = re.compile(r"(?:\+dane)?(?:\+sts(?:-[a-z2-7]+)?)?\Z")
 
 
 def _preference(host: MxHost) -> int:

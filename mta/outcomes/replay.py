@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from mta.model.outcome import Status
 from mta.outcomes.journal import Record, SegmentEnd, read_segment, segments_of
+from mta.outcomes.line import completed
 
 _Key = tuple[int, int]  # part, position
 
@@ -68,7 +69,7 @@ class Journals:
             self._intents[writer, intent.part_id, intent.position] = told
         for line in record.lines.splitlines(keepends=True):
             _, _, number, part_id, _ = line.split(b"\t", 4)
-            self._lines[int(part_id), int(number)] = line
+            self._lines[int(part_id), int(number)] = completed(line)
 
     def told(self, part_id: int, position: int) -> Told | None:
         """What is known of a recipient; None: it was never begun."""

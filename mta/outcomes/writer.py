@@ -8,6 +8,7 @@ the lease ends and nothing new is begun.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 
 import asyncpg
@@ -46,6 +47,12 @@ class Writer:
         self._is_stopping = False
         self._waiting: list[asyncio.Future[None]] = []
         self.trouble = ""
+        self.commit_s = 0.0  # what it takes to record a settlement, lately
+        self._began_s = math.inf  # of the settlement that is being recorded
+
+    def committing_s(self, now_s: float) -> float:
+        """For how long it has tried to record the settlement at hand; 0 when there is none."""
+        return max(0.0, now_s - self._began_s)
 
     def wake(self, lines_bytes: int) -> None:
         """Something waits to be recorded; much of it is recorded without further delay."""
@@ -88,7 +95,11 @@ class Writer:
                     return
                 continue
             self._sequence += 1
+            loop = asyncio.get_running_loop()
+            self._began_s = loop.time()
             await self._until_recorded(settlement)
+            self.commit_s += 0.2 * (loop.time() - self._began_s - self.commit_s)
+            self._began_s = math.inf
             committed()
             _tell(waiting)
             if self._is_stopping:

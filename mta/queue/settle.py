@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Final
 
 import msgspec
 
@@ -17,6 +18,19 @@ from mta.queue import nodes
 from mta.queue.connection import Conn
 
 Row = tuple[str, str | None, msgspec.Raw]
+# Figures of a minute of traffic, in order: attempts by their status, then bytes of content that was accepted, or not.
+TRAFFIC: Final = (
+    Status.DELIVERED,
+    Status.FAILED,
+    Status.EXPIRED,
+    Status.CANCELLED,
+    Status.SIMULATED,
+    Status.DEFERRED,
+    Status.IN_DOUBT,
+    "bytes_delivered",
+    "bytes_other",
+)
+TRAFFIC_AT: Final = {what: at for at, what in enumerate(TRAFFIC)}
 _pack = msgspec.json.Encoder().encode
 
 
@@ -64,6 +78,7 @@ class Settlement:
     doubts: list[Doubt] = field(default_factory=list)
     counts: dict[int, dict[Status, int]] = field(default_factory=dict)  # delivery -> status -> recipients
     credits: dict[tuple[str, int], int] = field(default_factory=dict)  # (quota key, bucket) -> used
+    traffic: dict[tuple[int, str], list[int]] = field(default_factory=dict)  # (minute in Unix s, egress) -> TRAFFIC
     recipients: int = 0  # how many are settled by it; they are in memory until it is recorded
 
     @property
@@ -83,6 +98,14 @@ class Settlement:
         """Moves a delivery's counter."""
         of_delivery = self.counts.setdefault(delivery_id, {})
         of_delivery[status] = of_delivery.get(status, 0) + recipients
+
+    def traffic_of(self, unix_s: float, egress: str) -> list[int]:
+        """The figures of a minute and egress, to be added to: in the order of ``TRAFFIC``."""
+        key = (int(unix_s) // 60 * 60, egress)
+        figures = self.traffic.get(key)
+        if figures is None:
+            figures = self.traffic[key] = [0] * len(TRAFFIC)
+        return figures
 
 
 _SETTLED = """
@@ -120,6 +143,24 @@ _CREDITS = """
 INSERT INTO mta.quota_counter AS q (node, key, bucket, used)
 SELECT $1, * FROM unnest($2::text[], $3::bigint[], $4::int[])
 ON CONFLICT (node, key, bucket) DO UPDATE SET used = q.used + excluded.used
+"""
+# Rows of one node only, so that no two nodes wait for each other; one statement for all of them.
+_TRAFFIC = """
+INSERT INTO mta.traffic_minute AS t
+    (minute, node, egress, delivered, failed, expired, cancelled, simulated, deferred, in_doubt, bytes_delivered,
+     bytes_other)
+SELECT to_timestamp(u.minute), $1, u.egress, u.delivered, u.failed, u.expired, u.cancelled, u.simulated, u.deferred,
+       u.in_doubt, u.bytes_delivered, u.bytes_other
+FROM unnest($2::bigint[], $3::text[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[], $8::bigint[],
+            $9::bigint[], $10::bigint[], $11::bigint[], $12::bigint[])
+     AS u (minute, egress, delivered, failed, expired, cancelled, simulated, deferred, in_doubt, bytes_delivered,
+           bytes_other)
+ON CONFLICT (minute, node, egress) DO UPDATE SET
+    delivered = t.delivered + excluded.delivered, failed = t.failed + excluded.failed,
+    expired = t.expired + excluded.expired, cancelled = t.cancelled + excluded.cancelled,
+    simulated = t.simulated + excluded.simulated, deferred = t.deferred + excluded.deferred,
+    in_doubt = t.in_doubt + excluded.in_doubt, bytes_delivered = t.bytes_delivered + excluded.bytes_delivered,
+    bytes_other = t.bytes_other + excluded.bytes_other
 """
 _COUNTED = (
     Status.DELIVERED,
@@ -194,6 +235,11 @@ async def _move_counters(conn: Conn, node_name: str, settlement: Settlement) -> 
         ids = sorted(settlement.counts)
         moved = [[settlement.counts[i].get(status, 0) for i in ids] for status in _COUNTED]
         await conn.execute(_COUNTS, ids, *moved)
+    if settlement.traffic:
+        moved_figures = sorted(settlement.traffic.items())
+        columns = [[figures[at] for _, figures in moved_figures] for at in range(len(TRAFFIC))]
+        minutes = [minute for (minute, _), _ in moved_figures]
+        await conn.execute(_TRAFFIC, node_name, minutes, [egress for (_, egress), _ in moved_figures], *columns)
     if settlement.credits:
         used = sorted(settlement.credits.items())
         await conn.execute(
@@ -213,6 +259,22 @@ async def load_credits(conn: Conn, node_name: str, since_bucket: int) -> list[tu
     return [(row["key"], row["bucket"], row["used"]) for row in rows]
 
 
-async def forget_credits(conn: Conn, node_name: str, before_bucket: int) -> None:
-    """Drops counters that no window reaches any more."""
-    await conn.execute("DELETE FROM mta.quota_counter WHERE node = $1 AND bucket < $2", node_name, before_bucket)
+# Of what is older than two hours only limits of a day want to know, and they are coarse: half an hour becomes one row,
+# dated by its end, since later is safer.
+_COMPACT = """
+WITH gone AS (
+    DELETE FROM mta.quota_counter WHERE node = $1 AND bucket < $2 AND bucket % $3 <> $3 - 1 RETURNING key, bucket, used
+)
+INSERT INTO mta.quota_counter AS q (node, key, bucket, used)
+SELECT $1, key, bucket / $3 * $3 + $3 - 1, sum(used) FROM gone GROUP BY 2, 3
+ON CONFLICT (node, key, bucket) DO UPDATE SET used = q.used + excluded.used
+"""
+_COARSE_BUCKETS = 180
+
+
+async def forget_credits(conn: Conn, node_name: str, old_bucket: int, before_bucket: int) -> None:
+    """Drops counters before ``before_bucket``, which no window reaches any more, and puts those together that are older
+    than ``old_bucket``."""
+    async with conn.transaction():
+        await conn.execute("DELETE FROM mta.quota_counter WHERE node = $1 AND bucket < $2", node_name, before_bucket)
+        await conn.execute(_COMPACT, node_name, old_bucket // _COARSE_BUCKETS * _COARSE_BUCKETS, _COARSE_BUCKETS)

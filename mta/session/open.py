@@ -10,6 +10,8 @@ import asyncio
 import errno
 import os
 import socket
+import ssl
+from collections.abc import Hashable
 from typing import Literal
 
 import msgspec
@@ -18,12 +20,28 @@ from aiosmtplib.errors import SMTPException, SMTPTimeoutError
 from mta.model.errors import BadInput
 from mta.model.reply import Reply
 from mta.model.timeouts import SessionTimeouts
+from mta.model.tls import Authorities
+from mta.session.authority import mismatch, usable
 from mta.session.handshake import Handshake
-from mta.session.tls import TlsSessions, description, new_offer, ssl_object, start_tls
+from mta.session.tls import (
+    TlsSessions,
+    description,
+    new_offer,
+    presented_chain,
+    ssl_object,
+    start_tls,
+    unverified_context,
+    verified_context,
+)
 from mta.smtp.envelope import Stage
 from mta.smtp.extensions import Extensions
 
-TlsPolicy = Literal["disabled", "opportunistic", "required"]
+# Verified: required, and the server must prove that it is the host.
+TlsPolicy = Literal["disabled", "opportunistic", "required", "verified"]
+
+# What stands before the cause when TLS was wanted and could not be had (RFC 3463 §3.8; no RFC names others for this).
+NOT_OFFERED = "4.7.4"  # security features not supported
+NOT_AUTHENTIC = "4.7.5"  # cryptographic failure
 
 # Linux; Python 3.11 has no name for it. The port is chosen at connect, by the whole 4-tuple: without it each source
 # address could open only as many connections as it has ports.
@@ -37,15 +55,26 @@ _NEVER_CONNECTED = frozenset(
 
 
 class SessionTarget(msgspec.Struct, frozen=True):
-    """Where a session goes, as whom, and how."""
+    """Where a session goes, as whom, and how.
 
-    mx_host: str  # name for SNI and logs; A-labels
+    ``authorities``: TLSA records of the host (RFC 6698), if DANE holds for it: TLS is then required whatever ``tls``
+    says but ``disabled``, and where one of them is usable the server must fit it. It need not prove itself otherwise.
+    ``ca_file``: authorities trusted by ``verified``; empty: those of the system.
+    """
+
+    mx_host: str  # name for SNI, logs and the server's certificate; A-labels
     peer: str  # IP literal
     helo: str
     port: int = 25
     source: str | None = None  # IP literal to bind; None: the kernel chooses
     tls: TlsPolicy = "opportunistic"
     timeouts: SessionTimeouts = SessionTimeouts()
+    authorities: Authorities = ()
+    ca_file: str = ""
+
+    @property
+    def needs_tls(self) -> bool:
+        return self.tls in ("required", "verified") or bool(self.authorities and self.tls == "opportunistic")
 
 
 class SessionFailed(Exception):  # noqa: N818 - what happened, in the words of the log
@@ -112,7 +141,7 @@ class _TlsFailed(Exception):  # noqa: N818
         self.failure = failure
 
 
-_tls_sessions = TlsSessions()  # of this process, whose only context they belong to
+_tls_sessions = TlsSessions()  # of this process; how a server proved itself is part of the key
 
 
 async def open_session(target: SessionTarget) -> OpenSession:
@@ -120,8 +149,11 @@ async def open_session(target: SessionTarget) -> OpenSession:
 
     With opportunistic TLS a refused or failed STARTTLS is answered by one new connection without it, and ``tls`` of
     the session says why (RFC 3207 §6; threats C4). Where an earlier TLS session was to be resumed, it is first tried
-    without that. Certificates are not verified: there is no one to check them against without DANE or MTA-STS, and any
-    encryption is better than none (RFC 7435).
+    without that. Certificates are then not verified: there is no one to check them against without DANE or MTA-STS, and
+    any encryption is better than none (RFC 7435).
+
+    Where TLS is needed or the server must prove itself, and it does not, there is no session, and nothing was said in
+    it but EHLO; the cause begins with ``NOT_OFFERED`` or ``NOT_AUTHENTIC``.
     """
     if not target.helo.isascii() or not target.helo.isprintable() or " " in target.helo or not target.helo:
         raise BadInput("helo", f"{target.helo!r} is not a name of printable ASCII without spaces")
@@ -134,7 +166,7 @@ async def open_session(target: SessionTarget) -> OpenSession:
                 raise
             return await _open(target, budget, tls=target.tls)
     except _TlsFailed as error:
-        if target.tls == "required":
+        if target.needs_tls:
             raise error.failure from error
         session = await _open(target, budget, tls="disabled")
         session.tls = f"plain after {error.failure}"
@@ -151,8 +183,8 @@ async def _open(target: SessionTarget, budget: _Budget, *, tls: TlsPolicy) -> Op
             offer.session = _tls_sessions.find(_tls_key(target), asyncio.get_running_loop().time())
             await _start_tls(handshake, target, budget)
             extensions = await _hello(handshake, target, budget)
-        elif tls == "required":
-            raise SessionFailed(Stage.STARTTLS, None, "STARTTLS is required and not offered")
+        elif target.needs_tls:
+            raise SessionFailed(Stage.STARTTLS, None, f"{NOT_OFFERED} STARTTLS is required and not offered")
         fault = handshake.idle_fault()
         if fault:
             raise SessionFailed(Stage.EHLO, handshake.unowed, fault)
@@ -271,8 +303,12 @@ def _reply(handshake: Handshake, stage: Stage) -> Reply:
 
 async def _start_tls(handshake: Handshake, target: SessionTarget, budget: _Budget) -> None:
     _check_idle(handshake, Stage.STARTTLS)
+    context = _context(target)
     try:
-        await start_tls(handshake, target.mx_host, budget.left_s(target.timeouts.command_s))
+        await start_tls(handshake, target.mx_host, budget.left_s(target.timeouts.command_s), context)
+    except ssl.SSLCertVerificationError as error:
+        why = f"{NOT_AUTHENTIC} the certificate of {target.mx_host} is not trusted: {error.verify_message}"
+        raise _TlsFailed(SessionFailed(Stage.STARTTLS, None, why)) from error
     except (SMTPException, OSError, ValueError) as error:  # ssl.SSLError is an OSError
         if handshake.fault:
             raise SessionFailed(Stage.STARTTLS, handshake.unowed, handshake.fault) from error
@@ -282,11 +318,46 @@ async def _start_tls(handshake: Handshake, target: SessionTarget, budget: _Budge
         is_late = isinstance(error, TimeoutError | SMTPTimeoutError)
         cause = error.__cause__ or error
         text = "timed out" if is_late else f"{type(cause).__name__}: {cause}"[:500]
+        if target.needs_tls and isinstance(cause, ssl.SSLError):
+            text = f"{NOT_AUTHENTIC} {text}"
         raise _TlsFailed(SessionFailed(Stage.STARTTLS, None, text)) from error
+    _check_authorities(handshake, target)
 
 
-def _tls_key(target: SessionTarget) -> tuple[str, int, str, str | None]:
-    return target.peer, target.port, target.mx_host, target.source
+def _context(target: SessionTarget) -> ssl.SSLContext:
+    """By which the server's certificate is judged; it is the unverified one where TLSA records judge it."""
+    if target.tls != "verified" or usable(target.authorities):
+        return unverified_context()
+    try:
+        return verified_context(target.ca_file)
+    except OSError as error:  # ssl.SSLError too: the file was good when the settings were read
+        why = f"{NOT_AUTHENTIC} {target.ca_file or 'the trusted authorities'} cannot be used: {error}"
+        raise SessionFailed(Stage.STARTTLS, None, why) from error
+
+
+def _check_authorities(handshake: Handshake, target: SessionTarget) -> None:
+    """DANE: the server must fit a TLSA record. One whose session is resumed has done so, under the same records."""
+    if not usable(target.authorities):
+        return
+    assert handshake.transport is not None
+    of_transport = ssl_object(handshake.transport)
+    assert of_transport is not None
+    if of_transport.session_reused:
+        return
+    why = mismatch(target.authorities, presented_chain(of_transport), target.mx_host)
+    if why:
+        text = f"{NOT_AUTHENTIC} the certificate of {target.mx_host} fits no TLSA record: {why}"
+        raise _TlsFailed(SessionFailed(Stage.STARTTLS, None, text))
+
+
+def _tls_key(target: SessionTarget) -> Hashable:
+    """What a session may be resumed for: whoever was not asked who he is must not be let in by another door."""
+    proof: Hashable = None
+    if usable(target.authorities):
+        proof = target.authorities
+    elif target.tls == "verified":
+        proof = f"by {target.ca_file}"
+    return target.peer, target.port, target.mx_host, target.source, proof
 
 
 def _keep_tls_session(target: SessionTarget, transport: asyncio.BaseTransport) -> None:

@@ -1,9 +1,9 @@
 """STARTTLS on a live transport, and the memory of earlier handshakes that makes the next one cheap.
 
 A resumed handshake has no certificate, no signature and no key of the server's to check: a third of the work here, a
-tenth there. What is remembered weakens nothing: it serves the same name at the same address from the same source, under
-the one context that it was made with, and where it does not work it is forgotten and TLS tried without it, before
-anybody thinks of doing without TLS.
+tenth there. What is remembered weakens nothing: it serves the same name at the same address from the same source, whose
+certificate was found good by the same means (or by none), and where it does not work it is forgotten and TLS tried
+without it, before anybody thinks of doing without TLS.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from aiosmtplib.protocol import SMTPProtocol
 from mta.session.handshake import Handshake
 
 SESSIONS_MAX: Final = 1_000  # some 5 KB each, mostly the server's certificate
+_ENCODING_DER: Final = 2  # as in Python's _ssl
 # OpenSSL's servers say two hours, others a day; what is older is seldom known any more where load is shared.
 LIFETIME_MAX_S: Final = 3_600.0
 
@@ -100,11 +101,27 @@ class _Context(ssl.SSLContext):
 
 @functools.cache
 def unverified_context() -> ssl.SSLContext:
-    """The one there is: certificates are not verified (see ``open_session``)."""
+    """Takes any certificate: for opportunistic TLS, and where it is held against TLSA records afterwards."""
     context = _Context(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     context.set_ciphers("DEFAULT@SECLEVEL=1")  # weak beats none, and none is what a refused handshake would mean
+    return context
+
+
+@functools.cache
+def verified_context(ca_file: str) -> ssl.SSLContext:
+    """Takes certificates of trusted authorities that are for the name which the handshake is given, and no other.
+
+    ``ca_file``: PEM; empty: the authorities of the system. The name must be a DNS-ID (RFC 9525 §6.3, RFC 8461 §4.2);
+    what a common name says does not count. Raises OSError when the file cannot be used.
+    """
+    context = _Context(ssl.PROTOCOL_TLS_CLIENT)  # verifies, and checks names
+    context.hostname_checks_common_name = False
+    if ca_file:
+        context.load_verify_locations(ca_file)
+    else:
+        context.load_default_certs(ssl.Purpose.SERVER_AUTH)
     return context
 
 
@@ -131,20 +148,34 @@ class _Upgrade(SMTPProtocol):
         super().connection_lost(exc)
 
 
-async def start_tls(handshake: Handshake, server_hostname: str, timeout_s: float) -> None:
-    """STARTTLS and the TLS handshake. Raises what aiosmtplib raises.
+async def start_tls(
+    handshake: Handshake, server_hostname: str, timeout_s: float, context: ssl.SSLContext | None = None
+) -> None:
+    """STARTTLS and the TLS handshake, unverified without a ``context``. Raises what aiosmtplib raises.
 
     Octets between the 220 and the handshake end the session: nobody honest sends them (RFC 3207 §4.2, threats C3).
     """
     upgrade = _Upgrade(asyncio.get_running_loop(), handshake)
     handshake.expect_reply()
-    await upgrade.start_tls(unverified_context(), server_hostname=server_hostname, timeout=timeout_s)
+    await upgrade.start_tls(context or unverified_context(), server_hostname=server_hostname, timeout=timeout_s)
     handshake.transport = cast(asyncio.Transport, upgrade.transport)
     handshake.transport.set_protocol(handshake)
 
 
 def ssl_object(transport: asyncio.BaseTransport) -> ssl.SSLObject | None:
     return cast("ssl.SSLObject | None", transport.get_extra_info("ssl_object"))
+
+
+def presented_chain(found: ssl.SSLObject) -> list[bytes]:
+    """The certificates that the server has shown, its own first, as DER; only its own where Python gives no more."""
+    public = getattr(found, "get_unverified_chain", None)  # since Python 3.13
+    if public is not None:
+        return [bytes(certificate) for certificate in public()]
+    inner = getattr(getattr(found, "_sslobj", None), "get_unverified_chain", None)  # there since 3.10, under this name
+    if inner is not None:
+        return [certificate.public_bytes(_ENCODING_DER) for certificate in inner() or ()]
+    own = found.getpeercert(binary_form=True)
+    return [own] if own else []
 
 
 def description(transport: asyncio.BaseTransport) -> str:

@@ -198,10 +198,10 @@ def _name(source: TomlSource, path: KeyPath, text: str) -> str:
     return text
 
 
-def _unix_s(source: TomlSource, starts_at: datetime.datetime) -> int:
+def _unix_s(source: TomlSource, starts_at: datetime.datetime) -> float:
     if starts_at.tzinfo is None:
         raise source.fault(("starts_at",), "has no time zone; write it as 2026-01-31T08:00:00Z")
-    return int(starts_at.timestamp())
+    return starts_at.timestamp()
 
 
 def _rules(source: TomlSource, root: _ScenarioTable, base: Path) -> RuleSet:

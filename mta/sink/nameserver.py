@@ -50,6 +50,7 @@ PACKETS_PER_WAKE_MAX: Final = 64
 
 _FLAG_RD: Final = 0x0100
 _FLAG_TC: Final = 0x0200
+_FLAG_AD: Final = 0x0020
 _RCODES: Final = {
     Fault.SERVFAIL: dns.rcode.SERVFAIL,
     Fault.REFUSED: dns.rcode.REFUSED,
@@ -115,11 +116,12 @@ class Responder:
         )
 
     def _plain(self, question: bytes, end: int) -> _Answer | None:
-        """The answer to what nearly all ask: records of a name that has them and no fault; None for all else.
+        """The answer to what nearly all ask: records of a name that has them and no fault, or that there is no such
+        name; None for all else.
 
         dnspython takes a quarter of a millisecond for it, which a bench of a hundred thousand domains would feel.
         """
-        kind = _KINDS.get(question[end - 4 : end])
+        kind = _KINDS.get(question[end - 4 : end])  # without DO, AD in the question asks for it in the answer
         opt = question[end:]
         if (
             kind is None
@@ -130,15 +132,29 @@ class Responder:
         labels = question[12 : end - 5].lower()
         name = _plain_name(labels)
         entry = self._zones.find(name) if name else None
+        is_secure = bool(question[3] & _FLAG_AD) and self._zones.is_secure(name)
+        if name and entry is None:
+            return self._no_such_name(name, kind, question[12:end], opt, is_secure)
         rdatas = entry.rdatas.get(kind) if entry is not None else None
         if entry is None or not rdatas or entry.fault(kind) is not None:
             return None
         answers = [_POINTER_TO_QUESTION + _record(kind, entry.ttl_s, rdata) for rdata in rdatas]
         more = self._additional(rdatas) if kind == "MX" else []
         counts = struct.pack("!4H", 1, len(answers), 0, len(more) + bool(opt))
-        wire = b"".join((b"\0\0\x84\x80", counts, question[12:end], *answers, *more, _OPT if opt else b""))
+        flags = b"\x84\xa0" if is_secure else b"\x84\x80"
+        wire = b"".join((b"\0\0", flags, counts, question[12:end], *answers, *more, _OPT if opt else b""))
         room = max(UDP_BYTES, struct.unpack_from("!H", opt, 3)[0]) if opt else UDP_BYTES
         return _Answer((name, kind), end, wire, False) if len(wire) <= min(EDNS_BYTES_MAX, room) else None
+
+    def _no_such_name(self, name: str, kind: str, asked: bytes, opt: bytes, is_secure: bool) -> _Answer:
+        soa = self._soa(name)
+        owner, rdata = soa.name.to_wire(), soa[0]
+        assert owner is not None
+        counts = struct.pack("!4H", 1, 0, 1, int(bool(opt)))
+        flags = b"\x84\xa3" if is_secure else b"\x84\x83"
+        record = owner + _record("SOA", soa.ttl, rdata)
+        wire = b"".join((b"\0\0", flags, counts, asked, record, _OPT if opt else b""))
+        return _Answer((name, kind), 12 + len(asked), wire, False)
 
     def _additional(self, rdatas: tuple[dns.rdata.Rdata, ...]) -> list[bytes]:
         records = []
@@ -157,6 +173,7 @@ class Responder:
         fault = entry.fault(kind) if entry is not None else None
         response = dns.message.make_response(query, recursion_available=True, our_payload=EDNS_BYTES_MAX)
         response.flags |= dns.flags.AA
+        wants_secure = bool(query.flags & dns.flags.AD or query.ednsflags & dns.flags.DO)
         if fault is Fault.SILENT:
             return _Answer((name, kind), end, None, False)
         if fault in _RCODES:
@@ -167,6 +184,9 @@ class Responder:
             response.flags |= dns.flags.TC
         else:
             self._fill(response, asked.name, kind, entry)
+            names = [asked.name, *(rrset[0].target for rrset in response.answer if rrset.rdtype == dns.rdatatype.CNAME)]
+            if wants_secure and all(self._zones.is_secure(canonical(one.to_text())) for one in names):
+                response.flags |= dns.flags.AD
         room = 65_535 if over_tcp else min(EDNS_BYTES_MAX, max(UDP_BYTES, query.payload if query.edns >= 0 else 0))
         return _Answer((name, kind), end, _to_wire(response, room), fault is Fault.WRONG_ID)
 
@@ -214,14 +234,13 @@ class Responder:
         ]
 
     def _soa(self, name: str) -> dns.rrset.RRset:
-        zone = name.rpartition(".")[2] or "."
-        ttl_s = self._negative_ttl_s
-        text = f"ns.invalid. hostmaster.invalid. 1 3600 600 86400 {ttl_s}"
-        return dns.rrset.from_text(dns.name.from_text(zone), ttl_s, "IN", "SOA", text)
+        return _soa_of(name.rpartition(".")[2] or ".", self._negative_ttl_s)
 
 
 # What `Responder._plain` puts together.
-_KINDS: Final = {struct.pack("!2H", number, 1): kind for kind, number in (("A", 1), ("MX", 15), ("AAAA", 28))}
+_KINDS: Final = {
+    struct.pack("!2H", number, 1): kind for kind, number in (("A", 1), ("MX", 15), ("TXT", 16), ("AAAA", 28))
+}
 _WITHOUT_OPT, _WITH_OPT = bytes(6), bytes(5) + b"\1"  # numbers of answers, authorities and additional records
 _POINTER_TO_QUESTION: Final = b"\xc0\x0c"
 _OPT: Final = struct.pack("!BHHIH", 0, 41, EDNS_BYTES_MAX, 0, 0)
@@ -239,6 +258,12 @@ def _plain_name(labels: bytes) -> str:
         names.append(label.decode("ascii"))
         at += 1 + labels[at]
     return ".".join(names)
+
+
+@functools.lru_cache(maxsize=1_000)
+def _soa_of(zone: str, ttl_s: int) -> dns.rrset.RRset:
+    text = f"ns.invalid. hostmaster.invalid. 1 3600 600 86400 {ttl_s}"
+    return dns.rrset.from_text(dns.name.from_text(zone), ttl_s, "IN", "SOA", text)
 
 
 @functools.lru_cache(maxsize=10_000)

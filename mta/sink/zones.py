@@ -8,7 +8,9 @@ As a Python dict::
      "alias.test":       {"CNAME": "example.test"},
      "nomail.test":      {"MX": [(0, ".")]},                   # null MX (RFC 7505)
      "broken.test":      {"fault": "servfail"},
-     "half.test":        {"A": ["127.0.0.1"], "fault": {"MX": "silent"}}}
+     "half.test":        {"A": ["127.0.0.1"], "fault": {"MX": "silent"}},
+     "signed.test":      {"A": ["127.0.0.1"], "secure": True},  # it and all below it that has no entry, or says so too
+     "_25._tcp.signed.test": {"TLSA": ["3 1 1 00112233..."], "secure": True}}
 
 A TOML file holds the same under ``[names]``, and rules for many names under ``[[spread]]``::
 
@@ -23,7 +25,8 @@ A TOML file holds the same under ``[names]``, and rules for many names under ``[
     first_share = 0.5                # half of the domains on mx0, the others over the rest; 0: even
 
 Faults: ``servfail`` and ``refused`` (the response code), ``silent`` (no answer), ``truncated`` (over UDP; TCP
-gives all), ``wrong-id`` (an answer to some other question's id), ``nxdomain``.
+gives all), ``wrong-id`` (an answer to some other question's id), ``nxdomain``. ``secure``: whoever asks is told that
+the answer was validated (AD), as by a resolver that does so; nothing is signed here.
 """
 
 from __future__ import annotations
@@ -63,16 +66,17 @@ class Fault(enum.StrEnum):
 
 
 class Entry:
-    """One name's records as rdata by type, its faults by type (``ANY``: every type), and its TTL."""
+    """One name's records as rdata by type, its faults by type (``ANY``: every type), its TTL, and if it is signed."""
 
-    __slots__ = ("faults", "rdatas", "ttl_s")
+    __slots__ = ("faults", "is_secure", "rdatas", "ttl_s")
 
     def __init__(self, where: str, records: RecordSet) -> None:
         self.ttl_s = _read_ttl(f"{where}.ttl", records.get("ttl", TTL_S))
+        self.is_secure = _read_secure(f"{where}.secure", records.get("secure", False))
         self.faults = _read_faults(f"{where}.fault", records.get("fault", {}))
         self.rdatas: dict[str, tuple[dns.rdata.Rdata, ...]] = {}
         for kind, values in records.items():
-            if kind not in ("ttl", "fault"):
+            if kind not in ("ttl", "fault", "secure"):
                 self.rdatas[kind.upper()] = _read_rdatas(f"{where}.{kind}", kind, values)
         if "CNAME" in self.rdatas and len(self.rdatas) > 1:
             raise BadInput(f"{where}.CNAME", "a name with a CNAME has no other records (RFC 1034 §3.6.2)")
@@ -85,6 +89,12 @@ def _read_ttl(where: str, ttl_s: object) -> int:
     if not isinstance(ttl_s, int) or isinstance(ttl_s, bool) or not 0 <= ttl_s < 1 << 31:
         raise BadInput(where, f"{ttl_s!r} is not a number of seconds")
     return ttl_s
+
+
+def _read_secure(where: str, is_secure: object) -> bool:
+    if not isinstance(is_secure, bool):
+        raise BadInput(where, f"{is_secure!r} is neither true nor false")
+    return is_secure
 
 
 def _read_faults(where: str, faults: object) -> dict[str, Fault]:
@@ -188,6 +198,13 @@ class Zones:
             if parent in self._entries:
                 return None  # the closest encloser hides the wildcards above it (RFC 4592 §3.3)
         return None
+
+    def is_secure(self, name: str) -> bool:
+        """Whether answers about a canonical name are validated; that there is none as those about the next above."""
+        entry = self.find(name)
+        if entry is not None and entry is not _NOTHING:
+            return entry.is_secure
+        return next((self._entries[above].is_secure for above in _parents(name) if above in self._entries), False)
 
 
 _NOTHING: Final = Entry("", {})

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import msgspec
 
 from mta.model.egress import Egress, EgressPool
 from mta.model.site import Site
 from mta.traffic.egress import EgressChooser
-from mta.traffic.limits import SLICES_PER_HOUR
+from mta.traffic.limits import LIMIT_KEYS, SLICES_PER_HOUR, Limits
 from mta.traffic.rules import Rule, RuleSet, Scope
 
 _COUNTED_ON = {
@@ -18,12 +20,13 @@ _COUNTED_ON = {
 
 
 class LimitExplained(msgspec.Struct, frozen=True):
-    """One limit of a rule: its key, its value, on what it is counted, and what follows from it."""
+    """One limit of a rule: its key, its value, on what it is counted, what follows from it, and file:line."""
 
     limit: str
     value: int
     counted_on: str
     note: str = ""
+    origin: str = ""
 
 
 class PassedOver(msgspec.Struct, frozen=True):
@@ -84,7 +87,10 @@ def explain_site(domain: str, site: Site, rules: RuleSet, pool: EgressPool) -> S
         egresses=tuple(_egress(egress, eligible, domain) for egress in pool.egresses),
         hosts=tuple(
             HostExplained(
-                host.name, host.preference, host.addresses, _rules(host.name, rules, eligible or pool.egresses)
+                host.name,
+                host.preference,
+                host.addresses,
+                _rules(host.name, site.key, rules.domain_class(domain), rules, eligible or pool.egresses),
             )
             for host in site.hosts
         ),
@@ -110,22 +116,24 @@ def _egress(egress: Egress, eligible: tuple[Egress, ...], domain: str) -> Egress
     return EgressExplained(egress.name, egress.id, egress.helo, is_eligible, why, round(share, 1))
 
 
-def _rules(mx_host: str, rules: RuleSet, egresses: tuple[Egress, ...]) -> tuple[RuleExplained, ...]:
+def _rules(
+    mx_host: str, site: str, domain_class: str, rules: RuleSet, egresses: tuple[Egress, ...]
+) -> tuple[RuleExplained, ...]:
     by_rule: dict[str, list[Egress]] = {}
     for egress in egresses:
-        by_rule.setdefault(rules.match(mx_host, egress.id).name, []).append(egress)
-    fitting = rules.fitting(mx_host)
+        by_rule.setdefault(rules.match(mx_host, egress.id, site, domain_class).name, []).append(egress)
+    fitting = rules.fitting(mx_host, site, domain_class)
     explained = []
     for users in by_rule.values():
-        rule = rules.match(mx_host, users[0].id)
-        verdicts = rules.explain_match(mx_host, users[0].id)
+        rule = rules.match(mx_host, users[0].id, site, domain_class)
+        verdicts = rules.explain_match(mx_host, users[0].id, site, domain_class)
         at = next(i for i, (candidate, _) in enumerate(verdicts) if candidate is rule)
         explained.append(
             RuleExplained(
                 rule=rule,
                 egresses=tuple(egress.name for egress in users),
                 why=verdicts[at][1],
-                limits=explain_limits(rule),
+                limits=explain_limits(rule, rules.origins) + explain_provider(rule, rules.origins),
                 passed_over=tuple(
                     PassedOver(candidate.name, why, candidate in fitting) for candidate, why in verdicts[:at]
                 ),
@@ -134,27 +142,44 @@ def _rules(mx_host: str, rules: RuleSet, egresses: tuple[Egress, ...]) -> tuple[
     return tuple(explained)
 
 
-def explain_limits(rule: Rule) -> tuple[LimitExplained, ...]:
-    """The limits that the rule sets, none for those it leaves open."""
+_NOTES = {
+    "messages_per_connection_max": "then a new one",
+    "ramp_up_s": "seconds between one more connection and the next, beside those that are open",
+    "connections_per_second_max": "begun, whatever becomes of them",
+    "connections_per_minute_max": "begun, whatever becomes of them",
+    "connections_per_hour_max": "begun, whatever becomes of them",
+    "messages_per_second_max": "attempts count",
+    "messages_per_minute_max": "attempts count",
+    "messages_per_day_max": "attempts count",
+}
+
+
+def explain_limits(rule: Rule, origins: Mapping[tuple[str, str], str] | None = None) -> tuple[LimitExplained, ...]:
+    """The limits that the rule sets, none for those it leaves open. ``origins``: those of its rule set."""
+    counted_on = {"connections_per_path_max": _COUNTED_ON[Scope.PATH], "messages_per_connection_max": "each connection"}
+    return _explained(rule, rule.name, lambda key: counted_on.get(key, _COUNTED_ON[rule.scope]), origins or {})
+
+
+def explain_provider(rule: Rule, origins: Mapping[tuple[str, str], str] | None = None) -> tuple[LimitExplained, ...]:
+    """The limits of the rule's provider, which hold besides its own."""
+    provider = rule.provider
+    if provider is None:
+        return ()
+    where = "all egresses" if provider.scope is Scope.SHARED else "each egress"
+    counted_on = f"{where}, over all that goes to provider {provider.name}"
+    return _explained(provider, f"provider:{provider.name}", lambda _: counted_on, origins or {})
+
+
+def _explained(
+    limits: Limits, name: str, counted_on: Callable[[str], str], origins: Mapping[tuple[str, str], str]
+) -> tuple[LimitExplained, ...]:
     found = []
-    if rule.connections_max is not None:
-        found.append(LimitExplained("connections_max", rule.connections_max, _COUNTED_ON[rule.scope]))
-    if rule.connections_per_path_max is not None:
-        found.append(LimitExplained("connections_per_path_max", rule.connections_per_path_max, _COUNTED_ON[Scope.PATH]))
-    if rule.messages_per_connection_max is not None:
-        found.append(
-            LimitExplained(
-                "messages_per_connection_max", rule.messages_per_connection_max, "each connection", "then a new one"
-            )
-        )
-    if rule.messages_per_hour_max is not None:
-        a_slice = max(1, rule.messages_per_hour_max // SLICES_PER_HOUR)
-        found.append(
-            LimitExplained(
-                "messages_per_hour_max",
-                rule.messages_per_hour_max,
-                _COUNTED_ON[rule.scope],
-                f"at most {a_slice:,} in any 5 minutes; attempts count",
-            )
-        )
+    for key in LIMIT_KEYS:
+        value: int | None = getattr(limits, key)
+        if value is None:
+            continue
+        note = _NOTES.get(key, "")
+        if key == "messages_per_hour_max":
+            note = f"at most {max(1, value // SLICES_PER_HOUR):,} in any 5 minutes; attempts count"
+        found.append(LimitExplained(key, value, counted_on(key), note, origins.get((name, key), "")))
     return tuple(found)

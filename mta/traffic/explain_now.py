@@ -74,7 +74,10 @@ class LimitNow(msgspec.Struct, frozen=True):
 
 
 class EgressNow(msgspec.Struct, frozen=True):
-    """A site through one egress. ``reason`` empty: nothing holds it here. ``until_unix_s`` None: an ``event`` ends it."""
+    """A site through one egress. ``reason`` empty: nothing holds it here.
+
+    ``until_unix_s`` None: an ``event`` ends the wait.
+    """
 
     egress: str
     sessions: int
@@ -113,14 +116,10 @@ def event_of(wait: Wait) -> str:
     return _EVENTS[wait.reason] if wait.until == math.inf else ""
 
 
-def lanes_of(schedule: Schedule[Any], wanted: str) -> list[Any]:
-    """The lanes of a site by its key, or of all sites that have an MX host of this name."""
-    name = wanted.lower().rstrip(".")
-    return [
-        lane
-        for lane in schedule.lanes
-        if lane.site.key == name or any(host.name == name for host in lane.site.hosts) or lane.domain == name
-    ]
+def is_lane_of(lane: Any, name: str) -> bool:
+    """True for a lane of the site of this key, of a site that has this MX host, or of this recipient domain."""
+    site = lane.site
+    return site.key == name or lane.domain == name or name in [host.name for host in site.hosts]
 
 
 def lane_now(schedule: Schedule[Any], rules: RuleSet, lane: Any, now_s: float, unix_s: float) -> LaneNow:
@@ -133,7 +132,7 @@ def lane_now(schedule: Schedule[Any], rules: RuleSet, lane: Any, now_s: float, u
     egresses = []
     for egress in lane.egresses:
         group = groups.get(egress.name)
-        found, hop = (None, None) if group is None else _why_not(lane, group, now_s, size_bytes)
+        found, hop = (None, None) if group is None else _why_not(schedule, lane, group, now_s, size_bytes)
         egresses.append(_egress_now(egress.name, group, found, hop, rules, unix_s - now_s))
     return LaneNow(
         site=lane.site.key,
@@ -160,16 +159,23 @@ def _opens_s(lane: Any, wait: Wait) -> float:
     return min(alarms, default=math.inf)
 
 
-def _why_not(lane: Any, group: Group, now_s: float, size_bytes: int) -> tuple[Wait | None, Hop | None]:
+def _why_not(
+    schedule: Schedule[Any], lane: Any, group: Group, now_s: float, size_bytes: int
+) -> tuple[Wait | None, Hop | None]:
     """What keeps a lane from going through this egress, of all that it met there on its last look."""
     wait: Wait | None = lane.wait
     if wait is None or group not in lane.gates:
         return None, None  # it goes, or another egress has the turn
+    counters = schedule._counters
+    if (effect := counters.suspended(group.site.key, group.egress.name, now_s)) is not None:
+        detail = f"{effect.target} {effect.on}: {effect.name}: {effect.detail}"
+        return Wait(WaitReason.SUSPENDED, counters.clock_s(effect.until_unix_s), detail), None
     joined = set(lane.gates)
     full: tuple[Wait, Hop] | None = None
     failing: tuple[Wait, Hop] | None = None
     for hop in group.hops:
-        for gate in (hop.path, *hop.rooms):
+        gates: tuple[Path | Room, ...] = (hop.path, *hop.rooms)
+        for gate in gates:
             found = _why_shut(gate, hop, now_s, size_bytes) if gate in joined else None
             if found is None:
                 continue

@@ -314,7 +314,7 @@ class RuleSet:
 
 
 def _index(rules: Sequence[_Compiled]) -> tuple[dict[str, list[int]], list[int]]:
-    """Numbers of the rules by the domain behind ``*.`` in each of their masks; and those with a mask of another kind."""
+    """Numbers of the rules by the domain behind ``*.`` in their masks; and of those with a mask of another kind."""
     by_domain: dict[str, list[int]] = {}
     others = []
     for number, one in enumerate(rules):

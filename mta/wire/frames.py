@@ -14,7 +14,10 @@ from mta.model.timeouts import SessionTimeouts
 
 
 class ChildOptions(msgspec.Struct, frozen=True, array_like=True, tag=1):
-    """The first frame: who the child is. ``journal_dir`` is where its journal segments go."""
+    """The first frame: who the child is. ``journal_dir`` is where its journal segments go.
+
+    ``ca_file``: certificates of the authorities that it is to trust; empty: those of the system.
+    """
 
     node_id: int
     child: int
@@ -22,6 +25,7 @@ class ChildOptions(msgspec.Struct, frozen=True, array_like=True, tag=1):
     segment_bytes_max: int  # of its journal
     verp_key: bytes
     lease_until_s: float  # CLOCK_MONOTONIC, which all processes of a machine share
+    ca_file: str = ""
 
 
 class Template(msgspec.Struct, frozen=True, array_like=True, tag=2):
@@ -143,6 +147,8 @@ class Pattern(msgspec.Struct, frozen=True, array_like=True):
     enhanced: tuple[str, ...]
     pattern: str
     stages: tuple[str, ...]
+    is_by_delivery: bool = False  # matches are told of for each delivery
+    is_by_domain: bool = False  # and for each recipient domain
 
 
 class Patterns(msgspec.Struct, frozen=True, array_like=True, tag=12):
@@ -150,6 +156,7 @@ class Patterns(msgspec.Struct, frozen=True, array_like=True, tag=12):
 
     version: int  # matches that are reported under another are of no use any more
     patterns: list[Pattern]
+    sessions: list[tuple[int, tuple[int, ...]]] = []  # that are open already: as Open.automations, anew
 
 
 MasterFrame = (
@@ -182,6 +189,8 @@ class OpenFailed(msgspec.Struct, frozen=True, array_like=True, tag=2):
     stage: str
     code: int  # of the reply that refused it, 0 when there was none
     cause: str
+    enhanced: str = ""  # of that reply
+    text: str = ""  # of that reply, or what happened where there was none
 
 
 class SessionClosed(msgspec.Struct, frozen=True, array_like=True, tag=3):
@@ -191,8 +200,11 @@ class SessionClosed(msgspec.Struct, frozen=True, array_like=True, tag=3):
     cause: str  # empty: in good order
 
 
-class Outcome(msgspec.Struct, frozen=True, array_like=True):
-    """What became of positions of one part in one batch. Positions in none of the lists are still out."""
+class Outcome(msgspec.Struct, array_like=True):
+    """What became of positions of one part in one batch. Positions in none of the lists are still out.
+
+    Bytes are those of messages as they were sent: 0 for one of which no content was written.
+    """
 
     batch: int
     part_id: int
@@ -204,7 +216,8 @@ class Outcome(msgspec.Struct, frozen=True, array_like=True):
     returned: list[int] = []  # not attempted: no log line, no attempt counted
     simulated: list[int] = []
     size_bytes: int = 0  # of the messages that were attempted, together
-    largest_bytes: int = 0  # the largest of them
+    largest_bytes: int = 0  # the largest of them, written or not
+    delivered_bytes: int = 0  # of those delivered, together
 
 
 class Matched(msgspec.Struct, frozen=True, array_like=True):
@@ -212,6 +225,8 @@ class Matched(msgspec.Struct, frozen=True, array_like=True):
 
     session: int
     automation: int
+    delivery_id: int  # 0: of any, as the pattern asks for
+    domain: str  # of the recipients; empty: of any
     replies: int
     sample: str  # the first of them, as the log has it: code, enhanced code, text
 

@@ -25,14 +25,28 @@ class OutcomeList:
         self._by_part: dict[tuple[int, int], Outcome] = {}
         self.count = 0
 
-    def add(self, batch: int, part_id: int, position: int, status: Status | None, limit: str) -> None:
-        """``status`` None: it was never begun."""
+    def add(
+        self,
+        batch: int,
+        part_id: int,
+        position: int,
+        status: Status | None,
+        limit: str,
+        sent_bytes: int = 0,
+        size_bytes: int = 0,
+    ) -> None:
+        """``status`` None: it was never begun. ``sent_bytes``: what was written of a message of ``size_bytes``."""
         key = (batch, part_id)
         outcome = self._by_part.get(key)
         if outcome is None:
             outcome = self._by_part[key] = Outcome(batch, part_id, limit)
+        if sent_bytes:
+            outcome.size_bytes += sent_bytes
+        if size_bytes > outcome.largest_bytes:
+            outcome.largest_bytes = size_bytes
         if status is _DELIVERED:
             outcome.delivered.append(position)
+            outcome.delivered_bytes += sent_bytes
         elif status is None:
             outcome.returned.append(position)
         elif status is _FAILED:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mta.master.intake import LOOKUPS_MAX
+from mta.master.routing import LOOKUPS_MAX
 from mta.model.outcome import Reason, Status
 from tests.support.node import World
 from tests.support.outcomes import log_of, statuses

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+import dns.flags
 import dns.message
 import dns.name
 import dns.rcode
@@ -20,6 +21,11 @@ LABEL = st.text("abcdefghijklmnopqrstuvwxyz0123456789_", min_size=1, max_size=12
 NAME = st.lists(LABEL, min_size=1, max_size=4).map(".".join)
 IPV4 = st.ip_addresses(v=4).map(str)
 IPV6 = st.ip_addresses(v=6).map(str)
+STRING = st.text("abc =;-.", max_size=255)
+OCTET = st.integers(0, 255)
+TLSA = st.tuples(OCTET, OCTET, OCTET, st.binary(min_size=64, max_size=64)).map(
+    lambda four: (*four[:3], four[3][:32] if four[2] == 1 else four[3])  # dnspython wants a digest of SHA-256 to be one
+)
 TTL = st.integers(0, 2**31 - 1)
 
 
@@ -27,8 +33,9 @@ TTL = st.integers(0, 2**31 - 1)
 def answers(draw: st.DrawFn) -> tuple[str, RecordType, dns.message.Message]:
     """A question, and an honest answer to it behind up to three aliases, beside records of other names."""
     name = draw(NAME)
-    kind = draw(st.sampled_from([RecordType.MX, RecordType.A, RecordType.AAAA]))
+    kind = draw(st.sampled_from([RecordType.MX, RecordType.A, RecordType.AAAA, RecordType.TXT, RecordType.TLSA]))
     response = dns.message.make_response(dns.message.make_query(name, kind.name))
+    response.flags |= dns.flags.AD if draw(st.booleans()) else 0
     owner = name
     for target in draw(st.lists(NAME, max_size=3, unique=True)):
         if target in (owner, name):
@@ -39,6 +46,8 @@ def answers(draw: st.DrawFn) -> tuple[str, RecordType, dns.message.Message]:
         RecordType.MX: st.tuples(st.integers(0, 65535), NAME).map(lambda pair: f"{pair[0]} {pair[1]}."),
         RecordType.A: IPV4,
         RecordType.AAAA: IPV6,
+        RecordType.TXT: st.lists(STRING, min_size=1, max_size=3).map(lambda some: " ".join(f'"{one}"' for one in some)),
+        RecordType.TLSA: TLSA.map(lambda four: f"{four[0]} {four[1]} {four[2]} {four[3].hex()}"),
     }[kind]
     for at, texts in (
         (owner, draw(st.lists(values, max_size=5))),
@@ -51,6 +60,8 @@ def answers(draw: st.DrawFn) -> tuple[str, RecordType, dns.message.Message]:
 
 def by_dnspython(response: dns.message.Message, owner: str, kind: RecordType) -> set[str]:
     rrset = response.get_rrset(response.answer, dns.name.from_text(owner), 1, dns.rdatatype.from_text(kind.name))
+    if kind is RecordType.TXT:
+        return {b"".join(item.strings).decode() for item in rrset} if rrset is not None else set()
     return {item.to_text().lower().removesuffix(".") for item in rrset} if rrset is not None else set()
 
 
@@ -68,7 +79,10 @@ def test_an_honest_answer_reads_as_dnspython_reads_it(case: tuple[str, RecordTyp
     resolved = parsed.resolve_chaining()
     assert answer.name == resolved.canonical_name.to_text(omit_final_dot=True).lower()
     hosts = {f"{preference} {exchange}" for preference, exchange in answer.hosts}
-    assert hosts | set(answer.addresses) == by_dnspython(parsed, answer.name, kind)
+    texts = {text.decode() for text in answer.texts}
+    authorities = {f"{usage} {selector} {match} {data.hex()}" for usage, selector, match, data in answer.authorities}
+    assert hosts | set(answer.addresses) | texts | authorities == by_dnspython(parsed, answer.name, kind)
+    assert answer.is_secure == bool(parsed.flags & dns.flags.AD)
     if answer.found is Found.RECORDS:
         assert answer.ttl_s == resolved.minimum_ttl
 
@@ -76,7 +90,10 @@ def test_an_honest_answer_reads_as_dnspython_reads_it(case: tuple[str, RecordTyp
 @given(NAME, st.sampled_from(list(RecordType)), st.integers(0, 65535), st.booleans())
 @settings(max_examples=50, deadline=None)
 def test_a_query_is_what_dnspython_understands(name: str, kind: RecordType, query_id: int, edns: bool) -> None:
-    query = dns.message.from_wire(encode_query(query_id, encode_question(name, kind), edns=edns))
+    asks_secure = bool(query_id & 1)
+    wire = encode_query(query_id, encode_question(name, kind), edns=edns, asks_secure=asks_secure)
+    query = dns.message.from_wire(wire)
+    assert bool(query.flags & dns.flags.AD) == asks_secure
     assert (query.id, query.question[0].name.to_text()) == (query_id, name + ".")
     assert query.question[0].rdtype == kind
     assert (query.edns >= 0) == edns

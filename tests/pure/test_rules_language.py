@@ -327,7 +327,10 @@ def test_an_include_stands_where_it_is_written(tmp_path: Path) -> None:
         ({"root": 'include = "root.toml"'}, "include: a loop: root.toml -> root.toml"),
         ({"root": 'include = ["a.toml", "a.toml"]', "a": ""}, "a.toml is included at"),
         ({"root": 'include = "none.toml"'}, "root.toml:1: include: "),
-        ({"root": 'include = "a.toml"\n' + rule("r", "*.x"), "a": rule("r", "*.y")}, "the name 'r' is taken by the rule"),
+        (
+            {"root": 'include = "a.toml"\n' + rule("r", "*.x"), "a": rule("r", "*.y")},
+            "the name 'r' is taken by the rule",
+        ),
         ({"root": 'include = "a.toml"\n[defaults]\n', "a": "[defaults]\n"}, "one file has them"),
         ({"root": '[[rule]]\ninclude = "a.toml"\nname = "x"\n', "a": ""}, "stands alone"),
         ({"root": '\ninclude = "a.toml"', "a": "[[rule]]\nname = 5"}, "a.toml:2: rule.name: 5 is not allowed"),

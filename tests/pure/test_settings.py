@@ -5,9 +5,11 @@ from pathlib import Path
 
 import msgspec
 import pytest
+import trustme
 
 from mta.model.egress import Egress
 from mta.model.errors import BadInput
+from mta.model.tls import Dane, TlsSettings
 from mta.settings import Settings, load_rules, load_settings
 from mta.settings.config import TABLE_NAMES
 
@@ -186,3 +188,26 @@ def test_what_makes_no_sense_is_refused_with_its_line_and_what_is_allowed(
 
 def test_no_error_quotes_a_password(tmp_path: Path) -> None:
     assert "secret" not in refused(tmp_path, "[database]\ndsn = 'mysql://u:secret@h'\n")
+
+
+def test_tls_is_checked_when_it_is_read(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    settings = load(tmp_path, '[tls]\nca_file = "ca.pem"\nmta_sts_except = ["*.example.com"]\n')
+    assert settings.tls == TlsSettings(ca_file=str(tmp_path / "ca.pem"), mta_sts_except=("*.example.com",))
+    assert (load(tmp_path, "").tls.mta_sts, load(tmp_path, "").tls.dane) == (True, Dane.OFF)
+    (tmp_path / "empty.pem").write_text("nothing\n")
+    assert refused(tmp_path, '[tls]\nca_file = "gone.pem"\n').startswith(":2: tls.ca_file: ")
+    assert "empty.pem cannot be used" in refused(tmp_path, '[tls]\nca_file = "empty.pem"\n')
+    assert refused(tmp_path, '[tls]\nmta_sts_except = ["a b"]\n').startswith(":2: tls.mta_sts_except: 'a b'")
+    assert refused(tmp_path, "[tls]\nmta_sts_port = 0\n").startswith(":2: tls.mta_sts_port: 0 is out of range")
+
+
+def test_dane_goes_by_the_word_of_trusted_name_servers_only(tmp_path: Path) -> None:
+    for server in ("127.0.0.53", "[::1]:5353"):
+        assert load(tmp_path, f'[dns]\nnameservers = ["{server}"]\n[tls]\ndane = "on"\n').tls.dane is Dane.ON
+    far = '[dns]\nnameservers = ["127.0.0.1", "192.0.2.53"]\n[tls]\ndane = '
+    assert refused(tmp_path, far + '"on"\n').startswith(":4: tls.dane: 'on' takes the word")
+    assert "192.0.2.53:53 is not" in refused(tmp_path, far + '"on"\n')
+    assert load(tmp_path, far + '"trust_resolver"\n').tls.dane is Dane.TRUST_RESOLVER
+    assert "expected one of 'off', 'on', 'trust_resolver'" in refused(tmp_path, far + "true\n")

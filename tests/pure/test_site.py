@@ -5,7 +5,9 @@ from __future__ import annotations
 import random
 from collections import Counter
 
-from mta.model.site import MxHost, Site, order_hosts, site_key
+import pytest
+
+from mta.model.site import MxHost, Site, order_hosts, plain_key, site_key, verified_site
 
 
 def reverse(names: list[str]) -> None:
@@ -53,3 +55,18 @@ def test_an_address_of_several_hosts_is_tried_once() -> None:
     )
     pairs = order_hosts(Site("s", hosts), random.Random(3).shuffle)
     assert len(pairs) == len({address for _, address in pairs}) == 16
+
+
+def test_a_verified_site_is_another_than_the_plain_one_of_the_same_hosts() -> None:
+    hosts = (MxHost("a.test", 10, ("192.0.2.1",)), MxHost("b.test", 20, ("192.0.2.2",)))
+    site = Site(site_key([(10, "a.test"), (20, "b.test")]), hosts)
+    twin, some = verified_site(site, hosts), verified_site(site, hosts[1:])
+    assert twin == Site(f"{site.key}+sts", hosts, is_verified=True)
+    assert some.hosts == hosts[1:]
+    assert len({site.key, twin.key, some.key, verified_site(site, hosts[:1]).key}) == 4
+
+
+@pytest.mark.parametrize("plain", ["mx.test", "mx.test+1-abcdefgh", "[192.0.2.1]", "sts", "a+dane.test"])
+@pytest.mark.parametrize("suffix", ["", "+dane", "+sts", "+dane+sts", "+sts-abc234", "+dane+sts-abc234"])
+def test_the_plain_key_is_what_people_call_the_site(plain: str, suffix: str) -> None:
+    assert plain_key(plain + suffix) == plain

@@ -3,7 +3,7 @@ from __future__ import annotations
 from mta.model.egress import Egress, EgressPool
 from mta.model.site import MxHost, Site
 from mta.traffic.explain import explain_limits, explain_site
-from mta.traffic.rules import DEFAULT_RULE, Rule, RuleSet, Scope
+from mta.traffic.rules import DEFAULT_RULE, Provider, Rule, RuleSet, Scope
 
 SITE = Site("mx1.example", (MxHost("mx1.example", 10, ("192.0.2.1",)), MxHost("mx.other.example", 20, ("192.0.2.2",))))
 POOL = EgressPool(
@@ -51,10 +51,44 @@ def test_rules_are_explained_even_where_no_egress_may_carry_the_domain() -> None
 
 
 def test_limits_say_what_they_are_counted_on() -> None:
-    rule = Rule("r", "*", (), Scope.SHARED, 1, 2, 3, 10_000)
-    limits = {limit.limit: limit for limit in explain_limits(rule)}
+    rule = Rule(
+        "r",
+        "*",
+        scope=Scope.SHARED,
+        connections_max=1,
+        connections_per_path_max=2,
+        messages_per_connection_max=3,
+        messages_per_hour_max=10_000,
+        messages_per_day_max=50_000,
+        bytes_per_hour_max=7,
+        ramp_up_s=5,
+    )
+    limits = {limit.limit: limit for limit in explain_limits(rule, {("r", "connections_max"): "google.toml:7"})}
     assert limits["connections_max"].counted_on == "all egresses and all hosts of this rule together"
+    assert limits["connections_max"].origin == "google.toml:7"
     assert limits["connections_per_path_max"].counted_on == "each egress and peer address"
     assert limits["messages_per_connection_max"].value == 3
     assert limits["messages_per_hour_max"].note == "at most 833 in any 5 minutes; attempts count"
+    assert {"messages_per_day_max", "bytes_per_hour_max", "ramp_up_s"} <= limits.keys()
     assert explain_limits(Rule("r", "*")) == ()
+
+
+def test_a_providers_limits_stand_beside_those_of_the_rule() -> None:
+    provider = Provider(name="p", connections_max=4, scope=Scope.SHARED)
+    rules = RuleSet(
+        [Rule("r", "*", connections_max=9, provider=provider)], origins={("provider:p", "connections_max"): "f:1"}
+    )
+    [held] = explain_site("x.test", SITE, rules, POOL).hosts[0].rules
+    assert [(one.value, one.origin) for one in held.limits] == [(9, ""), (4, "f:1")]
+    assert held.limits[1].counted_on == "all egresses, over all that goes to provider p"
+
+
+def test_rules_that_look_at_site_or_domain_are_told_as_they_hold() -> None:
+    rules = RuleSet([Rule("site", "*", sites="mx1.example"), Rule("domain", "*", domains="*.test"), Rule("rest", "*")])
+    by_site = explain_site("x.test", SITE, rules, POOL).hosts[0].rules
+    assert [held.rule.name for held in by_site] == ["site"]
+    other = Site("other.example", SITE.hosts)
+    assert [held.rule.name for held in explain_site("x.test", other, rules, POOL).hosts[0].rules] == ["domain"]
+    [held] = explain_site("x.example", other, rules, POOL).hosts[0].rules
+    assert held.rule.name == "rest"
+    assert [(passed.rule, passed.fits_mask) for passed in held.passed_over] == [("site", False), ("domain", False)]

@@ -8,7 +8,7 @@ import asyncpg
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mta.outcomes.line import COLUMNS, escaped, log_line, session_columns
+from mta.outcomes.line import COLUMNS, completed, escaped, log_line, session_columns, volume_of
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), max_size=60)
 
@@ -29,14 +29,28 @@ async def test_any_text_goes_through_copy_and_back(
         reference,
         session_columns(site, "mx.test", "127.0.0.1", "e"),
         escaped(reply),
+        4_711,
     )
+    assert completed(line.encode()) == line.encode()
+    assert volume_of(line.encode()) == (1_767_323_040, "e", 4_711)
     await conn.execute("TRUNCATE mta.delivery_log")
     await conn.copy_to_table(
         "delivery_log", schema_name="mta", columns=list(COLUMNS), source=io.BytesIO(line.encode()), format="text"
     )
-    [row] = await conn.fetch("SELECT address, reference, reply, site, egress FROM mta.delivery_log")
-    assert tuple(row) == (address, reference, reply, site, "e")
+    [row] = await conn.fetch("SELECT address, reference, reply, site, egress, bytes FROM mta.delivery_log")
+    assert tuple(row) == (address, reference, reply, site, "e", 4_711)
 
 
 def test_what_postgresql_cannot_hold_is_shown_as_an_escape() -> None:
     assert escaped("a\x00b\ud800") == "a\\\\x00b\\\\ud800"
+
+
+async def test_a_line_that_a_journal_kept_from_before_an_upgrade_goes_in_too(conn: asyncpg.Connection) -> None:
+    columns = session_columns("s", "mx.test", "127.0.0.1", "e")
+    line = log_line("2026-01-02T03:04:05+00:00", 1, 2, 3, 1, "1\t0\t250\t", "a@d.test", None, columns, "ok", 7).encode()
+    before = line.rpartition(b"\t")[0] + b"\n"
+    assert completed(before) == line[:-2] + b"0\n"
+    await conn.copy_to_table(
+        "delivery_log", schema_name="mta", columns=list(COLUMNS), source=io.BytesIO(completed(before)), format="text"
+    )
+    assert await conn.fetchval("SELECT bytes FROM mta.delivery_log") == 0

@@ -60,7 +60,8 @@ async def test_a_migration_that_fails_keeps_nothing_and_says_which(empty_dsn: st
 
 
 async def test_a_schema_newer_than_the_program_is_refused(conn: asyncpg.Connection) -> None:
-    await conn.execute("INSERT INTO mta.schema_migration (version, name, checksum) VALUES ($1, 'later', 'x')", EVERY_VERSION[-1] + 1)
+    later = "INSERT INTO mta.schema_migration (version, name, checksum) VALUES ($1, 'later', 'x')"
+    await conn.execute(later, EVERY_VERSION[-1] + 1)
     for ask in (migrate.migrate, migrate.status, migrate.require_current):
         with pytest.raises(SchemaMismatch, match="newer than the program"):
             await ask(conn)

@@ -32,6 +32,7 @@ class DnsServer(asyncio.DatagramProtocol):
         self.rcodes: dict[str, dns.rcode.Rcode] = {}
         self.silent: set[str] = set()
         self.truncated: set[str] = set()
+        self.secure: set[str] = set()  # validated, as are the names below them
         self.scripts: dict[str, Script] = {}
         self.ttl_s = 300
         self.negative_ttl_s = 120
@@ -108,6 +109,8 @@ class DnsServer(asyncio.DatagramProtocol):
         question = query.question[0]
         name, kind = _text(question.name), dns.rdatatype.to_text(question.rdtype)
         response = dns.message.make_response(query, recursion_available=True)
+        is_secure = bool(query.flags & dns.flags.AD) and self._is_secure(name)
+        response.flags |= dns.flags.AD if is_secure else 0
         if name in self.rcodes:
             response.set_rcode(self.rcodes[name])
             return response
@@ -120,6 +123,8 @@ class DnsServer(asyncio.DatagramProtocol):
             target = self.zones[name]["CNAME"][0]
             response.answer.append(dns.rrset.from_text(name + ".", self.ttl_s, "IN", "CNAME", target))
             name = target.rstrip(".")
+            if not self._is_secure(name):
+                response.flags &= ~dns.flags.AD
             if not self.chase:
                 return response
         if kind in self.zones.get(name, {}):
@@ -130,6 +135,9 @@ class DnsServer(asyncio.DatagramProtocol):
         soa = SOA.format(minimum=self.negative_ttl_s)
         response.authority.append(dns.rrset.from_text("test.", self.negative_ttl_s, "IN", "SOA", soa))
         return response
+
+    def _is_secure(self, name: str) -> bool:
+        return any(name == one or name.endswith(f".{one}") for one in self.secure)
 
 
 def _text(name: dns.name.Name) -> str:

@@ -1,0 +1,168 @@
+"""Where recipients go: their domains' routes, the pool they leave from, and the lane they wait in.
+
+What is held back by a traffic event (`mta.master.holds`) goes back to the queue from here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Iterable
+
+from mta.dns.resolver import Routes
+from mta.master.books import LeasedPart
+from mta.master.collector import Collector
+from mta.master.dispatch import Dispatch
+from mta.master.holds import Changes, Holds, put_off_s, put_off_site
+from mta.model.address import domain_of
+from mta.model.errors import BadInput
+from mta.model.outcome import Reason, Status
+from mta.model.reply import Reply
+from mta.model.site import NoRoute, Route, Site
+from mta.traffic.effects import Effect
+from mta.traffic.lanes import Lane
+from mta.traffic.ready import Run, Stream
+from mta.traffic.schedule import Schedule
+
+LOOKUPS_MAX = 1_000  # at a time; the resolver asks fewer questions at once, and some wait for one and the same host
+
+
+class Routing:
+    """Owned by the master's loop."""
+
+    def __init__(
+        self,
+        resolver: Routes,
+        schedule: Schedule[LeasedPart],
+        collector: Collector,
+        dispatch: Dispatch,
+        holds: Holds,
+    ) -> None:
+        self._resolver = resolver
+        self._schedule = schedule
+        self._collector = collector
+        self._dispatch = dispatch
+        self._holds = holds
+        self.asked: dict[str, list[tuple[LeasedPart, list[int]]]] = {}  # domain -> who waits for its route
+        self._unasked: deque[str] = deque()  # of them, those whose look-up has to wait
+        self._lookups: set[asyncio.Task[None]] = set()
+
+    def take_in(self, part: LeasedPart, positions: Iterable[int]) -> None:
+        """Groups recipients of a part by domain and sends each group on its way."""
+        self._route_all(part, _by_domain(part, positions))
+
+    def take_in_anew(self, changes: Changes) -> None:
+        """What waits in memory and is held, or leaves from elsewhere, from now on is sorted once more."""
+        if not (changes.domains or changes.sites):
+            return
+        routes = [self._resolver.cached(domain) for domain in changes.domains]
+        sites = changes.sites | {route.key for route in routes if isinstance(route, Site)}
+        is_any = None in routes  # a route that is not known any more may be that of any lane
+        for lane in list(self._schedule.lanes):
+            if is_any or lane.site.key in sites:
+                self._empty(lane)
+
+    def _empty(self, lane: Lane[LeasedPart]) -> None:
+        taken = [(part, positions) for _, part, positions in lane.ready.shed(lane.ready.count)]
+        for part, positions in reversed(taken):  # the last came first
+            self._schedule.ready_count -= len(positions)
+            self.take_in(part, positions)
+
+    def _route_all(self, part: LeasedPart, by_domain: dict[str, list[int]]) -> None:
+        cached, held, domain_class = self._resolver.cached, self._holds.domain, self._schedule.domain_class
+        lanes: dict[tuple[Site, tuple[object, ...], str], tuple[str, list[int]]] = {}
+        given = part.delivery.chooser
+        for domain, positions in by_domain.items():
+            if (effect := held(domain)) is not None:
+                self._put_off(part, positions, domain, effect)
+                continue
+            route = cached(domain)
+            if isinstance(route, Site):
+                of_domain = domain_class(domain)
+                key = (route, self._holds.chooser(given, route, of_domain).eligible(domain), of_domain)
+                lane = lanes.get(key)
+                if lane is None:
+                    lanes[key] = (domain, positions)
+                else:
+                    lane[1].extend(positions)
+            elif route is None:
+                self._ask(domain, part, positions)
+            else:
+                self._no_route(part, positions, route)
+        for (site, _, _), (domain, positions) in lanes.items():
+            self._ready(part, site, domain, positions)
+
+    def _put_off(self, part: LeasedPart, positions: list[int], domain: str, effect: Effect) -> None:
+        """Recipients of a domain that is held back are in the queue again until then; no attempt is counted."""
+        if not part.delivery.is_leaving:  # else it goes back as a whole
+            due_in_s = put_off_s(effect.until_unix_s, time.time(), len(positions))
+            self._collector.surplus(part, positions, put_off_site(domain), due_in_s)
+
+    def _ready(self, part: LeasedPart, site: Site, domain: str, positions: list[int]) -> None:
+        chooser = self._holds.chooser(part.delivery.chooser, site, self._schedule.domain_class(domain))
+        lane = self._schedule.lane(site, chooser, domain)
+        stream = Stream(part.delivery.id, part.fields)
+        now_s = asyncio.get_running_loop().time()
+        self._schedule.put(lane, stream, part.delivery.weight, Run(part, positions), now_s)
+
+    # --- routes -------------------------------------------------------------------------------
+
+    def _ask(self, domain: str, part: LeasedPart, positions: list[int]) -> None:
+        waiting = self.asked.get(domain)
+        if waiting is not None:
+            waiting.append((part, positions))
+            return
+        self.asked[domain] = [(part, positions)]
+        self._unasked.append(domain)
+        if len(self._lookups) < LOOKUPS_MAX:
+            task = asyncio.get_running_loop().create_task(self._look_up_all())
+            self._lookups.add(task)
+            task.add_done_callback(self._lookups.discard)
+
+    async def _look_up_all(self) -> None:
+        """One of a bounded number: a task for each domain would be half a gigabyte for a hundred thousand."""
+        while self._unasked:
+            await self._look_up(self._unasked.popleft())
+
+    async def _look_up(self, domain: str) -> None:
+        try:
+            route: Route = await self._resolver.route(domain)
+        except BadInput as error:
+            route = NoRoute(True, "5.1.2", f"the domain is not valid: {error.what}")
+        for part, positions in self.asked.pop(domain):
+            if part.delivery.is_leaving:
+                continue
+            if (effect := self._holds.domain(domain)) is not None:
+                self._put_off(part, positions, domain, effect)
+            elif isinstance(route, Site):
+                self._ready(part, route, domain, positions)
+            else:
+                self._no_route(part, positions, route)
+        self._dispatch.wake()
+
+    def _no_route(self, part: LeasedPart, positions: Iterable[int], route: NoRoute) -> None:
+        status = Status.FAILED if route.is_final else Status.DEFERRED
+        reply = Reply(0, route.text, route.enhanced)
+        self._collector.conclude(part, positions, status, Reason.INVALID_DOMAIN, reply, is_attempt=True)
+
+    async def stop(self) -> None:
+        """Look-ups are dropped, their recipients go back with their parts."""
+        for task in list(self._lookups):
+            task.cancel()
+        await asyncio.gather(*self._lookups, return_exceptions=True)
+        self._unasked.clear()
+        self.asked.clear()
+
+
+def _by_domain(part: LeasedPart, positions: Iterable[int]) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = {}
+    rows = part.rows
+    for position in positions:
+        domain = domain_of(rows[position][0])
+        of_domain = found.get(domain)
+        if of_domain is None:
+            found[domain] = [position]
+        else:
+            of_domain.append(position)
+    return found

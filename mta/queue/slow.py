@@ -1,0 +1,62 @@
+"""What the database knows of a slow delivery: what waits and for how long, and what servers said lately."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from mta.model.errors import BadInput
+from mta.queue.connection import Conn
+from mta.traffic.diagnosis import Facts, NodeFacts, SiteRefusals
+
+RECENT_S: Final = 900
+SITES_MAX: Final = 20
+
+_DELIVERY: Final = """
+SELECT d.state, coalesce(extract(epoch FROM d.starts_at - now()), 0)::float8 AS starts_in_s,
+       (SELECT coalesce(sum(recipients), 0)::bigint FROM mta.delivery_append WHERE delivery_id = d.id) AS recipients,
+       coalesce(s.delivered + s.failed + s.expired + s.cancelled + s.simulated, 0)::bigint AS ended,
+       p.*, (SELECT count(*) FROM mta.node WHERE ended_at IS NULL AND alive_until > now()) AS nodes_living
+FROM mta.delivery d LEFT JOIN mta.delivery_stats s ON s.delivery_id = d.id
+CROSS JOIN LATERAL (
+    SELECT coalesce(sum(count) FILTER (WHERE owner IS NOT NULL), 0)::bigint AS leased,
+           coalesce(sum(count) FILTER (WHERE held), 0)::bigint AS held,
+           coalesce(sum(count) FILTER (WHERE is_free AND due_at <= now()), 0)::bigint AS due,
+           coalesce(sum(count) FILTER (WHERE is_free AND due_at > now() AND attempt > 0), 0)::bigint AS deferred,
+           coalesce(sum(count) FILTER (WHERE is_free AND due_at > now() AND attempt = 0 AND site <> ''),
+                    0)::bigint AS surplus,
+           coalesce(sum(count) FILTER (WHERE is_free AND due_at > now() AND attempt = 0 AND site IS NULL),
+                    0)::bigint AS later_waves
+    FROM (SELECT *, owner IS NULL AND NOT held AS is_free FROM mta.delivery_part WHERE delivery_id = d.id) AS part
+) p
+WHERE d.id = $1
+"""
+# What an address did wrong (unknown, disabled, full) says nothing of us; all else that a server refuses may.
+_RECENT: Final = """
+SELECT site, count(*) AS attempts, count(*) FILTER (WHERE is_refused) AS refused,
+       count(*) FILTER (WHERE status = 10 AND code = 0 AND reason <> 2) AS unreachable,
+       count(*) FILTER (WHERE status = 10 AND code = 0 AND reason = 2) AS unrouted,
+       coalesce(sum(bytes), 0)::bigint AS bytes, count(*) FILTER (WHERE bytes > 0) AS written,
+       coalesce((array_agg(concat_ws(' ', code, nullif(enhanced, ''), reply) ORDER BY at DESC)
+                 FILTER (WHERE is_refused))[1], '') AS reply
+FROM (SELECT *, status IN (2, 10) AND code >= 400 AND reason NOT IN (1, 2, 4, 5) AS is_refused FROM mta.delivery_log
+      WHERE delivery_id = $1 AND at >= now() - make_interval(secs => $2) AND attempt > 0) AS recent
+GROUP BY site ORDER BY refused DESC, attempts DESC
+"""
+
+
+async def facts(conn: Conn, delivery_id: int, node: NodeFacts | None) -> Facts:
+    """All that is known of a delivery; ``node`` is what the daemon here said. Raises BadInput when there is none."""
+    found = await conn.fetchrow(_DELIVERY, delivery_id)
+    if found is None:
+        raise BadInput("delivery", f"there is no delivery {delivery_id}")
+    recent = await conn.fetch(_RECENT, delivery_id, RECENT_S)
+    written = sum(row["written"] for row in recent)
+    sums = {
+        name: sum(row[name] for row in recent) for name in ("attempts", "refused", "unreachable", "unrouted", "bytes")
+    }
+    size_bytes = sums.pop("bytes")
+    sites = [SiteRefusals(row["site"], row["attempts"], row["refused"], row["reply"]) for row in recent[:SITES_MAX]]
+    given = {**dict(found), **sums, "mean_bytes": size_bytes / written if written else 0.0}
+    return msgspec.convert({**given, "sites": tuple(sites), "node": node}, Facts)
