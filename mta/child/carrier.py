@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import Protocol
+from typing import Final, Protocol
 
 from mta.child.letters import BatchCursor, Letter, LetterFailed
+from mta.failure.judge import Judge
 from mta.failure.patterns import REFUSAL_MIN
 from mta.failure.triage import RETURNED, Decision, triage
 from mta.model.outcome import Reason, Status
@@ -20,6 +21,7 @@ from mta.wire import Batch, BatchPart, ChildFrame, Open, Opened, OpenFailed, Ses
 
 # One under way and the next: its commands go out in the write that ends the body before it.
 DEPTH = 2
+_DELIVERED: Final = Status.DELIVERED
 TLS_POLICIES: dict[str, TlsPolicy] = {
     "disabled": "disabled",
     "opportunistic": "opportunistic",
@@ -32,6 +34,7 @@ class Crew(Protocol):
     """What a carrier asks of its process; `mta.child.worker.Worker` is the one there is."""
 
     letters: dict[int, Letter]  # under way, by the token of their envelope
+    judge: Judge  # says what failures mean
 
     @property
     def may_begin(self) -> bool: ...
@@ -137,7 +140,8 @@ class Carrier:
             except LetterFailed as failed:
                 # 5.6.0: other or undefined media error (RFC 3463 §3.7); nothing was asked of the server.
                 reply = Reply(0, f"local: {failed.why}", "5.6.0")
-                worker.settle(failed.letter, Decision(Status.FAILED, Reason.UNREACHABLE, reply))
+                local = Decision(Status.FAILED, Reason.UNREACHABLE, reply)
+                worker.settle(failed.letter, worker.judge.complete(local, Stage.IDLE, self.order.mx_host))
                 continue
             assert letter.envelope is not None
             worker.letters[token] = letter
@@ -164,6 +168,8 @@ class Carrier:
                 decision = RETURNED  # nothing of its content was written
             else:
                 decision = triage(verdict.kind, verdict.stage, verdict.reply, verdict.cause)
+                if decision.status is not _DELIVERED:
+                    decision = worker.judge.complete(decision, verdict.stage, self.order.mx_host)
             worker.settle(letter, decision)
         self.feed()
 

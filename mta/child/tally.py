@@ -9,7 +9,7 @@ from typing import Final
 from mta.child.letters import Letter
 from mta.failure.patterns import ReplyPatterns, Wanted
 from mta.failure.triage import Decision
-from mta.model.outcome import Status
+from mta.model.outcome import Reason, Status
 from mta.model.reply import Reply
 from mta.outcomes.journal import Doubt, Settled
 from mta.outcomes.line import escaped, log_line, timestamp
@@ -31,7 +31,7 @@ class Tally:
         self._turn_line = 0
         self._turn_doubt = 0
         self._at = ""
-        self._replies: dict[Reply, tuple[Status, str, str]] = {}
+        self._replies: dict[Reply, tuple[Status, str, str, str, Reason]] = {}
         self._patterns = ReplyPatterns(())
         self._watched = Patterns(0, [])
         self._automations: dict[int, tuple[int, ...]] = {}  # of sessions that are older than the patterns
@@ -53,14 +53,23 @@ class Tally:
         size_bytes = 0 if envelope is None else envelope.size_bytes
         # Its segments leave it when they are written; before that nothing of its content was.
         sent_bytes = size_bytes if letter.segments is None else 0
-        self._add(letter.batch.batch, part_id, letter.position, status, carrier.order.limit, sent_bytes, size_bytes)
+        self._add(
+            letter.batch.batch,
+            part_id,
+            letter.position,
+            status,
+            carrier.order.limit,
+            sent_bytes,
+            size_bytes,
+            decision.is_greylisted,
+        )
         if status is None:
             return
         if not self._at:
             self._at = timestamp(time())
         reply = decision.reply
         texts = self._replies.get(reply)
-        if texts is None or texts[0] is not status:
+        if texts is None or texts[0] is not status or texts[3] != decision.judged or texts[4] is not decision.reason:
             texts = self._texts(status, decision)
         self._lines.append(
             log_line(
@@ -75,6 +84,7 @@ class Tally:
                 carrier.columns,
                 texts[2],
                 sent_bytes,
+                texts[3],
             )
         )
         if status is _IN_DOUBT:
@@ -141,15 +151,17 @@ class Tally:
         limit: str,
         sent_bytes: int = 0,
         size_bytes: int = 0,
+        is_greylisted: bool = False,
     ) -> None:
         self.settled.append(Settled(batch, part_id, position, status or 0, limit))
-        self._report.add(batch, part_id, position, status, limit, sent_bytes, size_bytes)
+        self._report.add(batch, part_id, position, status, limit, sent_bytes, size_bytes, is_greylisted)
 
-    def _texts(self, status: Status, decision: Decision) -> tuple[Status, str, str]:
+    def _texts(self, status: Status, decision: Decision) -> tuple[Status, str, str, str, Reason]:
         """The columns that a reply makes, kept: servers say the same few sentences."""
         reply = decision.reply
         verdict = f"{status:d}\t{decision.reason:d}\t{reply.code}\t{reply.enhanced}"
         if len(self._replies) >= _REPLIES_KEPT:
             self._replies.clear()
-        texts = self._replies[reply] = (status, verdict, escaped(reply.text))
+        texts = (status, verdict, escaped(reply.text), decision.judged, decision.reason)
+        self._replies[reply] = texts
         return texts

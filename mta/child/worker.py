@@ -21,6 +21,8 @@ from mta.child.carrier import Carrier
 from mta.child.letters import BatchCursor, Letter
 from mta.child.tally import Tally
 from mta.child.templates import Templates
+from mta.failure.judge import Judge
+from mta.failure.qualify import Qualifier
 from mta.failure.triage import Decision
 from mta.model.errors import LocalFault
 from mta.model.reply import Reply
@@ -31,6 +33,7 @@ from mta.telemetry.faults import end_on_fault
 from mta.wire import (
     Batch,
     BatchPart,
+    BounceRules,
     ChildFrame,
     ChildOptions,
     Close,
@@ -69,6 +72,7 @@ class Worker(asyncio.Protocol):
         self.finished: asyncio.Future[None] = loop.create_future()
         self.unlinked = asyncio.Event()  # the socket to the master is closed
         self.letters: dict[int, Letter] = {}
+        self.judge = Judge(Qualifier(()))
         self._splitter = FrameSplitter()
         self._transport: asyncio.Transport | None = None
         self._options: ChildOptions | None = None
@@ -127,7 +131,7 @@ class Worker(asyncio.Protocol):
             case _:
                 self._learn(frame)
 
-    def _learn(self, frame: ChildOptions | TemplateFrame | Forget | SigningKeys | Patterns) -> None:
+    def _learn(self, frame: ChildOptions | TemplateFrame | Forget | SigningKeys | Patterns | BounceRules) -> None:
         """What the child needs to know for all that comes after it."""
         match frame:
             case TemplateFrame():
@@ -139,6 +143,8 @@ class Worker(asyncio.Protocol):
                 self._take_keys(frame)
             case Patterns():
                 self._tally.watch(frame, self._carriers)
+            case BounceRules():
+                self.judge.use(frame.qualifier())
             case ChildOptions():
                 self._begin(frame)
 

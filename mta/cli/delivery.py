@@ -69,6 +69,9 @@ def create(
     start_at: Annotated[
         str | None, typer.Option(help="Not before this time (ISO 8601 with zone).", show_default=False)
     ] = None,
+    keep_quarantined: Annotated[
+        bool, typer.Option("--keep-quarantined", help="A proof: also who is in quarantine is mailed.")
+    ] = False,
     deadline: Annotated[
         str | None,
         typer.Option(help="To be done by (ISO 8601 with zone): goes before others then.", show_default=False),
@@ -106,6 +109,7 @@ def create(
         retry=json.dumps(retry) if retry is not None and retry.isidentifier() and retry != "null" else retry,
         waves=waves_from(wave_share, wave_every, wave or []),
         is_simulated=simulate,
+        keeps_quarantined=keep_quarantined,
         deadline=None if deadline is None else parse_time(deadline, "--deadline"),
     )
     made = with_database(dsn, lambda conn: deliveries.create(conn, new))

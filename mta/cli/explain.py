@@ -16,10 +16,12 @@ from mta.cli.terminal import AsJson, Dsn, err, out, print_json, print_table, sho
 from mta.master.control import NoDaemon, ask
 from mta.model.address import domain_of
 from mta.model.errors import BadInput
-from mta.queue import deliveries, locate, overview
+from mta.queue import deliveries, events, locate, overview
 from mta.queue.connection import Conn
+from mta.queue.events import StoredEvent
 from mta.queue.locate import Queued
 from mta.queue.overview import LogLine, Waiting
+from mta.traffic.effects import EffectKind, Target
 
 _MESSAGE: Final = re.compile(r"(\d+):(.+)")
 LINES_SHOWN: Final = 5
@@ -28,10 +30,14 @@ RECIPIENTS_ASKED: Final = 20  # of the daemon, one by one
 
 
 class Recipient(msgspec.Struct, frozen=True):
-    """One that waits: what the queue says, and what the daemon here does where it has it (else None)."""
+    """One that waits: what the queue says, and what the daemon here does where it has it (else None).
+
+    ``held_by``: suspensions of its domain or its delivery that are in force.
+    """
 
     queued: Queued
     here: dict[str, Any] | None
+    held_by: list[StoredEvent]
 
 
 class Daemon:
@@ -73,6 +79,7 @@ def command(
         told = _recipients(what, daemon, dsn)
     elif message is not None:
         told = _recipients(message[2], daemon, dsn, delivery_id=int(message[1]))
+        told["what"] = what
     elif what.isdecimal():
         told = _delivery(int(what), daemon, dsn)
     else:
@@ -92,7 +99,7 @@ def command(
 
 
 def _recipients(wanted: str, daemon: Daemon, dsn: str, delivery_id: int | None = None) -> dict[str, Any]:
-    async def work(conn: Conn) -> tuple[list[Queued], list[LogLine]]:
+    async def find(conn: Conn) -> tuple[list[Queued], list[LogLine]]:
         if delivery_id is None:
             lines = await overview.find_in_log(conn, wanted, limit=100)
             return await locate.by_address(conn, wanted), lines
@@ -108,7 +115,10 @@ def _recipients(wanted: str, daemon: Daemon, dsn: str, delivery_id: int | None =
         queued = await locate.by_reference(conn, delivery_id, wanted)
         return queued, await locate.lines_of_reference(conn, delivery_id, wanted)
 
-    queued, lines = with_database(dsn, work)
+    async def work(conn: Conn) -> tuple[list[Queued], list[LogLine], list[StoredEvent]]:
+        return *await find(conn), await events.in_force(conn)
+
+    queued, lines, in_force = with_database(dsn, work)
     told = []
     for number, one in enumerate(queued):
         here = None
@@ -117,30 +127,54 @@ def _recipients(wanted: str, daemon: Daemon, dsn: str, delivery_id: int | None =
             here = daemon.ask("explain", part=one.part_id, position=one.position, domain=domain)
         elif one.owner is None and number < RECIPIENTS_ASKED:
             here = daemon.ask("explain", site=one.site or domain_of(one.address))
-        told.append(Recipient(one, here))
+        whom = {(Target.DOMAIN, domain_of(one.address)), (Target.DELIVERY, str(one.delivery_id))}
+        told.append(Recipient(one, here, _holding(in_force, whom)))
     waits = {one["delivery"]: one for one in daemon.status["deliveries"]} if daemon.status else {}
-    return {"kind": "recipient", "what": wanted, "recipients": told, "log": lines, "waits": waits, "run": daemon.run}
+    numbers = _numbers(in_force)
+    return {
+        **{"kind": "recipient", "what": wanted, "recipients": told, "log": lines, "waits": waits, "run": daemon.run},
+        "events": numbers,
+    }
+
+
+def _holding(in_force: list[StoredEvent], whom: set[tuple[Target, str]]) -> list[StoredEvent]:
+    """Of the events in force, the suspensions of any of these."""
+    return [one for one in in_force if one.kind is EffectKind.SUSPEND and (one.target, one.on_what) in whom]
+
+
+def _numbers(in_force: list[StoredEvent]) -> dict[str, int]:
+    """By an event's key, as the daemon knows it, its number, as commands ask for it."""
+    return {one.key: one.id for one in in_force}
 
 
 def _delivery(delivery_id: int, daemon: Daemon, dsn: str) -> dict[str, Any]:
-    async def work(conn: Conn) -> tuple[Any, list[Waiting]]:
+    async def work(conn: Conn) -> tuple[Any, list[Waiting], list[StoredEvent]]:
         found = await overview.waiting(conn, limit=100_000)
-        return await deliveries.show(conn, delivery_id), [one for one in found if one.delivery_id == delivery_id]
+        own = [one for one in found if one.delivery_id == delivery_id]
+        return await deliveries.show(conn, delivery_id), own, await events.in_force(conn)
 
-    delivery, queue = with_database(dsn, work)
-    here = daemon.ask("explain", delivery=delivery_id)
-    return {"kind": "delivery", "what": str(delivery_id), "delivery": delivery, "queue": queue, "here": here}
+    delivery, queue, in_force = with_database(dsn, work)
+    return {
+        **{"kind": "delivery", "what": str(delivery_id), "delivery": delivery, "queue": queue},
+        "here": daemon.ask("explain", delivery=delivery_id),
+        "held_by": _holding(in_force, {(Target.DELIVERY, str(delivery_id))}),
+        "events": _numbers(in_force),
+    }
 
 
 def _site(wanted: str, daemon: Daemon, dsn: str) -> dict[str, Any]:
-    async def work(conn: Conn) -> list[Waiting]:
-        return [one for one in await overview.waiting(conn, limit=100_000) if one.site == wanted]
+    name = wanted.lower().rstrip(".")
 
+    async def work(conn: Conn) -> tuple[list[Waiting], list[StoredEvent]]:
+        found = await overview.waiting(conn, limit=100_000)
+        return [one for one in found if one.site in (name, f"@{name}")], await events.in_force(conn)
+
+    queue, in_force = with_database(dsn, work)
     return {
-        "kind": "site",
-        "what": wanted,
-        "queue": with_database(dsn, work),
-        "here": daemon.ask("explain", site=wanted.lower()),
+        **{"kind": "site", "what": wanted, "queue": queue},
+        "here": daemon.ask("explain", site=name),
+        "held_by": _holding(in_force, {(Target.DOMAIN, name), (Target.SITE, name)}),
+        "events": _numbers(in_force),
     }
 
 
@@ -181,6 +215,7 @@ def _print_recipients(told: dict[str, Any]) -> None:
             f"{queued.address} in delivery {queued.delivery_id} ({queued.name}), message "
             f"{queued.delivery_id}:{queued.number}, attempts so far: {queued.attempts}"
         )
+        _print_held_by(one.held_by, 2)
         _print_recipient(one, told)
     if lines:
         if not recipients:
@@ -194,7 +229,7 @@ def _print_recipient(one: Recipient, told: dict[str, Any]) -> None:
         _say(f"In the queue: {_why_queued(queued, told)}", 2)
         if here is not None and here["lanes"]:
             _say("What holds its site on this node now:", 2)
-            _print_lanes(here["lanes"], 2)
+            _print_lanes(here["lanes"], told["events"], 2)
         return
     if queued.owner != told["run"] or here is None:
         lives = "" if queued.node_lives else ", which does not live: it is taken over when its lease is over"
@@ -212,7 +247,7 @@ def _print_recipient(one: Recipient, told: dict[str, Any]) -> None:
         _say(f"In memory: waits for the route of {here['domain']} (dns), goes on when the resolver answers.", 2)
     elif here["where"] == "ready":
         _say("In memory, ready:", 2)
-        _print_lanes(here["lanes"], 2)
+        _print_lanes(here["lanes"], told["events"], 2)
     else:
         _say("Settled a moment ago: look again.", 2)
 
@@ -250,7 +285,29 @@ def _print_lines(lines: list[LogLine], count: int) -> None:
     )
 
 
-def _print_lanes(lanes: list[dict[str, Any]], indent: int = 0) -> None:
+def _print_held_by(held_by: list[StoredEvent], indent: int = 0) -> None:
+    for one in held_by:
+        who = f" by {one.by_whom}" if one.by_whom else f" by the automation {one.automation}" if one.automation else ""
+        until = "until it is cancelled" if one.until_at is None else f"until {when(one.until_at.timestamp())}"
+        why = f": {one.detail}" if one.detail else ""
+        _say(
+            f"Event {one.id} suspends {one.target} {one.on_what}{who}, {until}{why} (mta traffic cancel {one.id})",
+            indent,
+        )
+
+
+def _print_effects(effects: list[dict[str, Any]], numbers: dict[str, int], indent: int) -> None:
+    for one in effects:
+        number = numbers.get(one["key"])
+        event = "An event" if number is None else f"Event {number}"
+        limits = ", ".join(f"{key} {value:,}" for key, value in one["limits"].items())
+        what = " ".join(part for part in (one["kind"], limits or one["pool"]) if part)
+        until = when(one["until_unix_s"], "it is cancelled")
+        why = f": {one['detail']}" if one["detail"] else ""
+        _say(f"{event} ({one['name']}) on {one['target']} {one['on']}: {what}, until {until}{why}", indent)
+
+
+def _print_lanes(lanes: list[dict[str, Any]], numbers: dict[str, int], indent: int = 0) -> None:
     for lane in lanes:
         pace = f", {lane['rate_per_s']:.1f} a second lately" if lane["rate_per_s"] else ""
         _say(f"Site {lane['site']}, pool {lane['pool']}: {lane['waiting']:,} recipients in memory{pace}", indent)
@@ -264,6 +321,7 @@ def _print_lanes(lanes: list[dict[str, Any]], indent: int = 0) -> None:
                 _say(_blocked(egress), indent + 2)
             else:
                 _say(f"Egress {egress['egress']}: {egress['sessions']} sessions, nothing holds it.", indent + 2)
+        _print_effects(lane["effects"], numbers, indent + 2)
         if lane["limits"]:
             _print_limits(lane["limits"])
 
@@ -287,15 +345,24 @@ def _print_limits(limits: list[dict[str, Any]]) -> None:
                 f"{one['what']} {_SPANS.get(one['span_s'], '')}",
                 *(one["title"], one["used"], one["in_flight"], one["most"]),
                 one["share"] if one["share"] < one["most"] else None,
-                *(one["counted_on"], one["origin"] or None),
+                *(one["counted_on"], _where(one)),
             )
             for one in limits
         ],
     )
 
 
+def _where(limit: dict[str, Any]) -> str | None:
+    """Where the figure stands, or what has put another in its place."""
+    if not limit["because"]:
+        return limit["origin"] or None
+    given = "no limit" if limit["given"] is None else f"{limit['given']:,}"
+    return f"{limit['because']}; {given} in {limit['origin'] or 'the built-in rule'}"
+
+
 def _print_site(told: dict[str, Any]) -> None:
     here = told["here"]
+    _print_held_by(told["held_by"])
     queued = sum(one.recipients - one.leased for one in told["queue"])
     if queued:
         next_s = min((one.next_due_in_s for one in told["queue"] if one.next_due_in_s is not None), default=None)
@@ -307,7 +374,7 @@ def _print_site(told: dict[str, Any]) -> None:
         _say(f"{here['asked']:,} recipients wait for the route of {told['what']} (dns).")
     if not here["lanes"]:
         _say(f"Nothing in this node's memory is for {told['what']} (a site's key, MX host or domain).")
-    _print_lanes(here["lanes"])
+    _print_lanes(here["lanes"], told["events"])
 
 
 def _print_delivery(told: dict[str, Any]) -> None:
@@ -328,6 +395,7 @@ def _print_delivery(told: dict[str, Any]) -> None:
                 for one in told["queue"][:SITES_SHOWN]
             ],
         )
+    _print_held_by(told["held_by"])
     if here is None:
         return
     if here["reason"]:
@@ -342,7 +410,7 @@ def _print_delivery(told: dict[str, Any]) -> None:
     if rows:
         print_table("In this node's memory, what holds most first", ("waits for", "site", "recipients"), rows)
     held = [lane for lane in here["lanes"] if lane["state"] == "waits" and lane["reason"] != "window"]
-    _print_lanes(held[:3])
+    _print_lanes(held[:3], told["events"])
 
 
 _PRINTERS: Final = {"recipient": _print_recipients, "delivery": _print_delivery, "site": _print_site}

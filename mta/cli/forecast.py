@@ -21,10 +21,12 @@ from mta.model.address import parse_mailbox
 from mta.model.dns import DnsSettings
 from mta.model.errors import BadInput
 from mta.model.site import MxHost, Route, Site
-from mta.queue import deliveries, history
+from mta.queue import deliveries, events, history, rule_sets
 from mta.queue.connection import Conn
 from mta.queue.deliveries import Delivery
+from mta.queue.rule_sets import Applied, Bundle
 from mta.settings import Settings, load_rules
+from mta.settings.rules_file import parse_bundle
 from mta.simulation.forecast import (
     DEFAULT_MESSAGE_S,
     DeliveryLoad,
@@ -67,6 +69,8 @@ class Known(msgspec.Struct, frozen=True):
     credits_used: list[tuple[str, int, int]]
     nodes: int
     at_unix_s: float  # when the backlog was as it says
+    applied: tuple[Applied, Bundle] | None  # the rules in force
+    events: int  # in force besides them
 
 
 def command(
@@ -77,7 +81,9 @@ def command(
         Path | None,
         typer.Option(help="Before sending: a file of addresses, one a line.", exists=True, dir_okay=False),
     ] = None,
-    rules: Annotated[Path | None, typer.Option(help="Rules; those the settings name when absent.")] = None,
+    rules: Annotated[
+        Path | None, typer.Option(help="Rules; those in force when absent, else those that the settings name.")
+    ] = None,
     pool: Annotated[str, typer.Option(help="The egress pool, with --recipients.")] = "default",
     message_s: Annotated[
         float | None,
@@ -100,18 +106,27 @@ def command(
         raise BadInput("forecast", "give a delivery's number, or --recipients FILE before sending, one of them")
     if pool not in settings.pools:
         raise BadInput("--pool", f"no pool is named {pool!r}; known: {', '.join(settings.pools)}")
-    rules_file = rules or settings.rules_file
-    rule_set = RuleSet() if rules_file is None else load_rules(rules_file)
+    given = None if rules is None else load_rules(rules)
     asked = [] if recipients is None else _read_recipients(recipients)
     known = with_database(dsn, lambda conn: _known(conn, delivery_id, asked, pool, settings))
-    told = _forecast(known, settings, rule_set, message_s)
+    rule_set, named = (given, str(rules)) if given is not None else _rules_in_force(known.applied, settings)
+    told = _forecast(known, settings, rule_set, named, message_s)
     kept = None
     if delivery_id is not None:
-        kept = with_database(dsn, lambda conn: _keep(conn, delivery_id, told, str(rules_file or "")))
+        kept = with_database(dsn, lambda conn: _keep(conn, delivery_id, told, named))
     if as_json:
         print_json({"delivery": delivery_id, "forecast": kept, **msgspec.to_builtins(told)})
     else:
         _show(told)
+
+
+def _rules_in_force(applied: tuple[Applied, Bundle] | None, settings: Settings) -> tuple[RuleSet, str]:
+    """What the nodes obey, and what it is called; where nothing was applied yet, what they would begin with."""
+    if applied is not None:
+        return parse_bundle(applied[1].root, applied[1].texts), f"rule set {applied[0].id}"
+    if settings.rules_file is None:
+        return RuleSet(), "the built-in rule"
+    return load_rules(settings.rules_file), str(settings.rules_file)
 
 
 def _read_recipients(path: Path) -> list[Demand]:
@@ -154,6 +169,8 @@ async def _known(conn: Conn, delivery_id: int | None, asked: Sequence[Demand], p
         await history.credits_used(conn),
         max(1, await history.living_nodes(conn)),
         at_unix_s,
+        await rule_sets.in_force(conn),
+        len(await events.in_force(conn)),
     )
 
 
@@ -200,7 +217,7 @@ def _loads(
     return list(loads.values())
 
 
-def _forecast(known: Known, settings: Settings, rules: RuleSet, message_s: float | None) -> Forecast:
+def _forecast(known: Known, settings: Settings, rules: RuleSet, rules_name: str, message_s: float | None) -> Forecast:
     assumptions: list[str] = []
     domains: Counter[str] = Counter()
     for demand in known.demands:
@@ -212,8 +229,12 @@ def _forecast(known: Known, settings: Settings, rules: RuleSet, message_s: float
     others = len({load.name.partition(" ")[0] for load in known.loads if not load.is_wanted})
     assumptions.append(
         f"{known.nodes} node(s), {children.effective_count} children each as on this machine; "
-        f"{others} other deliveries share the limits; no path fails, nothing in force besides the rules"
+        f"{others} other deliveries share the limits; no path fails; {rules_name} holds"
     )
+    if known.events:
+        assumptions.append(
+            f"{known.events:,} traffic events in force besides the rules are left out (mta traffic events)"
+        )
     scenario = scenario_of(
         known.loads,
         loads,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import difflib
 import getpass
 import ipaddress
 import os
@@ -15,6 +16,7 @@ import typer
 from mta.cli.terminal import (
     AsJson,
     Dsn,
+    err,
     out,
     parse_duration,
     parse_time,
@@ -25,8 +27,10 @@ from mta.cli.terminal import (
 )
 from mta.model.address import parse_domain
 from mta.model.errors import BadInput
-from mta.queue import events
+from mta.queue import events, monitor, rule_sets
+from mta.queue.connection import Conn
 from mta.queue.events import NewEvent, StoredEvent
+from mta.settings.rules_file import parse_bundle
 from mta.traffic.effects import EffectKind, Target
 from mta.traffic.limits import LIMIT_KEYS, Limits
 
@@ -37,6 +41,7 @@ app = typer.Typer(
 EVER: Final = "ever"
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _EGRESS_ID_MAX: Final = 2**31 - 1
+NAMES_SHOWN: Final = 20
 
 Egress = Annotated[str | None, typer.Option(help="All that leaves by this egress: its name.", show_default=False)]
 Site = Annotated[str | None, typer.Option(help="All that goes to this site: its key.", show_default=False)]
@@ -112,7 +117,7 @@ def suspend(
     new = NewEvent(
         name=name, kind=EffectKind.SUSPEND, target=target, on_what=on, lasts=span, until_at=at, detail=why.strip()
     )
-    _say(with_database(dsn, lambda conn: events.put_in_force(conn, new, _operator(by))), as_json)
+    _say(with_database(dsn, lambda conn: _put_in_force(conn, new, _operator(by))), as_json)
 
 
 @app.command()
@@ -142,7 +147,7 @@ def lower(
         limits=_limits(limit),
         detail=why.strip(),
     )
-    _say(with_database(dsn, lambda conn: events.put_in_force(conn, new, _operator(by))), as_json)
+    _say(with_database(dsn, lambda conn: _put_in_force(conn, new, _operator(by))), as_json)
 
 
 @app.command()
@@ -191,6 +196,37 @@ def change(
     _say(
         with_database(dsn, lambda conn: events.change(conn, event_id, _operator(by), lasts=span, until_at=at)), as_json
     )
+
+
+async def _put_in_force(conn: Conn, new: NewEvent, by: str) -> StoredEvent:
+    """BadInput for a rule or a provider that the set in force does not have: the event would hold nothing back."""
+    if new.target in (Target.RULE, Target.PROVIDER):
+        await _check_name(conn, new)
+    elif new.target is Target.EGRESS and not await monitor.has_sent(conn, new.on_what):
+        err.print(f"nothing has left from an egress called {shown(new.on_what)} yet: is that its name?", style="yellow")
+    return await events.put_in_force(conn, new, by)
+
+
+async def _check_name(conn: Conn, new: NewEvent) -> None:
+    found = await rule_sets.in_force(conn)
+    if found is None:
+        return
+    try:
+        rules = parse_bundle(found[1].root, found[1].texts)
+    except BadInput:
+        return  # applied by a newer program: no reason not to stop what must be stopped
+    if new.target is Target.RULE:
+        names = [rule.name for rule in (*rules.rules, rules.default)]
+    else:
+        names = list(dict.fromkeys(rule.provider.name for rule in rules.rules if rule.provider is not None))
+    name = new.on_what.partition("|")[0].removeprefix("provider:")
+    if name not in names:
+        near = difflib.get_close_matches(name, names, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else "."
+        known = ", ".join(names[:NAMES_SHOWN]) + (", ..." if len(names) > NAMES_SHOWN else "") or "none"
+        raise BadInput(
+            f"--{new.target}", f"rule set {found[0].id}, in force, has none called {name!r}{hint} Known: {known}"
+        )
 
 
 # --- what is asked for ------------------------------------------------------------------------

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 import re2
 
+from mta.failure.automaton import Automaton, begins, options
 from mta.model.errors import BadInput
 from mta.smtp.envelope import Stage
 
-# Of one automaton. What does not fit is built anew while it matches: slower, never wrong.
-_MEMORY_BYTES: Final = 4 << 20
 _SETS_KEPT: Final = 16  # of those that were used last
 _KEPT: Final = 2_000  # servers say the same few sentences
 REFUSAL_MIN: Final = 400
@@ -27,32 +26,6 @@ class Wanted(NamedTuple):
     stages: tuple[str, ...]
 
 
-class _Automaton:
-    """Some of the patterns as one, or as few: one that would need more memory than it may have is cut in two."""
-
-    def __init__(self, numbered: Sequence[tuple[int, str]]) -> None:
-        self._sets: list[tuple[re2.Set, list[int]]] = []  # with the numbers in the list, by those in the set
-        self._add(numbered)
-
-    def _add(self, numbered: Sequence[tuple[int, str]]) -> None:
-        found = re2.Set.SearchSet(_options())
-        for _, pattern in numbered:
-            found.Add(pattern)
-        try:
-            found.Compile()
-        except re2.error:
-            if len(numbered) == 1:
-                raise BadInput(f"pattern {numbered[0][1]!a}", "is too large") from None
-            half = len(numbered) // 2
-            self._add(numbered[:half])
-            self._add(numbered[half:])
-        else:
-            self._sets.append((found, [number for number, _ in numbered]))
-
-    def match(self, text: str) -> set[int]:
-        return {numbers[place] for found, numbers in self._sets for place in found.Match(text) or ()}
-
-
 class ReplyPatterns:
     """Finds the numbers (places in the list) of the kinds that a reply is of. Memory is bounded.
 
@@ -64,9 +37,9 @@ class ReplyPatterns:
         """Raises BadInput for a pattern that RE2 does not take."""
         self._wanted = tuple(wanted)
         self._all = tuple(range(len(self._wanted)))
-        self._automatons: OrderedDict[tuple[int, ...], _Automaton] = OrderedDict()
+        self._automatons: OrderedDict[tuple[int, ...], Automaton] = OrderedDict()
         self._kept: dict[tuple[tuple[int, ...], int, str, str, Stage], tuple[int, ...]] = {}
-        scratch = re2.Set.SearchSet(_options())
+        scratch = re2.Set.SearchSet(options())
         for one in self._wanted:
             try:
                 scratch.Add(one.pattern)
@@ -102,34 +75,21 @@ class ReplyPatterns:
             said = self._automaton(numbers).match(text)
         return tuple(number for number in fitting if not self._wanted[number].pattern or number in said)
 
-    def _automaton(self, numbers: tuple[int, ...]) -> _Automaton:
+    def _automaton(self, numbers: tuple[int, ...]) -> Automaton:
         found = self._automatons.get(numbers)
         if found is None:
             patterns = [(number, self._wanted[number].pattern) for number in numbers]
-            found = self._automatons[numbers] = _Automaton([one for one in patterns if one[1]])
+            found = self._automatons[numbers] = Automaton([one for one in patterns if one[1]])
             if len(self._automatons) > _SETS_KEPT:
                 self._automatons.popitem(last=False)
         self._automatons.move_to_end(numbers)
         return found
 
 
-def _options() -> re2.Options:
-    options = re2.Options()
-    options.case_sensitive = False
-    options.log_errors = False
-    options.max_mem = _MEMORY_BYTES
-    return options
-
-
 def _fits(one: Wanted, code: str, enhanced: str, stage: str) -> bool:
     """All but the text."""
     return (
         (not one.codes or code.startswith(one.codes))
-        and (not one.enhanced or _begins(enhanced, one.enhanced))
+        and (not one.enhanced or begins(enhanced, one.enhanced))
         and (not one.stages or stage in one.stages)
     )
-
-
-def _begins(enhanced: str, wanted: tuple[str, ...]) -> bool:
-    """``4.7`` is how ``4.7.28`` begins, not ``4.70.1``."""
-    return any(enhanced == one or enhanced.startswith(one + ".") for one in wanted)

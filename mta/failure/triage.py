@@ -14,6 +14,9 @@ not attempted  link lost before, recalled, never begun    none         its recip
 probed         2yz to RCPT of a simulated delivery        simulated    goes on
 =============  =========================================  ===========  ====================================
 
+So says the code alone. What a refusal means for the address, and with it whether one with 5yz is tried again, is
+qualified after that (`mta.failure.judge.Judge`).
+
 "None" is no attempt: a 421 or a lost link before the content speaks of the session (threats C10), and the backoff of
 its path keeps the next try in bounds. Once content was sent it counts, else a message that breaks every
 connection would go round for ever.
@@ -27,13 +30,20 @@ from mta.model.outcome import Reason, Status
 from mta.model.reply import Reply
 from mta.smtp.dialogue import Kind, Stage
 
+NOT_JUDGED: Final = "0\t0"
+
 
 class Decision(NamedTuple):
-    """``status`` None: not attempted, hand it out again. ``reply`` is what the log shows."""
+    """``status`` None: not attempted, hand it out again. ``reply`` is what the log shows.
+
+    ``judged``: type and category of a failure, as two columns of the log (`mta.failure.judge`).
+    """
 
     status: Status | None
     reason: Reason
     reply: Reply
+    judged: str = NOT_JUDGED
+    is_greylisted: bool = False
 
 
 _ENHANCED_REASONS = {

@@ -7,6 +7,7 @@ The collector fills one settlement after another; the writer takes them. It is t
 from __future__ import annotations
 
 import math
+import random
 import time
 from collections.abc import Callable, Iterable
 from datetime import datetime
@@ -15,7 +16,7 @@ from typing import NamedTuple
 from mta.master.books import BatchBook, DeliveryBook, LeasedPart
 from mta.model.outcome import InDoubtPolicy, Reason, Status
 from mta.model.reply import Reply
-from mta.outcomes.line import escaped, log_line, session_columns, timestamp, volume_of
+from mta.outcomes.line import NOT_JUDGED, escaped, log_line, session_columns, timestamp, volume_of
 from mta.outcomes.replay import Told
 from mta.queue.settle import TRAFFIC_AT, Doubt, NewPart, Row, Settlement
 from mta.traffic.counters import BYTES_SUFFIX, OPENINGS_SUFFIX
@@ -27,6 +28,7 @@ from mta.wire import Outcome, Report
 
 SURPLUS_STEP_S = 5  # surplus of one site that is due at about the same time shares parts
 _BYTES_DELIVERED, _BYTES_OTHER = TRAFFIC_AT["bytes_delivered"], TRAFFIC_AT["bytes_other"]
+_random = random.SystemRandom()
 SITE_PART_MIN = 8  # deferrals of one site in a flush that make a part of their own
 
 
@@ -40,6 +42,7 @@ class _Later(NamedTuple):
     appended_at: datetime
     due_in_s: int
     site: str
+    egress: str = ""  # that they are to leave from
 
 
 class Collector:
@@ -58,6 +61,8 @@ class Collector:
         self._rates: dict[str, list[int]] = {}  # recipient domain -> attempted, and of them failed or deferred
         self.on_attempted: Callable[[dict[str, list[int]]], None] | None = None  # told of each report's
         self.unrecorded = 0  # recipients that are settled, but not yet in the database
+        # One throw for all that is settled together: what comes back is still few parts, and yet not all at once.
+        self._dice = _random.random()
 
     # --- parts in memory ----------------------------------------------------------------------
 
@@ -117,9 +122,11 @@ class Collector:
         part.out -= came
         if attempted:
             self._attempted(part, delivery, batch, outcome, attempted, now_s)
+        greylisted = frozenset(outcome.greylisted)
         for position in outcome.deferred:
             decided.append(position)
-            self._defer(part, position, batch.lane.site.key, batch.retry)
+            egress = self._egress_of(batch) if position in greylisted else None
+            self._defer(part, position, batch.lane.site.key, batch.retry, greylisted_at=egress)
         for position in outcome.in_doubt:
             decided.append(position)
             self._doubt(part, position, doubts[outcome.part_id, position])
@@ -211,14 +218,28 @@ class Collector:
 
     # --- what comes back later ----------------------------------------------------------------
 
-    def _defer(self, part: LeasedPart, position: int, site: str, retry: RetrySchedule | None = None) -> None:
-        """``retry``: of the rule that held; None: that of the delivery."""
+    def _defer(
+        self,
+        part: LeasedPart,
+        position: int,
+        site: str,
+        retry: RetrySchedule | None = None,
+        *,
+        greylisted_at: str | None = None,
+    ) -> None:
+        """``retry``: of the rule that held; None: that of the delivery. ``greylisted_at``: the egress, if it was."""
         delivery = part.delivery
         now_unix_s = time.time()
-        due_s = (retry or delivery.retry).next_due(part.attempt, now_unix_s, delivery.valid_until_s)
+        due_s = (retry or delivery.retry).next_due(
+            part.attempt,
+            now_unix_s,
+            delivery.valid_until_s,
+            dice=self._dice,
+            is_greylisted=greylisted_at is not None,
+        )
         # None: no attempt before its validity ends; it comes back then, to expire, and not a moment earlier.
         due_in_s = math.ceil(delivery.valid_until_s - now_unix_s) if due_s is None else round(due_s - now_unix_s)
-        self._again(part, position, site, part.attempt, due_in_s, held=False)
+        self._again(part, position, site, part.attempt, due_in_s, held=False, egress=greylisted_at or "")
 
     def _doubt(self, part: LeasedPart, position: int, told: tuple[int, int, str, str, str]) -> None:
         delivery = part.delivery
@@ -242,8 +263,11 @@ class Collector:
         else:
             self._defer(part, position, "")
 
-    def _again(self, part: LeasedPart, position: int, site: str, attempt: int, due_in_s: int, *, held: bool) -> None:
-        key = _Later(part.delivery.id, part.fields, attempt, held, part.claimed.appended_at, max(0, due_in_s), site)
+    def _again(
+        self, part: LeasedPart, position: int, site: str, attempt: int, due_in_s: int, *, held: bool, egress: str = ""
+    ) -> None:
+        appended_at = part.claimed.appended_at
+        key = _Later(part.delivery.id, part.fields, attempt, held, appended_at, max(0, due_in_s), site, egress)
         numbers, rows = self._later.setdefault(key, ([], []))
         numbers.append(part.number(position))
         rows.append(part.rows[position])
@@ -269,8 +293,12 @@ class Collector:
         site: str = "",
         is_attempt: bool,
         retry: RetrySchedule | None = None,
+        judged: str = NOT_JUDGED,
     ) -> None:
-        """Outcomes that need no session: no route, expired, cancelled, a site that cannot be reached."""
+        """Outcomes that need no session: no route, expired, cancelled, a site that cannot be reached.
+
+        ``judged``: type and category, where it is a failure (`mta.failure.judge.judged`).
+        """
         at = timestamp(time.time())
         verdict = f"{status:d}\t{reason:d}\t{reply.code}\t{reply.enhanced}"
         session = session_columns(site, "", "", "")
@@ -282,7 +310,20 @@ class Collector:
             address, reference, _ = part.rows[position]
             number = part.number(position)
             lines.append(
-                log_line(at, part.delivery.id, number, part.id, attempt, verdict, address, reference, session, text)
+                log_line(
+                    at,
+                    part.delivery.id,
+                    number,
+                    part.id,
+                    attempt,
+                    verdict,
+                    address,
+                    reference,
+                    session,
+                    text,
+                    0,
+                    judged,
+                )
             )
             if status is Status.DEFERRED:
                 self._defer(part, position, site, retry)
@@ -290,7 +331,7 @@ class Collector:
         self._settlement.lines.append(encoded)
         self._lines_bytes += len(encoded)
         self._settlement.count(part.delivery.id, status, len(done))
-        if done:
+        if done and status in TRAFFIC_AT:
             self._settlement.traffic_of(time.time(), "")[TRAFFIC_AT[status]] += len(done)
         self.settle(part, done)
         self._on_work(self._lines_bytes)
@@ -340,6 +381,7 @@ class Collector:
         later, self._later = self._later, {}
         reported, self._reported = self._reported, {}
         self._lines_bytes = 0
+        self._dice = _random.random()
         settlement.new_parts.extend(_new_parts(later))
         return settlement, reported
 
@@ -367,6 +409,7 @@ def _new_parts(later: dict[_Later, tuple[list[int], list[Row]]]) -> list[NewPart
                     numbers[start:end],
                     rows[start:end],
                     float(key.due_in_s),
+                    key.egress or None,
                 )
             )
     return parts

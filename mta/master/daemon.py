@@ -31,6 +31,7 @@ from mta.master.dispatch import Dispatch
 from mta.master.events import Enforcer, EventBook
 from mta.master.intake import Intake
 from mta.master.keys import KeyStore
+from mta.master.qualification import Qualification
 from mta.master.remains import Remains
 from mta.master.rulebook import Rulebook
 from mta.master.sharing import Sharing
@@ -40,6 +41,7 @@ from mta.queue import nodes, partitions
 from mta.queue.connection import DATABASE_AWAY, Conn
 from mta.queue.events import CHANNEL as EVENTS_CHANNEL
 from mta.queue.installation import verp_key
+from mta.queue.qualified import CHANNEL as TEXTS_CHANNEL
 from mta.queue.rule_sets import CHANNEL as RULES_CHANNEL
 from mta.queue.settle import Settlement, forget_credits, load_credits
 from mta.settings.config import Settings, load_settings
@@ -78,6 +80,7 @@ class Daemon:
         """``config``: the file of the settings; of it the signing keys are read again at a reload."""
         self._settings = settings
         self._config = config
+        self._qualification = Qualification(settings.failures, self._tell_bounce_rules)
         self._rulebook = Rulebook(settings.rules_file, settings.node.name, self._use_rules)
         self._is_prepared = False  # there is somebody to tell of new keys
         self._journal_dir = settings.journal_dir
@@ -98,8 +101,9 @@ class Daemon:
         self._stop_wanted.set()
 
     def reload_rules(self) -> None:
-        """Has the rules file read anew, beside the loop; when it cannot be used, the log says why."""
+        """Has the files of MX rules and bounce rules read anew; when one cannot be used, the log says why."""
         self._rulebook.reload()
+        self._qualification.reload()
 
     def reload_keys(self) -> None:
         """Reads signing settings and key files anew. Raises BadInput, with nothing changed, for a bad settings file.
@@ -114,6 +118,7 @@ class Daemon:
         """The whole life of the run. Raises Fenced when another node declared it dead."""
         self._lock_journal_dir()
         self._rulebook.read()
+        self._qualification.read()
         self._keys = KeyStore(self._settings.signing)
         try:
             while pool := await connect(self._settings, self._stop_wanted):
@@ -164,6 +169,7 @@ class Daemon:
         unix_offset_s = time.time() - loop.time()
         async with self._pool.acquire() as conn:
             await self._rulebook.begin(conn)
+            await self._qualification.begin(conn)
         rules = self._rulebook.rules
         self.schedule: Schedule[LeasedPart] = Schedule(
             rules,
@@ -201,7 +207,9 @@ class Daemon:
             self._on_frame,
             self._on_child_loss,
         )
-        self.dispatch = Dispatch(self.schedule, self.collector, self.children, port=settings.smtp.port)
+        self.dispatch = Dispatch(
+            self.schedule, self.collector, self.children, self._qualification.judge, port=settings.smtp.port
+        )
         self._writer = Writer(
             self._pool,
             self.node,
@@ -244,6 +252,10 @@ class Daemon:
         self._adapter.set_rules(rules)
         self.dispatch.wake()
 
+    def _tell_bounce_rules(self) -> None:
+        if self._is_prepared:
+            self.children.tell_all(self._qualification.frame)
+
     def _control(self, writer: Writer) -> Control:
         rulebook, lease_until_s = self._rulebook, lambda: self._lease_until_s
         answers = Answers(self, self._settings, writer, self._resolver, lambda: rulebook.rules, lease_until_s)
@@ -266,7 +278,7 @@ class Daemon:
             self._lease_until_s,
             self._settings.tls.ca_file,
         )
-        return [options, self._keys.frame, self._adapter.frame]
+        return [options, self._qualification.frame, self._keys.frame, self._adapter.frame]
 
     # --- the tasks ----------------------------------------------------------------------------
 
@@ -290,6 +302,7 @@ class Daemon:
                 tasks.create_task(self._adapter.run(), name="adaptation"),
                 tasks.create_task(self._sharing.run(), name="sharing"),
                 tasks.create_task(self._rulebook.run(self._pool), name="rules"),
+                tasks.create_task(self._qualification.run(self._pool), name="qualification"),
                 tasks.create_task(self._control(self._writer).run(), name="control"),
                 tasks.create_task(Alerts(self._pool).run(), name="alerts"),
             ]
@@ -474,18 +487,25 @@ class Daemon:
         def on_end(*_: object) -> None:
             lost.set()
 
+        def on_texts(*_: object) -> None:
+            self._qualification.notify()
+
+        listeners = (
+            ("mta", on_news),
+            (EVENTS_CHANNEL, on_events),
+            (RULES_CHANNEL, self._rulebook.notify),
+            (TEXTS_CHANNEL, on_texts),
+        )
         conn.add_termination_listener(on_end)
-        await conn.add_listener("mta", on_news)
-        await conn.add_listener(EVENTS_CHANNEL, on_events)
-        await conn.add_listener(RULES_CHANNEL, self._rulebook.notify)
+        for channel, listener in listeners:
+            await conn.add_listener(channel, listener)
         try:
             await lost.wait()
         finally:
             conn.remove_termination_listener(on_end)
             if not conn.is_closed():
-                await conn.remove_listener("mta", on_news)
-                await conn.remove_listener(EVENTS_CHANNEL, on_events)
-                await conn.remove_listener(RULES_CHANNEL, self._rulebook.notify)
+                for channel, listener in listeners:
+                    await conn.remove_listener(channel, listener)
 
     # --- from children ------------------------------------------------------------------------
 

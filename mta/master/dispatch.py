@@ -8,12 +8,14 @@ from itertools import count
 
 import msgspec
 
+from mta.failure.judge import Judge, judged
 from mta.master.books import BatchBook, DeliveryBook, LeasedPart
 from mta.master.children import Child, Children
 from mta.master.collector import Collector
 from mta.model.egress import source_for
+from mta.model.failure import Evidence
 from mta.model.limits import PART_BYTES_MAX
-from mta.model.outcome import Reason, Status
+from mta.model.outcome import Status
 from mta.model.reply import Reply
 from mta.traffic.ready import Run
 from mta.traffic.rules import Rule
@@ -28,11 +30,14 @@ _pack = msgspec.json.Encoder().encode
 class Dispatch:
     """Owned by the master's loop. `pump` is called through `wake`, once a turn however often it is woken."""
 
-    def __init__(self, schedule: Schedule[LeasedPart], collector: Collector, children: Children, *, port: int) -> None:
+    def __init__(
+        self, schedule: Schedule[LeasedPart], collector: Collector, children: Children, judge: Judge, *, port: int
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self._schedule = schedule
         self._collector = collector
         self._children = children
+        self.judge = judge  # of sites that cannot be reached
         self._port = port
         self._batches = count(1)
         self._is_woken = False
@@ -170,15 +175,17 @@ class Dispatch:
         if action.is_attempt:
             # 4.4.1: no answer from host (RFC 3463 §3.5).
             reply = Reply(0, f"no session with {site}: {action.cause}", "4.4.1")
+            verdict = self.judge.verdict(Evidence(0, "4.4.1", action.cause, "connect", site))
             self._collector.conclude(
                 action.part,
                 action.positions,
                 Status.DEFERRED,
-                Reason.UNREACHABLE,
+                verdict.reason,
                 reply,
                 site=site,
                 is_attempt=True,
                 retry=self._schedule.rule_of(action.lane).retry,
+                judged=judged(verdict),
             )
         else:
             self._collector.surplus(action.part, action.positions, site, action.due_in_s)

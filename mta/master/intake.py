@@ -7,6 +7,7 @@ million waiting recipients cost nothing here but their turn.
 from __future__ import annotations
 
 import asyncio
+import datetime
 import math
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -24,11 +25,13 @@ from mta.master.keys import KeyStore
 from mta.master.routing import Routing
 from mta.message.keyring import sender_domain_of
 from mta.model.egress import EgressPool
+from mta.model.failure import Category, FailureType
 from mta.model.limits import AUTO_PART_RECIPIENTS_MAX
 from mta.model.outcome import Reason, Status
 from mta.model.reply import Reply
 from mta.model.waiting import Wait, WaitReason
 from mta.queue import claim as claims
+from mta.queue import quarantine
 from mta.queue.claim import ClaimedPart, DeliveryView
 from mta.queue.connection import DATABASE_AWAY, Conn
 from mta.queue.nodes import NodeRun
@@ -42,6 +45,9 @@ from mta.traffic.schedule import Schedule
 log = structlog.get_logger()
 
 # A delivery with less than this in memory may always claim: a small one gets in though large ones fill the room.
+# Between what is committed there and what an append could see of it, with time to spare.
+QUARANTINE_MARGIN = datetime.timedelta(minutes=5)
+EXCLUDED_JUDGED = f"{FailureType.IGNORED:d}\t{Category.NONE:d}"
 FINISH_PERIOD_S = 0.5  # between looks for deliveries that are done
 FOOTHOLD_RECIPIENTS = 2 * AUTO_PART_RECIPIENTS_MAX
 
@@ -82,6 +88,7 @@ class Intake:
         self.due_views: dict[int, DeliveryView] = {}
         self._finished_at_s = 0.0
         self.is_stopping = False
+        self._quarantined_at: datetime.datetime | None = None  # when the last address became one that is not mailed
         self.trouble = ""
         self.claim_s = 0.0  # what a claim takes, lately
         self._claim_began_s = math.inf  # of the one that is under way
@@ -142,6 +149,7 @@ class Intake:
                         log.info("database is back")
                         self.trouble = ""
                     self._refresh(await claims.active_deliveries(conn))
+                    self._quarantined_at = await quarantine.latest(conn)
                     await self._cancel_cancelled(conn)
                     await self._finish_ended(conn)
                     wait_s = min(wait_s, await self._claim_due(conn))
@@ -319,8 +327,11 @@ class Intake:
                 continue
             self._fair.charge(delivery_id, sum(part.count for part in claimed))
             book.part_recipients = max(part.count for part in claimed)
-            for part in claimed:
-                self._admit(part, book)
+            parts_held = [part for one in claimed if (part := self._lease(one, book)) is not None]
+            excluded = await self._not_mailed(conn, book, parts_held)
+            for part in parts_held:
+                if part.id in self._collector.parts:  # not given back meanwhile
+                    self._admit(part, book, excluded)
             self._dispatch.wake()
             await asyncio.sleep(0)  # let reports in between two claims
         return 0.05 if is_full else max(0.01, next_due_s)
@@ -342,7 +353,7 @@ class Intake:
         effect = self._holds.delivery(book.id, book.sender_domain)
         if effect is not None:
             until_s = effect.until_unix_s - time.time() + asyncio.get_running_loop().time()
-            detail = f"{effect.target} {effect.on}: {effect.name}: {effect.detail}"
+            detail = f"{effect.target} {effect.on}: {effect.said}"
             self.waits[book.id] = Wait(WaitReason.SUSPENDED, until_s, detail)
             return False
         wait = self.waits.get(book.id)
@@ -396,18 +407,45 @@ class Intake:
             return None
         return part
 
-    def _admit(self, claimed: ClaimedPart, book: DeliveryBook) -> None:
+    async def _not_mailed(self, conn: Conn, book: DeliveryBook, parts: list[LeasedPart]) -> dict[str, Reason]:
+        """Recipients of these parts that are not to be mailed. What was known at the append is excluded since then."""
+        latest = self._quarantined_at
+        if latest is None or book.view.keeps_quarantined:
+            return {}
+        since = latest + QUARANTINE_MARGIN
+        addresses = [
+            part.rows[position][0]
+            for part in parts
+            if part.claimed.appended_at <= since
+            for position in part.open_positions()
+        ]
+        return await quarantine.not_mailed(conn, addresses) if addresses else {}
+
+    def _exclude(self, part: LeasedPart, excluded: dict[str, Reason]) -> None:
+        by_reason: dict[Reason, list[int]] = {}
+        for position in part.open_positions():
+            if (reason := excluded.get(part.rows[position][0])) is not None:
+                by_reason.setdefault(reason, []).append(position)
+        for reason, positions in by_reason.items():
+            reply = Reply(0, "denylisted" if reason is Reason.DENYLISTED else "in quarantine")
+            self._collector.conclude(
+                part, positions, Status.EXCLUDED, reason, reply, is_attempt=False, judged=EXCLUDED_JUDGED
+            )
+
+    def _admit(self, part: LeasedPart, book: DeliveryBook, excluded: dict[str, Reason]) -> None:
         """Groups a part's recipients by domain and sends each group on its way."""
-        part = self._lease(claimed, book)
-        if part is None:
-            return
         if book.is_expired:
             self._collector.expire(part, part.open_positions())
             return
         if book.is_leaving or not self._may_go(book):  # its key was taken away while it was claimed
             self._collector.release_if_free(part)
             return
-        self._routing.take_in(part, part.open_positions())
+        going = part.open_positions()
+        if excluded:
+            going = [position for position in going if part.rows[position][0] not in excluded]
+            self._exclude(part, excluded)
+        if going:
+            self._routing.take_in(part, going)
 
     async def stop(self) -> None:
         """No more claims; look-ups are dropped, their recipients go back with their parts."""

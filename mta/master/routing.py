@@ -11,16 +11,18 @@ from collections import deque
 from collections.abc import Iterable
 
 from mta.dns.resolver import Routes
+from mta.failure.judge import OF_NO_ANSWER, OF_NO_ROUTE, judged
 from mta.master.books import LeasedPart
 from mta.master.collector import Collector
 from mta.master.dispatch import Dispatch
 from mta.master.holds import Changes, Holds, put_off_s, put_off_site
 from mta.model.address import domain_of
 from mta.model.errors import BadInput
-from mta.model.outcome import Reason, Status
+from mta.model.outcome import Status
 from mta.model.reply import Reply
 from mta.model.site import NoRoute, Route, Site
 from mta.traffic.effects import Effect
+from mta.traffic.egress import EgressChooser
 from mta.traffic.lanes import Lane
 from mta.traffic.ready import Run, Stream
 from mta.traffic.schedule import Schedule
@@ -72,7 +74,6 @@ class Routing:
     def _route_all(self, part: LeasedPart, by_domain: dict[str, list[int]]) -> None:
         cached, held, domain_class = self._resolver.cached, self._holds.domain, self._schedule.domain_class
         lanes: dict[tuple[Site, tuple[object, ...], str], tuple[str, list[int]]] = {}
-        given = part.delivery.chooser
         for domain, positions in by_domain.items():
             if (effect := held(domain)) is not None:
                 self._put_off(part, positions, domain, effect)
@@ -80,7 +81,7 @@ class Routing:
             route = cached(domain)
             if isinstance(route, Site):
                 of_domain = domain_class(domain)
-                key = (route, self._holds.chooser(given, route, of_domain).eligible(domain), of_domain)
+                key = (route, self._chooser(part, route, of_domain).eligible(domain), of_domain)
                 lane = lanes.get(key)
                 if lane is None:
                     lanes[key] = (domain, positions)
@@ -99,8 +100,13 @@ class Routing:
             due_in_s = put_off_s(effect.until_unix_s, time.time(), len(positions))
             self._collector.surplus(part, positions, put_off_site(domain), due_in_s)
 
+    def _chooser(self, part: LeasedPart, site: Site, domain_class: str) -> EgressChooser:
+        chooser = self._holds.chooser(part.delivery.chooser, site, domain_class)
+        egress = part.claimed.egress
+        return chooser if egress is None else chooser.only(egress)
+
     def _ready(self, part: LeasedPart, site: Site, domain: str, positions: list[int]) -> None:
-        chooser = self._holds.chooser(part.delivery.chooser, site, self._schedule.domain_class(domain))
+        chooser = self._chooser(part, site, self._schedule.domain_class(domain))
         lane = self._schedule.lane(site, chooser, domain)
         stream = Stream(part.delivery.id, part.fields)
         now_s = asyncio.get_running_loop().time()
@@ -142,9 +148,11 @@ class Routing:
         self._dispatch.wake()
 
     def _no_route(self, part: LeasedPart, positions: Iterable[int], route: NoRoute) -> None:
-        status = Status.FAILED if route.is_final else Status.DEFERRED
+        status, verdict = (Status.FAILED, OF_NO_ROUTE) if route.is_final else (Status.DEFERRED, OF_NO_ANSWER)
         reply = Reply(0, route.text, route.enhanced)
-        self._collector.conclude(part, positions, status, Reason.INVALID_DOMAIN, reply, is_attempt=True)
+        self._collector.conclude(
+            part, positions, status, verdict.reason, reply, is_attempt=True, judged=judged(verdict)
+        )
 
     async def stop(self) -> None:
         """Look-ups are dropped, their recipients go back with their parts."""

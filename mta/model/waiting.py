@@ -28,6 +28,8 @@ class WaitReason(enum.StrEnum):
     LEASE = "lease"  # the node's lease is not certain: nothing is handed out
     JOURNAL = "journal"  # the journal cannot be written
 
+    __hash__ = str.__hash__  # that of enums is a call in Python, and reasons are looked up for every batch
+
 
 class Wait(msgspec.Struct, frozen=True):
     """A reason and the time (monotonic seconds) at which to look again; inf: on an event only."""

@@ -26,8 +26,13 @@ COLUMNS = (
     "egress",
     "reply",
     "bytes",
+    "type",
+    "category",
 )
-_BEFORE_BYTES = len(COLUMNS) - 1  # columns of a line as it was before volume was recorded
+# Columns of a line as it was before volume was recorded, and before failures were qualified.
+_BEFORE_BYTES = COLUMNS.index("bytes")
+_BEFORE_TYPE = COLUMNS.index("type")
+NOT_JUDGED = "0\t0"  # type and category of what is no failure
 
 # PostgreSQL's COPY text format: these four would end a value or a row, NUL cannot be stored at all.
 _NEEDS_ESCAPE = re.compile(r"[\\\t\n\r\x00\ud800-\udfff]")
@@ -63,27 +68,31 @@ def log_line(
     session: str,
     reply: str,
     sent_bytes: int = 0,
+    judged: str = NOT_JUDGED,
 ) -> str:
     """One line with its newline.
 
     ``verdict`` is ``status<TAB>reason<TAB>code<TAB>enhanced``; ``session`` comes from `session_columns`; ``reply``
     is escaped already (a server repeats itself, so callers keep the escaped text). ``sent_bytes`` is the size of the
-    message, 0 where no content was written.
+    message, 0 where no content was written; ``judged`` is ``type<TAB>category`` of a failure (`mta.model.failure`).
     """
     known_as = "\\N" if reference is None else escaped(reference)
     return (
         f"{at}\t{delivery_id}\t{number}\t{part_id}\t{attempt}\t{verdict}\t{escaped(address)}\t{known_as}"
-        f"\t{session}{reply}\t{sent_bytes}\n"
+        f"\t{session}{reply}\t{sent_bytes}\t{judged}\n"
     )
 
 
 def completed(line: bytes) -> bytes:
-    """A line of a journal as the log takes it: one written before an upgrade lacks its last column."""
-    return line[:-1] + b"\t0\n" if line.count(b"\t") == _BEFORE_BYTES - 1 else line
+    """A line of a journal as the log takes it: one written before an upgrade lacks its last columns."""
+    columns = line.count(b"\t") + 1
+    if columns == _BEFORE_TYPE:
+        return line[:-1] + b"\t0\t0\n"
+    return line[:-1] + b"\t0\t0\t0\n" if columns == _BEFORE_BYTES else line
 
 
 def volume_of(line: bytes) -> tuple[int, str, int]:
     """(Unix time of its minute, egress, bytes) of a complete line, for who has nothing but the line."""
     columns = line.decode().rstrip("\n").split("\t")
     at = datetime.fromisoformat(columns[0])
-    return int(at.timestamp()) // 60 * 60, columns[COLUMNS.index("egress")], int(columns[-1])
+    return int(at.timestamp()) // 60 * 60, columns[COLUMNS.index("egress")], int(columns[_BEFORE_BYTES])

@@ -34,7 +34,9 @@ _KEYS = "SELECT append_id, key FROM mta.delivery_append WHERE delivery_id = $1 A
 _FINALS = "SELECT number FROM mta.delivery_log WHERE delivery_id = $1 AND status < $2"
 _LOG_COUNTS = "SELECT status, count(*) FROM mta.delivery_log WHERE delivery_id = $1 GROUP BY status"
 _STATS = """
-SELECT delivered, failed, expired, cancelled, simulated, deferrals, in_doubt
+SELECT delivered, failed, expired, cancelled, simulated, deferrals, in_doubt, bounced, complaints, unsubscribed,
+       excluded + (SELECT coalesce(sum(a.excluded), 0)::bigint FROM mta.delivery_append a WHERE a.delivery_id = $1)
+           AS excluded
 FROM mta.delivery_stats WHERE delivery_id = $1
 """
 _PARTS = """
@@ -299,6 +301,10 @@ async def _counters(conn: Conn, delivery_id: int) -> list[Counter]:
         "simulated": Status.SIMULATED,
         "deferrals": Status.DEFERRED,
         "in_doubt": Status.IN_DOUBT,
+        "excluded": Status.EXCLUDED,
+        "bounced": Status.BOUNCED,
+        "complaints": Status.COMPLAINED,
+        "unsubscribed": Status.UNSUBSCRIBED,
     }
     return [
         Counter(name, counted[name] if counted else 0, logged.get(status.value, 0)) for name, status in by_name.items()

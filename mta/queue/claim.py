@@ -31,6 +31,7 @@ class DeliveryView(msgspec.Struct, frozen=True):
     due_in_s: float | None  # ≤ 0: due now; by the database's clock
     is_simulated: bool
     deadline: datetime | None = None
+    keeps_quarantined: bool = False  # a proof: it excludes nobody
 
 
 class ClaimedPart(msgspec.Struct, frozen=True):
@@ -47,6 +48,7 @@ class ClaimedPart(msgspec.Struct, frozen=True):
     count: int
     recipients: bytes
     settled: list[int]
+    egress: str | None = None  # from which they were greylisted: they are to come from there again
 
     def number(self, position: int) -> int:
         """The number of the recipient at ``position``."""
@@ -59,7 +61,7 @@ class ClaimedPart(msgspec.Struct, frozen=True):
 _ACTIVE = """
 SELECT d.id, d.state, d.sealed, d.priority, d.weight, d.egress_pool, d.in_doubt_policy, d.retry::text,
        d.started_at, d.valid_until, extract(epoch FROM p.due_at - clock_timestamp())::float8 AS due_in_s,
-       d.is_simulated, d.deadline
+       d.is_simulated, d.deadline, d.keeps_quarantined
 FROM mta.delivery d
 LEFT JOIN LATERAL (
     SELECT due_at FROM mta.delivery_part
@@ -71,7 +73,7 @@ ORDER BY d.id
 """
 _ONE = """
 SELECT id, state, sealed, priority, weight, egress_pool, in_doubt_policy, retry::text, started_at, valid_until,
-       NULL::float8 AS due_in_s, is_simulated, deadline
+       NULL::float8 AS due_in_s, is_simulated, deadline, keeps_quarantined
 FROM mta.delivery WHERE id = $1
 """
 _CONTENT = "SELECT content FROM mta.delivery WHERE id = $1"
@@ -89,12 +91,12 @@ picked AS MATERIALIZED (
 UPDATE mta.delivery_part p SET owner = $1 FROM picked WHERE p.id = picked.id
 RETURNING p.id, p.delivery_id, p.site, p.attempt, p.appended_at, p.append_id, p.numbers, p.fields, p.count,
           p.recipients, coalesce((SELECT array_agg(x) FROM mta.part_settled s, unnest(s.positions) x
-                                  WHERE s.part_id = p.id), '{}')::int4[] AS settled
+                                  WHERE s.part_id = p.id), '{}')::int4[] AS settled, p.egress
 """
 _OWNED = """
 SELECT p.id, p.delivery_id, p.site, p.attempt, p.appended_at, p.append_id, p.numbers, p.fields, p.count,
        p.recipients, coalesce((SELECT array_agg(x) FROM mta.part_settled s, unnest(s.positions) x
-                               WHERE s.part_id = p.id), '{}')::int4[] AS settled
+                               WHERE s.part_id = p.id), '{}')::int4[] AS settled, p.egress
 FROM mta.delivery_part p WHERE p.owner = $1 AND p.id > $2 ORDER BY p.id LIMIT $3
 """
 _RELEASE = "UPDATE mta.delivery_part SET owner = NULL WHERE id = ANY($2::bigint[]) AND owner = $1"

@@ -38,7 +38,11 @@ SELECT d.id, d.name, d.state, d.sealed, d.priority, d.weight, d.egress_pool, d.i
        (SELECT coalesce(sum(count), 0)::bigint FROM mta.delivery_part WHERE delivery_id = d.id AND held) AS held,
        coalesce(s.delivered, 0) AS delivered, coalesce(s.failed, 0) AS failed, coalesce(s.expired, 0) AS expired,
        coalesce(s.cancelled, 0) AS cancelled, coalesce(s.simulated, 0) AS simulated,
-       coalesce(s.deferrals, 0) AS deferrals, coalesce(s.in_doubt, 0) AS in_doubt
+       coalesce(s.deferrals, 0) AS deferrals, coalesce(s.in_doubt, 0) AS in_doubt,
+       coalesce(s.excluded, 0)
+       + (SELECT coalesce(sum(excluded), 0)::bigint FROM mta.delivery_append WHERE delivery_id = d.id) AS excluded,
+       coalesce(s.bounced, 0) AS bounced, coalesce(s.complaints, 0) AS complaints,
+       coalesce(s.unsubscribed, 0) AS unsubscribed, d.keeps_quarantined
 FROM mta.delivery d LEFT JOIN mta.delivery_stats s ON s.delivery_id = d.id
 """
 _SHOW = _COLUMNS + "WHERE d.id = $1"
@@ -46,8 +50,8 @@ _LIST = _COLUMNS + "WHERE $1::text IS NULL OR d.state = $1 ORDER BY d.id DESC LI
 _CREATE = """
 WITH made AS (
     INSERT INTO mta.delivery (name, content, priority, weight, egress_pool, in_doubt_policy, part_recipients,
-                              starts_at, validity, retry, waves, is_simulated, deadline)
-    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10::text::jsonb, $11::text::jsonb, $12, $13) RETURNING id
+                              starts_at, validity, retry, waves, is_simulated, deadline, keeps_quarantined)
+    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10::text::jsonb, $11::text::jsonb, $12, $13, $14) RETURNING id
 )
 INSERT INTO mta.delivery_stats (delivery_id) SELECT id FROM made RETURNING delivery_id
 """
@@ -104,6 +108,7 @@ class NewDelivery(msgspec.Struct, frozen=True, kw_only=True):
     waves: str | None = None  # JSON, see mta.traffic.waves; None: all at once
     is_simulated: bool = False  # MAIL and RCPT are asked, nothing is sent
     deadline: datetime.datetime | None = None  # aware; it goes before others as it nears, see mta.traffic.fair
+    keeps_quarantined: bool = False  # a proof: also who is in quarantine or denylisted is mailed
 
 
 class Delivery(msgspec.Struct, frozen=True):
@@ -137,11 +142,16 @@ class Delivery(msgspec.Struct, frozen=True):
     simulated: int
     deferrals: int
     in_doubt: int
+    excluded: int  # not mailed: in quarantine, or denylisted
+    bounced: int  # of those delivered, came back by mail
+    complaints: int
+    unsubscribed: int
+    keeps_quarantined: bool  # a proof: it excludes nobody
 
     @property
     def final(self) -> int:
         """Recipients with a final outcome."""
-        return self.delivered + self.failed + self.expired + self.cancelled + self.simulated
+        return self.delivered + self.failed + self.expired + self.cancelled + self.simulated + self.excluded
 
     @property
     def waiting(self) -> int:
@@ -174,6 +184,7 @@ async def create(conn: Conn, new: NewDelivery) -> int:
         new.waves,
         new.is_simulated,
         new.deadline,
+        new.keeps_quarantined,
     )
     await announce(conn, made)
     return made

@@ -138,6 +138,11 @@ class ReplyFigures(msgspec.Struct, frozen=True):
     last_at: datetime.datetime
 
 
+async def has_sent(conn: Conn, egress: str) -> bool:
+    """True when anything left by an egress of that name, as far back as minutes are kept."""
+    return bool(await conn.fetchval("SELECT EXISTS (SELECT FROM mta.traffic_minute WHERE egress = $1)", egress))
+
+
 async def throughput(
     conn: Conn, hours: int, *, egress: str | None = None, node: str | None = None
 ) -> tuple[int, list[Bucket]]:

@@ -37,7 +37,7 @@ _LARGE_BESIDE = """
 WITH running AS (
     SELECT d.id, d.name, greatest(d.started_at, now()) AS begins_at,
            (SELECT sum(recipients)::bigint FROM mta.delivery_append WHERE delivery_id = d.id)
-           - coalesce(s.delivered + s.failed + s.expired + s.cancelled + s.simulated, 0) AS waiting
+           - coalesce(s.delivered + s.failed + s.expired + s.cancelled + s.simulated + s.excluded, 0) AS waiting
     FROM mta.delivery d LEFT JOIN mta.delivery_stats s ON s.delivery_id = d.id
     WHERE d.state = 'running' AND d.ended_at IS NULL
 ), wave AS (

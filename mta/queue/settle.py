@@ -49,6 +49,7 @@ class NewPart(msgspec.Struct, frozen=True):
     numbers: list[int]
     rows: list[Row]
     due_in_s: float
+    egress: str | None = None  # that they are to leave from: they were greylisted there
 
 
 class Doubt(msgspec.Struct, frozen=True):
@@ -120,8 +121,8 @@ _RELEASED = "UPDATE mta.delivery_part SET owner = NULL WHERE owner = $1 AND id =
 _SET_ASIDE = "UPDATE mta.delivery_part SET owner = NULL, held = true WHERE owner = $1 AND id = ANY($2::bigint[])"
 _NEW_PARTS = """
 INSERT INTO mta.delivery_part
-    (delivery_id, site, attempt, held, appended_at, fields, numbers, count, recipients, due_at)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, now() + make_interval(secs => $10))
+    (delivery_id, site, attempt, held, appended_at, fields, numbers, count, recipients, due_at, egress)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, now() + make_interval(secs => $10), $11)
 """
 _DOUBTS = """
 INSERT INTO mta.in_doubt (delivery_id, number, part_id, attempt, address, mx_host, peer, policy, cause)
@@ -130,13 +131,13 @@ VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
 # Deliveries in the order of their ids, so that two nodes never wait for each other.
 _COUNTS = """
 INSERT INTO mta.delivery_stats AS s
-    (delivery_id, delivered, failed, expired, cancelled, simulated, deferrals, in_doubt)
+    (delivery_id, delivered, failed, expired, cancelled, simulated, excluded, deferrals, in_doubt)
 SELECT * FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[],
-                     $8::bigint[])
+                     $8::bigint[], $9::bigint[])
 ON CONFLICT (delivery_id) DO UPDATE SET
     delivered = s.delivered + excluded.delivered, failed = s.failed + excluded.failed,
     expired = s.expired + excluded.expired, cancelled = s.cancelled + excluded.cancelled,
-    simulated = s.simulated + excluded.simulated,
+    simulated = s.simulated + excluded.simulated, excluded = s.excluded + excluded.excluded,
     deferrals = s.deferrals + excluded.deferrals, in_doubt = s.in_doubt + excluded.in_doubt
 """
 _CREDITS = """
@@ -168,6 +169,7 @@ _COUNTED = (
     Status.EXPIRED,
     Status.CANCELLED,
     Status.SIMULATED,
+    Status.EXCLUDED,
     Status.DEFERRED,
     Status.IN_DOUBT,
 )
@@ -227,6 +229,7 @@ def _stored(part: NewPart) -> tuple[object, ...]:
         len(part.rows),
         _pack(part.rows),
         part.due_in_s,
+        part.egress,
     )
 
 

@@ -44,6 +44,8 @@ GROUP BY o.id, o.before
 """
 )
 _PART = "SELECT append_id, numbers, recipients FROM mta.delivery_part WHERE id = $1"
+_SETTLED = "DELETE FROM mta.part_settled WHERE part_id = $1 RETURNING positions"
+_STILL_SETTLED = "INSERT INTO mta.part_settled (part_id, positions) VALUES ($1, $2)"
 _SHORTEN = "UPDATE mta.delivery_part SET count = $2, numbers = $3, recipients = $4 WHERE id = $1"
 _CUT_OFF = """
 INSERT INTO mta.delivery_part (delivery_id, due_at, appended_at, attempt, site, fields, numbers, count, recipients)
@@ -100,8 +102,15 @@ async def _cut(conn: Conn, part_id: int, at: list[int], times: list[datetime.dat
     if numbers is None:
         base = part["append_id"] << PART_INDEX_BITS
         numbers = [base | position for position in range(len(rows))]
+    # Who was excluded when the part was appended is settled, and comes into no piece.
+    settled = {position for row in await conn.fetch(_SETTLED, part_id) for position in row["positions"]}
     for start, end, due_at in zip(at, [*at[1:], len(rows)], times, strict=True):
-        await conn.execute(_CUT_OFF, part_id, due_at, numbers[start:end], _pack(rows[start:end]))
+        piece = [position for position in range(start, end) if position not in settled]
+        if piece:
+            of_piece = [numbers[position] for position in piece]
+            await conn.execute(_CUT_OFF, part_id, due_at, of_piece, _pack([rows[position] for position in piece]))
+    if still := sorted(position for position in settled if position < at[0]):
+        await conn.execute(_STILL_SETTLED, part_id, still)
     # What stays keeps its positions, and with them its numbers.
     kept = part["numbers"] and numbers[: at[0]]
     await conn.execute(_SHORTEN, part_id, at[0], kept, _pack(rows[: at[0]]))

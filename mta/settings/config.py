@@ -22,6 +22,8 @@ from mta.model.egress import Egress, EgressPool
 from mta.model.errors import BadInput
 from mta.model.masks import mask_fault
 from mta.model.tls import TlsSettings
+from mta.queue.quarantine import QuarantineRules
+from mta.settings.bounce_rules import SHIPPED, rule_files
 from mta.settings.dkim import SigningSettings, SigningTable, signing_settings
 from mta.settings.rules_file import EGRESS_ID_MAX
 from mta.settings.toml_lines import KeyPath
@@ -97,6 +99,17 @@ class SmtpSettings(msgspec.Struct, frozen=True):
     port: Annotated[int, _between(1, 65_535)] = 25
 
 
+class FailureSettings(msgspec.Struct, frozen=True):
+    """What failures mean. ``bounce_rules`` empty: the shipped set. Own rules are in a file beside it."""
+
+    bounce_rules: str = ""
+
+    @property
+    def rules_files(self) -> list[Path]:
+        """In the order in which rules are tried."""
+        return rule_files(Path(self.bounce_rules) if self.bounce_rules else SHIPPED)
+
+
 class Settings(msgspec.Struct, frozen=True):
     """All of ``mta.toml``, checked. Paths are absolute."""
 
@@ -108,6 +121,8 @@ class Settings(msgspec.Struct, frozen=True):
     smtp: SmtpSettings
     tls: TlsSettings
     signing: SigningSettings
+    failures: FailureSettings
+    quarantine: QuarantineRules
     egresses: tuple[Egress, ...]
     pools: dict[str, EgressPool]  # holds DEFAULT_POOL, always
     rules_file: Path | None  # None: no file, the built-in rule holds for every host
@@ -144,6 +159,8 @@ _TABLES: Final[dict[str, type[msgspec.Struct]]] = {
     "tls": TlsSettings,
     "signing": SigningTable,
     "rules": _RulesTable,
+    "failures": FailureSettings,
+    "quarantine": QuarantineRules,
 }
 TABLE_NAMES: Final = (*_TABLES, "egress", "pools", "dkim")
 
@@ -177,6 +194,7 @@ def load_settings(
             **tables,
             "node": _node(source, tables["node"], base, host_name),
             "tls": _tls(source, tables["tls"], tables["dns"], base),
+            "failures": _failures(source, tables["failures"], base),
             "database": _database(source, tables["database"], environment),
         },
         egresses=egresses,
@@ -197,6 +215,12 @@ def _node(source: TomlSource, node: NodeSettings, base: Path, host_name: str) ->
     if not _NAME.fullmatch(name):
         raise source.fault(("node", "name"), f"{shown(name)} is not allowed; {_NAME_FORM}")
     return NodeSettings(name=name, journal_dir=str(_path(source, ("node", "journal_dir"), node.journal_dir, base)))
+
+
+def _failures(source: TomlSource, failures: FailureSettings, base: Path) -> FailureSettings:
+    if not failures.bounce_rules:
+        return failures
+    return FailureSettings(str(_path(source, ("failures", "bounce_rules"), failures.bounce_rules, base)))
 
 
 def _database(source: TomlSource, database: DatabaseSettings, environment: Mapping[str, str]) -> DatabaseSettings:

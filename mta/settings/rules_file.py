@@ -58,6 +58,10 @@ def load_bundle(path: Path | str) -> tuple[RuleSet, dict[str, str]]:
     root = Path(path)
     disk = Disk(root)
     rules = _Reader(Tables(disk, root.name)).rule_set()
+    if any(not text.strip() for text in disk.texts.values()):
+        # What an editor or a copy leaves for a moment; as a set it would lift every limit.
+        name = next(name for name, text in disk.texts.items() if not text.strip())
+        raise BadInput(str(root.parent / name), "is empty; a file without rules holds a comment at least")
     return rules, {root.name: disk.texts[root.name], **disk.texts}
 
 

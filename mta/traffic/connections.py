@@ -70,7 +70,7 @@ class Connections:
         if effect is not None:
             until_s = self._counters.clock_s(effect.until_unix_s)
             self._turns.alarms.set(group, until_s)
-            return Wait(WaitReason.SUSPENDED, until_s, f"{effect.target} {effect.on}: {effect.name}: {effect.detail}")
+            return Wait(WaitReason.SUSPENDED, until_s, f"{effect.target} {effect.on}: {effect.said}")
         session = self.open_session_for(group, now_s, size_bytes)
         if session is not None:
             return session
@@ -190,7 +190,7 @@ class Connections:
     def _why_not_by(self, path: Path, now_s: float) -> Wait:
         if (suspension := path.suspension) is not None and path.suspended_until_s > now_s:
             self._turns.alarms.set(path, path.suspended_until_s)
-            detail = f"path {path.key}: {suspension.name}: {suspension.detail}"
+            detail = f"path {path.key}: {suspension.said}"
             return Wait(WaitReason.SUSPENDED, path.suspended_until_s, detail)
         until_s = path.backoff.until_s
         if path.backoff.is_available(now_s):

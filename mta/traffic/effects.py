@@ -49,6 +49,11 @@ class Effect(msgspec.Struct, frozen=True):
     pool: str = ""
     detail: str = ""  # the reply that brought it about, or an operator's words
 
+    @property
+    def said(self) -> str:
+        """Its name, and why where that was said."""
+        return f"{self.name}: {self.detail}" if self.detail else self.name
+
 
 def effect_key(name: str, target: Target, on: str) -> str:
     """The identity of an effect in force."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Final
 
 from mta.model.egress import Egress, EgressPool
@@ -25,12 +25,13 @@ class EgressChooser:
     regular subsequence of this one is spread evenly too, so the weights also hold for each site.
     """
 
-    __slots__ = ("_eligible", "_masks", "_point", "pool")
+    __slots__ = ("_eligible", "_masks", "_only", "_point", "pool")
 
     def __init__(self, pool: EgressPool) -> None:
         self.pool = pool
         self._point = 0
         self._eligible: dict[str, tuple[Egress, ...]] = {}
+        self._only: dict[str, EgressChooser] = {}
         self._masks: list[tuple[Egress, re.Pattern[str], re.Pattern[str]]] = [
             (egress, compile_masks(egress.include_domains or ("*",)), compile_masks(egress.exclude_domains))
             for egress in pool.egresses
@@ -51,18 +52,28 @@ class EgressChooser:
             self._eligible[domain] = found
         return found
 
-    def choose(self, domain: str, is_available: Callable[[Egress], bool] | None = None) -> Egress | None:
-        """The egress for the next batch; None when none is eligible and available.
+    def only(self, name: str) -> EgressChooser:
+        """One that chooses this egress of the pool and no other; itself, where the pool has none of that name."""
+        found = self._only.get(name)
+        if found is None:
+            egresses = tuple(egress for egress in self.pool.egresses if egress.name == name)
+            if not egresses or len(self.pool.egresses) == 1:
+                return self
+            found = self._only[name] = EgressChooser(EgressPool(self.pool.name, egresses))
+        return found
+
+    def choose(self, domain: str, blocked: Sequence[Egress] = ()) -> Egress | None:
+        """The egress for the next batch; None when none is eligible but those that are ``blocked``.
 
         Where some are left out, the others take over in proportion to their weights.
         """
         egresses = self.eligible(domain)
-        if is_available is not None:
-            egresses = tuple(egress for egress in egresses if is_available(egress))
+        if blocked:
+            egresses = tuple([egress for egress in egresses if egress not in blocked])
         if len(egresses) <= 1:
             return egresses[0] if egresses else None
         self._point = (self._point + _GOLDEN_STEP) % _WORD
-        mark = self._point * sum(egress.weight for egress in egresses) // _WORD
+        mark = self._point * sum([egress.weight for egress in egresses]) // _WORD
         for egress in egresses:
             mark -= egress.weight
             if mark < 0:

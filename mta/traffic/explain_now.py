@@ -14,7 +14,9 @@ from typing import Any, Final
 import msgspec
 
 from mta.model.waiting import Wait, WaitReason
+from mta.traffic.effects import EffectKind, Target
 from mta.traffic.limit import Figure, Limit, Path, Room
+from mta.traffic.limits import LIMIT_KEYS
 from mta.traffic.rules import Rule, RuleSet
 from mta.traffic.schedule import SIZE_UNKNOWN_BYTES, Schedule
 from mta.traffic.sessions import Group, Hop
@@ -71,6 +73,22 @@ class LimitNow(msgspec.Struct, frozen=True):
     title: str  # "rule google"
     origin: str  # file:line of the value
     holds: int = 0  # lanes that wait on it
+    given: int | None = None  # what stands there, where an event has put something else in its place
+    because: str = ""  # then: the names of those events
+
+
+class EffectNow(msgspec.Struct, frozen=True):
+    """What an event has put in force there besides the rules. ``until_unix_s`` None: until it is cancelled."""
+
+    key: str
+    name: str
+    kind: str
+    target: str
+    on: str
+    until_unix_s: float | None
+    limits: dict[str, int]
+    pool: str
+    detail: str
 
 
 class EgressNow(msgspec.Struct, frozen=True):
@@ -109,6 +127,7 @@ class LaneNow(msgspec.Struct, frozen=True):
     rate_per_s: float
     egresses: tuple[EgressNow, ...]
     limits: tuple[LimitNow, ...]
+    effects: tuple[EffectNow, ...] = ()
 
 
 def event_of(wait: Wait) -> str:
@@ -148,6 +167,7 @@ def lane_now(schedule: Schedule[Any], rules: RuleSet, lane: Any, now_s: float, u
         rate_per_s=lane.rate_per_s,
         egresses=tuple(egresses),
         limits=tuple(_limits_of(groups.values(), rules, now_s)),
+        effects=tuple(_effects_of(schedule, lane, groups.values(), unix_s)),
     )
 
 
@@ -168,7 +188,7 @@ def _why_not(
         return None, None  # it goes, or another egress has the turn
     counters = schedule._counters
     if (effect := counters.suspended(group.site.key, group.egress.name, now_s)) is not None:
-        detail = f"{effect.target} {effect.on}: {effect.name}: {effect.detail}"
+        detail = f"{effect.target} {effect.on}: {effect.said}"
         return Wait(WaitReason.SUSPENDED, counters.clock_s(effect.until_unix_s), detail), None
     joined = set(lane.gates)
     full: tuple[Wait, Hop] | None = None
@@ -200,7 +220,7 @@ def _why_shut(gate: Path | Room, hop: Hop, now_s: float, size_bytes: int) -> Wai
     """In the gate's own words; None when it is open."""
     if isinstance(gate, Path):
         if (suspension := gate.suspension) is not None and gate.suspended_until_s > now_s:
-            return Wait(WaitReason.SUSPENDED, gate.suspended_until_s, f"{suspension.name}: {suspension.detail}")
+            return Wait(WaitReason.SUSPENDED, gate.suspended_until_s, suspension.said)
         if gate.is_open(now_s):
             return None
         until_s = math.inf if gate.backoff.is_available(now_s) else gate.backoff.until_s
@@ -290,6 +310,12 @@ def _row(figure: Figure, limit: Limit, rules: RuleSet) -> LimitNow:
     if not origin:
         rule = next((rule for rule in (*rules.rules, rules.default) if rule.name == name), None)
         origin = "" if rule is None else rule.origin
+    given, in_force = getattr(limit.own, key, None), getattr(limit.in_force, key, None)
+    because = dict.fromkeys(
+        effect.name
+        for effect in limit.effects
+        if effect.kind is EffectKind.BACKOFF or getattr(effect.limits, key, None) is not None
+    )
     return LimitNow(
         limit=key,
         what=_LETTERS[figure.kind[0]],
@@ -302,6 +328,8 @@ def _row(figure: Figure, limit: Limit, rules: RuleSet) -> LimitNow:
         title=limit.title,
         origin=origin,
         holds=limit.waiting,
+        given=given if given is not None and given != in_force else None,
+        because=", ".join(because) if given != in_force else "",
     )
 
 
@@ -325,6 +353,37 @@ def _limits_of(groups: Iterable[Group], rules: RuleSet, now_s: float) -> Iterato
             title=f"rule {hop.rule.name}",
             origin=rules.origins.get((hop.rule.name, key), hop.rule.origin),
             holds=room.waiting,
+        )
+
+
+# --- effects -------------------------------------------------------------------------------------
+
+
+def _effects_of(schedule: Schedule[Any], lane: Any, groups: Iterable[Group], unix_s: float) -> Iterator[EffectNow]:
+    """Those that concern a lane: its site, its egresses, what counts it, its paths. Each once, whatever it is on."""
+    hops = [hop for group in groups for hop in group.hops]
+    whom = {(Target.SITE, lane.site.key)}
+    whom.update((Target.EGRESS, egress.name) for egress in lane.egresses)
+    whom.update((Target.PATH, hop.path.key) for hop in hops)
+    for limit in [limit for hop in hops for limit in hop.limits]:
+        whom.update(((Target.RULE, limit.key), (Target.PROVIDER, limit.key)))
+    found = {
+        effect.key: effect
+        for effect in schedule.effects
+        if (effect.target, effect.on) in whom and effect.until_unix_s > unix_s
+    }
+    for effect in found.values():
+        given = {key: getattr(effect.limits, key) for key in LIMIT_KEYS}
+        yield EffectNow(
+            key=effect.key,
+            name=effect.name,
+            kind=effect.kind.value,
+            target=effect.target.value,
+            on=effect.on,
+            until_unix_s=None if effect.until_unix_s == math.inf else effect.until_unix_s,
+            limits={key: value for key, value in given.items() if value is not None},
+            pool=effect.pool,
+            detail=effect.detail,
         )
 
 

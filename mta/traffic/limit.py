@@ -229,6 +229,16 @@ class Limit(Room):
             self._look_what_counts()
 
     @property
+    def own(self) -> Limits:
+        """What the rule or the provider says, whatever is in force."""
+        return self._own
+
+    @property
+    def effects(self) -> tuple[Effect, ...]:
+        """What is in force on it besides."""
+        return self._effects
+
+    @property
     def is_plan(self) -> bool:
         """What exceeds it goes elsewhere; it holds nothing up."""
         return self._plan is not None
@@ -452,7 +462,7 @@ class Limit(Room):
     def _wait_while_shut(self, now_s: float, until_s: float) -> Wait:
         if self._suspended_until_s - self._unix_offset_s >= until_s:
             of = max((effect for effect in self._effects if effect.kind is EffectKind.SUSPEND), key=_until)
-            return Wait(WaitReason.SUSPENDED, until_s, f"{self.title} on {self.key}: {of.name}: {of.detail}")
+            return Wait(WaitReason.SUSPENDED, until_s, f"{self.title} on {self.key}: {of.said}")
         return Wait(WaitReason.QUIET_HOURS, until_s, f"{self.title}: quiet hours")
 
 

@@ -219,7 +219,7 @@ class Schedule(Generic[PartT]):
         if len(lane.egresses) <= 1:
             return lane.egresses[0] if lane.egresses and not blocked else None
         if lane.turn is None or lane.turn_left <= 0 or lane.turn in blocked:
-            lane.turn = lane.chooser.choose(lane.domain, lambda candidate: candidate not in blocked)
+            lane.turn = lane.chooser.choose(lane.domain, blocked)
             lane.turn_left = self._bounds.batch_recipients
         return lane.turn
 
@@ -303,7 +303,9 @@ class Schedule(Generic[PartT]):
 
     def _shed_surplus(self, lane: Lane[PartT], now_s: float) -> None:
         if lane.ready.count > surplus.READY_MIN:
-            amount = surplus.excess(lane, self._groups_of(lane), self._bounds, now_s)
+            # Puts are many, and only what waits for long asks for a pace.
+            groups = self._groups_of(lane) if surplus.waits_long(lane) else ()
+            amount = surplus.excess(lane, groups, self._bounds, now_s)
             if amount:
                 self._give_back(lane, lane.ready.shed(amount), now_s)
 

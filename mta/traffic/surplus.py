@@ -21,6 +21,9 @@ PACE_MIN = 1.0  # assumed where nothing is known, messages a second
 DELAY_S_MIN, DELAY_S_MAX = 5.0, 900.0
 # Who only waits for a session may have many in a moment: its pace so far says little about then.
 BUSY_DELAY_S_MAX = 5.0  # short, as an idle node must not wait for it; not shorter, as each return is a rewrite
+# Once its pace is known well: a lane keeps what it sends in a minute, so that is early enough though it went twice as
+# fast. With the shorter one a site that is much larger than its pace was read and written back every 5 s.
+STEADY_DELAY_S_MAX = HORIZON_S / 2
 # What waits for sessions goes on in a moment; and a path that fails is soon good again, or patience ends.
 _LONG_WAITS = frozenset(
     {
@@ -36,12 +39,17 @@ _LONG_WAITS = frozenset(
 )
 
 
+def waits_long(lane: Lane[Any]) -> bool:
+    """True when what holds the lane back does not end in a moment: `excess` looks at its pace then."""
+    return lane.wait is not None and lane.wait.reason in _LONG_WAITS
+
+
 def excess(lane: Lane[Any], groups: Sequence[Group], bounds: Bounds, now_s: float) -> int:
     """How many of its recipients the lane should give back now."""
     waiting = lane.ready.count
     if waiting <= READY_MIN:
         return 0
-    if lane.wait is not None and lane.wait.reason in _LONG_WAITS:
+    if waits_long(lane):
         most = max(READY_MIN, min(bounds.ready_per_lane_max, int(pace(lane, groups) * HORIZON_S)))
     elif now_s - lane.since_s < UNKNOWN_PACE_S:
         most = bounds.ready_max
@@ -70,5 +78,9 @@ def due_in_s(lane: Lane[Any], count: int, pace_per_s: float, now_s: float, *, is
     if not is_old:
         begins_s = max(begins_s, lane.surplus_until_s)
         lane.surplus_until_s = begins_s + count / pace_per_s
-    is_long = lane.wait is not None and lane.wait.reason in _LONG_WAITS
-    return min(DELAY_S_MAX if is_long else BUSY_DELAY_S_MAX, max(DELAY_S_MIN, begins_s - now_s))
+    most_s = BUSY_DELAY_S_MAX
+    if waits_long(lane):
+        most_s = DELAY_S_MAX
+    elif now_s - lane.since_s >= HORIZON_S:
+        most_s = STEADY_DELAY_S_MAX
+    return min(most_s, max(DELAY_S_MIN, begins_s - now_s))

@@ -7,6 +7,7 @@ travel inside as the JSON they were stored as, so the master never looks into me
 from mta.wire.frames import (
     Batch,
     BatchPart,
+    BounceRules,
     ChildFrame,
     ChildOptions,
     Close,
@@ -25,6 +26,7 @@ from mta.wire.frames import (
     Outcome,
     Pattern,
     Patterns,
+    QualifiedText,
     Recall,
     Report,
     SessionClosed,
@@ -40,6 +42,7 @@ from mta.wire.outcomes import OutcomeList
 __all__ = [
     "Batch",
     "BatchPart",
+    "BounceRules",
     "ChildFrame",
     "ChildOptions",
     "Close",
@@ -59,6 +62,7 @@ __all__ = [
     "OutcomeList",
     "Pattern",
     "Patterns",
+    "QualifiedText",
     "Recall",
     "Report",
     "SessionClosed",

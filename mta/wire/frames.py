@@ -6,8 +6,12 @@ import struct
 
 import msgspec
 
+from mta.failure.judge import Amended
+from mta.failure.qualify import BounceRule, Qualifier
 from mta.model.errors import LocalFault
+from mta.model.failure import Category, FailureType, Verdict
 from mta.model.limits import FRAME_BYTES_MAX
+from mta.model.outcome import Reason
 from mta.model.timeouts import SessionTimeouts
 
 # --- master to child ---------------------------------------------------------------------------
@@ -159,6 +163,26 @@ class Patterns(msgspec.Struct, frozen=True, array_like=True, tag=12):
     sessions: list[tuple[int, tuple[int, ...]]] = []  # that are open already: as Open.automations, anew
 
 
+class QualifiedText(msgspec.Struct, frozen=True, array_like=True):
+    """What an operator said of one text. ``key``: `mta.failure.normalise.text_key`."""
+
+    key: bytes
+    type: FailureType
+    reason: Reason
+    category: Category
+
+
+class BounceRules(msgspec.Struct, frozen=True, array_like=True, tag=13):
+    """What failures mean, from now on."""
+
+    rules: list[BounceRule]
+    texts: list[QualifiedText]
+
+    def qualifier(self) -> Amended:
+        texts = {text.key: Verdict(text.type, text.reason, text.category, "operator") for text in self.texts}
+        return Amended(Qualifier(self.rules), texts)
+
+
 MasterFrame = (
     ChildOptions
     | Template
@@ -172,6 +196,7 @@ MasterFrame = (
     | Drain
     | SigningKeys
     | Patterns
+    | BounceRules
 )
 
 # --- child to master ---------------------------------------------------------------------------
@@ -218,6 +243,7 @@ class Outcome(msgspec.Struct, array_like=True):
     size_bytes: int = 0  # of the messages that were attempted, together
     largest_bytes: int = 0  # the largest of them, written or not
     delivered_bytes: int = 0  # of those delivered, together
+    greylisted: list[int] = []  # of those deferred
 
 
 class Matched(msgspec.Struct, frozen=True, array_like=True):

@@ -34,6 +34,7 @@ class OutcomeList:
         limit: str,
         sent_bytes: int = 0,
         size_bytes: int = 0,
+        is_greylisted: bool = False,
     ) -> None:
         """``status`` None: it was never begun. ``sent_bytes``: what was written of a message of ``size_bytes``."""
         key = (batch, part_id)
@@ -53,6 +54,8 @@ class OutcomeList:
             outcome.failed.append(position)
         elif status is _DEFERRED:
             outcome.deferred.append(position)
+            if is_greylisted:
+                outcome.greylisted.append(position)
         elif status is _SIMULATED:
             outcome.simulated.append(position)
         elif status is _IN_DOUBT:

@@ -124,3 +124,25 @@ def test_what_is_over_cannot_be_ended_or_changed_again(cli: Cli) -> None:
     cli.run("traffic", "cancel", made)
     for arguments in (("cancel", made), ("change", made, "--for", "1h")):
         assert "has ended already (cancelled" in cli.run("traffic", *arguments, expect=2).stderr
+
+
+def test_a_rule_that_is_not_in_force_is_refused_since_the_event_would_hold_nothing(cli: Cli) -> None:
+    rules = cli.directory / "rules.toml"
+    provider = '[[provider]]\nname = "example-mail"\n'
+    rules.write_text(provider + '[[rule]]\nname = "google"\nmx = "*.example.com"\nprovider = "example-mail"\n')
+    cli.run("rules", "apply", str(rules))
+    refused = cli.run("traffic", "suspend", "--rule", "gogle", "--for", "1h", expect=2).stderr
+    assert "--rule: rule set 1, in force, has none called 'gogle'; did you mean 'google'?" in refused
+    lower = ("traffic", "lower", "--limit", "connections_max=1", "--for", "1h")
+    assert "Known: example-mail" in cli.run(*lower, "--provider", "nobody", expect=2).stderr
+    assert events(cli) == []
+    cli.run("traffic", "suspend", "--rule", "default", "--for", "1h")
+    cli.run(*lower, "--provider", "example-mail", "--egress-id", "3")
+    cli.run("traffic", "suspend", "--rule", "google", "--egress-id", "3", "--for", "1h")
+    assert len(events(cli)) == 3
+
+
+def test_an_egress_that_nothing_has_left_from_is_asked_about_and_suspended_all_the_same(cli: Cli) -> None:
+    told = cli.run("traffic", "suspend", "--egress", "out-7", "--for", "1h")
+    assert "nothing has left from an egress called out-7" in " ".join(told.stderr.split())
+    assert [one["on"] for one in events(cli)] == ["out-7"]

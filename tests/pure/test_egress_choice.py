@@ -26,7 +26,7 @@ def test_weights_five_five_one_carry_45_45_and_10_percent() -> None:
 
 
 def test_when_one_is_unavailable_the_others_share_83_to_17() -> None:
-    found = shares(EgressChooser(EgressPool("p", (A, B, C))), 1200, is_available=lambda e: e.name != "a")
+    found = shares(EgressChooser(EgressPool("p", (A, B, C))), 1200, blocked=[A])
     assert found == pytest.approx({"b": 83.3, "c": 16.7}, abs=0.5)
 
 
@@ -73,7 +73,7 @@ def test_include_then_exclude_decides_who_may_carry_a_domain() -> None:
 def test_nobody_eligible_or_available_is_none() -> None:
     chooser = EgressChooser(EgressPool("p", (egress("a", include_domains=("*.com",)),)))
     assert chooser.choose("example.org") is None
-    assert chooser.choose("example.com", lambda e: False) is None
+    assert chooser.choose("example.com", chooser.pool.egresses) is None
     assert EgressChooser(EgressPool("empty", ())).choose("example.com") is None
 
 
@@ -83,3 +83,11 @@ def test_what_is_remembered_of_domains_is_bounded(monkeypatch: pytest.MonkeyPatc
     for i in range(100):
         chooser.eligible(f"d{i}.example")
     assert len(chooser._eligible) <= 10
+
+
+def test_a_chooser_of_one_egress_knows_its_masks_and_no_other() -> None:
+    chooser = EgressChooser(EgressPool("p", (egress("a", 5, exclude_domains=("*.com",)), B, C)))
+    assert shares(chooser.only("b"), 10) == {"b": 100.0}
+    assert chooser.only("b") is chooser.only("b")
+    assert chooser.only("a").choose("example.com") is None
+    assert chooser.only("gone") is chooser

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 
 from mta.model.egress import EgressPool
 from mta.model.site import MxHost, Site
 from mta.traffic.effects import Effect, EffectKind, Target
 from mta.traffic.explain_now import LaneNow, count_waiting, is_lane_of, lane_now, limit_rows
+from mta.traffic.limits import Limits
 from mta.traffic.rules import Provider, Rule, RuleSet, Scope
 from tests.support.schedule_model import egress
 from tests.support.schedule_world import UNIX_OFFSET_S, World
@@ -132,3 +134,37 @@ def test_a_deliverys_recipients_are_counted_by_what_they_wait_for() -> None:
     [((reason, site), waiting)] = counted.items()
     assert (reason, site) == ("rule-messages", "mx.test")
     assert 0 < waiting <= 20
+
+
+def test_a_figure_that_an_event_has_lowered_says_what_stands_in_the_rule_and_which_event_it_was() -> None:
+    rule = Rule("r", "*", messages_per_minute_max=30, connections_max=4, origin="r.toml:3")
+    world = World([rule], sites=SITES, comes_back=False)
+    world.put("d.test", 45)
+    world.run(1.0)
+    until_unix_s = world.now_s + UNIX_OFFSET_S + 600
+    [counted_on] = {row.counted_on for row in said(world).limits}
+    lowered = Effect(
+        "k", "slow", EffectKind.LOWER, Target.RULE, counted_on, until_unix_s, Limits(messages_per_minute_max=5)
+    )
+    elsewhere = Effect("other", "stop", EffectKind.SUSPEND, Target.SITE, "mx.other.test", until_unix_s)
+    world.schedule.set_effects([lowered, elsewhere], world.now_s)
+    world.run(1.0)
+    told = said(world)
+    rows = {row.limit: row for row in told.limits}
+    minute, connections = rows["messages_per_minute_max"], rows["connections_max"]
+    assert (minute.most, minute.given, minute.because) == (5, 30, "slow")
+    assert (connections.most, connections.given, connections.because) == (4, None, "")
+    [effect] = told.effects
+    assert (effect.key, effect.kind, effect.target, effect.on) == ("k", "lower", "rule", counted_on)
+    assert (effect.limits, effect.until_unix_s) == ({"messages_per_minute_max": 5}, until_unix_s)
+
+
+def test_a_suspension_without_a_reason_is_named_and_no_more() -> None:
+    world = World([Rule("r", "*")], sites=SITES, comes_back=False)
+    effect = Effect("k", "stop", EffectKind.SUSPEND, Target.EGRESS, "e1", math.inf)
+    world.schedule.set_effects([effect], world.now_s)
+    world.put("d.test", 5)
+    world.run(1.0)
+    told = said(world)
+    assert told.detail == "egress e1: stop"
+    assert [(one.name, one.until_unix_s) for one in told.effects] == [("stop", None)]

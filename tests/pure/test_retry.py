@@ -75,3 +75,27 @@ def test_a_preset_or_own_figures_are_taken() -> None:
 def test_anything_else_is_refused_with_its_place_and_the_allowed_form(text: str | bytes) -> None:
     with pytest.raises(BadInput, match=r"delivery\.retry: .*expected 'classic' or 'frequent', or an object"):
         parse_retry(text, "delivery.retry")
+
+
+def test_any_ladder_is_climbed_and_then_the_last_period_holds() -> None:
+    ladder = RetrySchedule(ladder_s=(60, 300, 900), then_period_s=HOUR)
+    assert attempt_times(ladder, 3 * HOUR) == [0, 60, 360, 1260, 1260 + HOUR, 1260 + 2 * HOUR]
+
+
+def test_jitter_makes_a_wait_longer_and_never_shorter() -> None:
+    schedule = RetrySchedule(jitter=0.25)
+    assert schedule.next_due(1, 0, DAY, dice=0.0) == HOUR
+    assert schedule.next_due(1, 0, DAY, dice=1.0) == 1.25 * HOUR
+    assert schedule.next_due(1, 0, 1.2 * HOUR, dice=1.0) is None
+
+
+def test_a_greylisted_recipient_comes_again_soon_twice_and_then_by_the_schedule() -> None:
+    waits = [CLASSIC.next_due(attempt, 0, 5 * DAY, is_greylisted=True) for attempt in (1, 2, 3)]
+    assert waits == [300, 300, HOUR]
+    assert RetrySchedule(greylist_s=60).next_due(1, 0, DAY, is_greylisted=True) == 60
+
+
+@pytest.mark.parametrize("text", ['{"ladder_s": [0]}', '{"ladder_s": 60}', '{"jitter": 1.5}', '{"greylist_s": 0}'])
+def test_impossible_ladders_and_jitters_are_refused(text: str) -> None:
+    with pytest.raises(BadInput, match=r"ladder_s \(a list of such\), jitter \(0-1\)"):
+        parse_retry(text, "retry")

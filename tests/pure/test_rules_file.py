@@ -266,3 +266,14 @@ def test_the_name_of_the_built_in_rule_is_not_to_be_had(tmp_path: Path) -> None:
     file.write_text('[[rule]]\nname = "default"\nmx = "*"\n')
     with pytest.raises(BadInput, match=r"rules.toml:2: .*built-in rule"):
         load_rules(file)
+
+
+@pytest.mark.parametrize("empty", ["rules.toml", "more.toml"])
+def test_a_file_with_nothing_in_it_is_half_written_and_refused(tmp_path: Path, empty: str) -> None:
+    (tmp_path / "rules.toml").write_text('include = ["more.toml"]\n[[rule]]\nname = "a"\nmx = "*"\n')
+    (tmp_path / "more.toml").write_text("# none yet\n")
+    assert len(load_rules(tmp_path / "rules.toml")) == 1
+    (tmp_path / empty).write_text(" \n")
+    with pytest.raises(BadInput) as caught:
+        load_rules(tmp_path / "rules.toml")
+    assert (caught.value.where, caught.value.what.split(";")[0]) == (str(tmp_path / empty), "is empty")

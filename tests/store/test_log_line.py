@@ -48,9 +48,13 @@ def test_what_postgresql_cannot_hold_is_shown_as_an_escape() -> None:
 async def test_a_line_that_a_journal_kept_from_before_an_upgrade_goes_in_too(conn: asyncpg.Connection) -> None:
     columns = session_columns("s", "mx.test", "127.0.0.1", "e")
     line = log_line("2026-01-02T03:04:05+00:00", 1, 2, 3, 1, "1\t0\t250\t", "a@d.test", None, columns, "ok", 7).encode()
-    before = line.rpartition(b"\t")[0] + b"\n"
-    assert completed(before) == line[:-2] + b"0\n"
-    await conn.copy_to_table(
-        "delivery_log", schema_name="mta", columns=list(COLUMNS), source=io.BytesIO(completed(before)), format="text"
-    )
-    assert await conn.fetchval("SELECT bytes FROM mta.delivery_log") == 0
+    before_types = line.rsplit(b"\t", 2)[0] + b"\n"
+    before_bytes = line.rsplit(b"\t", 3)[0] + b"\n"
+    assert completed(line) == completed(before_types) == line
+    assert completed(before_bytes) == line.replace(b"ok\t7\t", b"ok\t0\t")
+    lines = io.BytesIO(completed(before_bytes) + completed(before_types))
+    await conn.copy_to_table("delivery_log", schema_name="mta", columns=list(COLUMNS), source=lines, format="text")
+    assert [tuple(row) for row in await conn.fetch("SELECT bytes, type, category FROM mta.delivery_log")] == [
+        (0, 0, 0),
+        (7, 0, 0),
+    ]

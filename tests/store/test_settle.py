@@ -168,5 +168,5 @@ async def test_credits_add_up_over_settlements_and_old_ones_are_forgotten(leased
     assert sorted(await load_credits(leased.conn, "one", 0)) == [("rule", 7, 6), ("rule", 9, 2)]
     assert await load_credits(leased.conn, "one", 8) == [("rule", 9, 2)]
     assert await load_credits(leased.conn, "two", 0) == []
-    await forget_credits(leased.conn, "one", 8)
+    await forget_credits(leased.conn, "one", 0, 8)
     assert await load_credits(leased.conn, "one", 0) == [("rule", 9, 2)]

@@ -1,0 +1,114 @@
+"""What a failed attempt means for its recipient: triage by code, then qualification by what was said.
+
+======================  ==============================  ==================================================
+type of the failure     reply 4yz, or none              reply 5yz
+======================  ==============================  ==================================================
+hard                    deferred (it never is hard)     failed; the address is quarantined
+soft                    deferred                        deferred: a mailbox that is full today is not for ever
+soft, but our fault     deferred                        failed: the same message would be refused again
+ignored                 deferred                        failed
+======================  ==============================  ==================================================
+
+A text that nobody has qualified is soft, as in the engine we replace (campaign-mta §4): trying it again costs little,
+giving up an address for a sentence that nobody knows costs the address. What is our fault (`OUR_FAULT`) is never
+counted against the address; see `mta.queue.quarantine`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final, Protocol
+
+import re2
+
+from mta.failure.normalise import text_key
+from mta.failure.triage import Decision
+from mta.model.failure import OUR_FAULT, Category, Evidence, FailureType, Verdict
+from mta.model.outcome import Reason, Status
+from mta.model.reply import Reply
+from mta.smtp.envelope import Stage
+
+_KEPT: Final = 5_000  # servers say the same few sentences
+_FAILURES: Final = frozenset({Status.FAILED, Status.DEFERRED})
+_GREYLISTING: Final = re2.compile(
+    r"(?i)gr[ae]y[ -]?list|postgrey"
+    r"|(try|retry|come back|resend)( (it|this|again|later|back|the message))* in (about )?\d+ ?(s\b|sec|m\b|min)"
+)
+_GREYLISTED_AT: Final = frozenset({Stage.MAIL, Stage.RCPT, Stage.DATA, Stage.DOT})
+
+
+class Qualifies(Protocol):
+    """What `mta.failure.qualify.Qualifier` does."""
+
+    def qualify(self, evidence: Evidence) -> Verdict: ...
+
+
+class Amended:
+    """A qualifier, and before it what operators said of single texts (by `mta.failure.normalise.text_key`)."""
+
+    def __init__(self, qualifier: Qualifies, texts: Mapping[bytes, Verdict]) -> None:
+        self._qualifier = qualifier
+        self._texts = texts
+
+    def qualify(self, evidence: Evidence) -> Verdict:
+        if self._texts and (said := self._texts.get(text_key(evidence.text))) is not None:
+            return said
+        return self._qualifier.qualify(evidence)
+
+
+class Judge:
+    """Completes decisions. Everything is kept by what was said, so that a storm of one reply costs a look-up each."""
+
+    def __init__(self, qualifier: Qualifies) -> None:
+        self._qualifier = qualifier
+        self._kept: dict[tuple[Reply, Stage, str, Status], Decision] = {}
+
+    def use(self, qualifier: Qualifies) -> None:
+        """From now on."""
+        self._qualifier = qualifier
+        self._kept.clear()
+
+    def complete(self, decision: Decision, stage: Stage, mx_host: str) -> Decision:
+        """The decision with its type, reason and category; anything but a failure as it is."""
+        status = decision.status
+        if status is None or status not in _FAILURES:
+            return decision
+        key = (decision.reply, stage, mx_host, status)
+        found = self._kept.get(key)
+        if found is None:
+            if len(self._kept) >= _KEPT:
+                self._kept.clear()
+            found = self._kept[key] = self._complete(decision, status, stage, mx_host)
+        return found
+
+    def verdict(self, evidence: Evidence) -> Verdict:
+        """Of a failure that was no reply in a session."""
+        return self._qualifier.qualify(evidence)
+
+    def _complete(self, decision: Decision, status: Status, stage: Stage, mx_host: str) -> Decision:
+        reply = decision.reply
+        verdict = self._qualifier.qualify(Evidence(reply.code, reply.enhanced, reply.text, stage.name.lower(), mx_host))
+        if reply.code == 0 and status is Status.FAILED:
+            # Nobody was asked: its content could not be made, which is no fault of the address.
+            verdict = Verdict(FailureType.IGNORED, decision.reason, Category.OTHER)
+        elif reply.is_permanent:
+            is_worth_a_retry = verdict.type is FailureType.SOFT and verdict.category not in OUR_FAULT
+            status = Status.DEFERRED if is_worth_a_retry else Status.FAILED
+        else:
+            status = Status.DEFERRED
+        return Decision(status, verdict.reason, reply, judged(verdict), is_greylisted(reply, stage))
+
+
+def judged(verdict: Verdict) -> str:
+    """Type and category as the log's columns hold them."""
+    return f"{verdict.type:d}\t{verdict.category:d}"
+
+
+def is_greylisted(reply: Reply, stage: Stage) -> bool:
+    """True where a server says that it takes the same message from the same address a little later."""
+    return reply.is_temporary and stage in _GREYLISTED_AT and _GREYLISTING.search(reply.text) is not None
+
+
+OF_NO_ROUTE: Final = Verdict(FailureType.SOFT, Reason.INVALID_DOMAIN, Category.INVALID_DOMAIN, "no such domain")
+# Silence of name servers is no fault of the address, and mostly none of its domain.
+OF_NO_ANSWER: Final = Verdict(FailureType.IGNORED, Reason.INVALID_DOMAIN, Category.UNREACHABLE, "no answer from DNS")

@@ -1,0 +1,84 @@
+"""Replies written as lines of text, as logs, bounces and operators have them: taken apart, and qualified.
+
+Understood are ``550 5.1.1 text``, ``550-5.1.1 of more lines 550 5.1.1 joined``, ``5.2.3 text``, ``#5.1.1 text``, text alone,
+and what programs put around a reply that they pass on: ``host mx.example.com said: 550 text (in reply to RCPT TO command)``,
+``smtp; 550 text``, ``SMTP error from remote mail server after RCPT TO:<...>: host ...: 550 text``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+import msgspec
+
+from mta.failure.qualify import BOUNCE_CHARS_MAX, Qualifier
+from mta.model.failure import Evidence, Verdict
+
+_ENHANCED: Final = r"[245]\.\d{1,3}\.\d{1,3}"
+_HEAD: Final = re.compile(
+    rf"\s*(?:(?:smtp|x-[a-z-]{{1,30}})\s*;\s*)?(?:<<<\s*)?(?:([2-5]\d\d)(?=[\s#-]|$)[\s-]*)?"
+    rf"(?:[#(]{{0,2}}({_ENHANCED})(?=[\s:;,)\]\"']|$)[\s:;,)]*)?",
+    re.IGNORECASE,
+)
+_PASSED_ON: Final = re.compile(
+    rf"(?:said|says|responded(?: with)?|response|replied|reply|error|<<<|->|[:'\"(])[\s:'\"(]{{1,4}}"
+    rf"([45][0-7]\d)[\s-]{{1,3}}#?(?:({_ENHANCED})\b[\s:]*)?",
+    re.IGNORECASE,
+)
+_WORDS_CHARS_MIN: Final = 4  # less is no text of a reply
+_IN_TEXT: Final = re.compile(rf"(?:[(\[]?#|[(\[])({_ENHANCED})\b")
+_STAGES: Final = (
+    ("dot", re.compile(r"(?:in reply to|after) (?:the )?end of (?:data|message)|after end of data", re.IGNORECASE)),
+    ("data", re.compile(r"in reply to DATA|after (?:pipelined )?(?:sending )?DATA\b", re.IGNORECASE)),
+    ("rcpt", re.compile(r"(?:in reply to|after) (?:pipelined )?(?:sending )?RCPT\b", re.IGNORECASE)),
+    ("mail", re.compile(r"(?:in reply to|after) (?:pipelined )?(?:sending )?MAIL\b", re.IGNORECASE)),
+    ("ehlo", re.compile(r"(?:in reply to|after) (?:sending )?(?:EHLO|HELO)\b", re.IGNORECASE)),
+    ("greeting", re.compile(r"after initial connection|refused to talk to me", re.IGNORECASE)),
+)
+
+
+class ClassifiedReply(msgspec.Struct, frozen=True):
+    """One line of a list of replies, and what it means."""
+
+    line: int  # from 1
+    text: str  # as given
+    evidence: Evidence
+    verdict: Verdict
+
+
+def parse_reply_text(line: str) -> Evidence:
+    """What a reply says, as far as it says it: code 0, an empty enhanced code or stage where there is none.
+
+    Never raises; looks at the first 64 Ki characters.
+    """
+    line = line[:BOUNCE_CHARS_MAX].strip()
+    head = _HEAD.match(line)
+    assert head is not None
+    code, enhanced, text = int(head[1] or 0), head[2] or "", line[head.end() :]
+    if not code and (inner := _PASSED_ON.search(line)) is not None:
+        code, enhanced = int(inner[1]), inner[2] or enhanced
+        text = line[inner.end() :] if len(line) - inner.end() >= _WORDS_CHARS_MIN else text
+    if code >= 400 and line[head.start(1) + 3 : head.start(1) + 4] == "-" and head[1]:
+        text = _joined(text, head[1])
+    if not enhanced and (inner := _IN_TEXT.search(text)) is not None:
+        enhanced = inner[1]
+    stage = ""
+    if "after" in line or "reply" in line or "refused to" in line:
+        stage = next((name for name, said in _STAGES if said.search(line)), "")
+    return Evidence(code, enhanced, text.strip(), stage)
+
+
+def _joined(text: str, code: str) -> str:
+    """Without the codes with which the further lines of one reply begin."""
+    return re.sub(rf"(?:^|(?<=\s)){code}[ -](?:{_ENHANCED}(?=\s|$)\s?)?", "", text)
+
+
+def classify_replies(lines: Iterable[str], qualifier: Qualifier) -> Iterator[ClassifiedReply]:
+    """Each line that is not empty, in order."""
+    for number, line in enumerate(lines, start=1):
+        text = line.rstrip("\r\n")
+        if text.strip():
+            evidence = parse_reply_text(text)
+            yield ClassifiedReply(number, text, evidence, qualifier.qualify(evidence))

@@ -1,0 +1,116 @@
+"""The loop of the keeper: elected, it follows the log until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+from collections.abc import Callable
+from typing import Final
+
+import asyncpg
+import structlog
+
+from mta.failure.judge import Amended
+from mta.failure.qualify import Qualifier, is_by_rule
+from mta.master.database import closing, connect
+from mta.model.errors import BadInput
+from mta.model.failure import Verdict
+from mta.queue import failure_texts, feed, quarantine
+from mta.queue.connection import DATABASE_AWAY, Conn
+from mta.queue.qualified import qualified_texts
+from mta.settings.bounce_rules import load_bounce_rules
+from mta.settings.config import Settings
+from mta.telemetry.systemd import notify
+
+POINTER: Final = "failures"
+LOCK: Final = 0x6D74614B  # "mtaK"
+LOOK_S: Final = 1.0
+STAND_BY_S: Final = 5.0
+RELEASE_S: Final = 3_600.0
+log = structlog.get_logger()
+
+
+class Keeper:
+    """``run`` is its only task. ``clock`` gives the time by which addresses are released."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        clock: Callable[[], datetime.datetime] = lambda: datetime.datetime.now(datetime.UTC),
+    ) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._stop_wanted = asyncio.Event()
+        self._qualifier = Qualifier(())
+        self._released_at_s = float("-inf")
+
+    def stop(self) -> None:
+        self._stop_wanted.set()
+
+    def reload(self) -> None:
+        """Reads the bounce rules anew; those in force stay where they cannot be used, and the log says why."""
+        try:
+            self._qualifier = Qualifier(load_bounce_rules(self._settings.failures.rules_files))
+        except BadInput as error:
+            log.error("bounce rules cannot be used, those in force stay", error=str(error))
+
+    async def run(self) -> None:
+        """Until told to stop; waits for a database that is away. Raises BadInput for rules that cannot be used."""
+        self._qualifier = Qualifier(load_bounce_rules(self._settings.failures.rules_files))
+        while pool := await connect(self._settings, self._stop_wanted):
+            try:
+                async with closing(pool):
+                    await self._serve(pool)
+                return
+            except DATABASE_AWAY as error:
+                log.warning("the database is away", error=f"{type(error).__name__}: {error}")
+                await self._wait(LOOK_S)
+
+    async def _serve(self, pool: asyncpg.Pool) -> None:
+        notify("READY=1")
+        async with pool.acquire() as elected:
+            while not self._stop_wanted.is_set():
+                # Held by this connection for as long as it lives: whoever has it is the one.
+                if not await elected.fetchval("SELECT pg_try_advisory_lock($1)", LOCK):
+                    await self._wait(STAND_BY_S)
+                    continue
+                log.info("keeping")
+                while not self._stop_wanted.is_set():
+                    notify("WATCHDOG=1")
+                    if await self.step(elected):
+                        await self._wait(LOOK_S)
+
+    async def step(self, conn: Conn) -> bool:
+        """Deals with the next lines of the log; True when there are no more for now."""
+        after = await feed.pointer(conn, POINTER, from_the_beginning=True)
+        page = await feed.read(conn, after, where=quarantine.FOLLOWED)
+        if page.upto > after:
+            amended = await self._amended(conn) if page.lines else None
+            async with conn.transaction():
+                if amended is not None:
+                    await quarantine.apply(conn, page.lines, self._settings.quarantine)
+                    await failure_texts.count(conn, page.lines, amended.qualify, _is_qualified)
+                await feed.move(conn, POINTER, page.upto)
+        now_s = asyncio.get_running_loop().time()
+        if now_s - self._released_at_s >= RELEASE_S:
+            self._released_at_s = now_s
+            if released := await quarantine.release(conn, self._clock(), self._settings.quarantine):
+                log.info("addresses are mailed again, as their time is over", addresses=released)
+        return page.is_last
+
+    async def _amended(self, conn: Conn) -> Amended:
+        texts = {
+            text.key: Verdict(text.type, text.reason, text.category, "operator") for text in await qualified_texts(conn)
+        }
+        return Amended(self._qualifier, texts)
+
+    async def _wait(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._stop_wanted.wait()
+        except TimeoutError:
+            return  # time to look
+
+
+def _is_qualified(verdict: Verdict) -> bool:
+    return verdict.rule == "operator" or is_by_rule(verdict)

@@ -1,0 +1,78 @@
+"""What failures mean on this node: the rules' files and what operators said of single texts, handed on to the children.
+
+Rules are read at the start and at a reload; a file that cannot be used changes nothing. Texts stand in the database,
+are looked at now and then, and hold on every node.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+import asyncpg
+import structlog
+
+from mta.failure.judge import Judge
+from mta.failure.qualify import Qualifier
+from mta.model.errors import BadInput
+from mta.queue.connection import DATABASE_AWAY, Conn
+from mta.queue.qualified import qualified_texts
+from mta.settings.bounce_rules import load_bounce_rules
+from mta.settings.config import FailureSettings
+from mta.wire import BounceRules, QualifiedText
+
+LOOK_S: Final = 60.0
+log = structlog.get_logger()
+
+
+class Qualification:
+    """Owned by the master's loop. ``frame`` and ``judge`` are of the rules and texts in force."""
+
+    def __init__(self, settings: FailureSettings, on_change: Callable[[], None]) -> None:
+        self._settings = settings
+        self._on_change = on_change
+        self._news = asyncio.Event()
+        self.frame = BounceRules([], [])
+        self.judge = Judge(Qualifier(()))
+
+    def read(self) -> None:
+        """Reads the rules' files. Raises BadInput at the place; what was in force stays."""
+        rules = load_bounce_rules(self._settings.rules_files)
+        self._use(BounceRules(list(rules), self.frame.texts))
+
+    def reload(self) -> None:
+        """As `read`; what is wrong is logged."""
+        try:
+            self.read()
+        except BadInput as error:
+            log.error("bounce rules cannot be used, those in force stay", error=str(error))
+
+    def notify(self) -> None:
+        """An operator qualified a text."""
+        self._news.set()
+
+    async def begin(self, conn: Conn) -> None:
+        """What operators said, before anything is sent."""
+        texts = [QualifiedText(*row) for row in await qualified_texts(conn)]
+        if texts != self.frame.texts:
+            self._use(BounceRules(self.frame.rules, texts))
+
+    async def run(self, pool: asyncpg.Pool) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(LOOK_S):
+                    await self._news.wait()
+            except TimeoutError:
+                pass  # time to look all the same
+            self._news.clear()
+            try:
+                async with pool.acquire(timeout=10) as conn:
+                    await self.begin(conn)
+            except DATABASE_AWAY as error:
+                log.warning("texts of failures cannot be read, those in force stay", error=f"{type(error).__name__}")
+
+    def _use(self, frame: BounceRules) -> None:
+        self.frame = frame
+        self.judge.use(frame.qualifier())
+        self._on_change()
