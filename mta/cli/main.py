@@ -26,6 +26,7 @@ _NAMES: Final = (
     "keep",
     "quarantine",
     "bounce",
+    "inbound",
     "monitor",
     "rules",
     "explain",

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Final
 
 import msgspec
 
+from mta.demo.back import Back
 from mta.demo.scene import (
     NOWHERE_DOMAIN,
     STRICT_CONNECTIONS_MAX,
     STRICT_MESSAGES_PER_CONNECTION_MAX,
     Scene,
 )
+from mta.model.failure import Category
 from mta.model.outcome import Status
 from mta.queue import deliveries
 from mta.queue.audit import audit, in_doubt
@@ -20,6 +23,12 @@ from mta.queue.connection import Conn
 from mta.sink.record import Record
 
 _FINALS: Final = "SELECT address, status FROM mta.delivery_log WHERE delivery_id = $1 AND status < $2"
+_REFUSED: Final = """
+SELECT code, category, count(*) FROM mta.delivery_log WHERE delivery_id = $1 AND status IN (2, 10) AND code > 0
+GROUP BY code, category
+"""
+_BY_STATUS: Final = "SELECT status, count(*) FROM mta.delivery_log WHERE delivery_id = $1 GROUP BY status"
+_NOT_MAILED: Final = "SELECT count(*) FROM mta.quarantine WHERE status IN (3, 4)"
 _FETCH_ROWS: Final = 10_000
 
 
@@ -45,6 +54,11 @@ class Account(msgspec.Struct, frozen=True):
     messages_per_second_max: int
     strict_connections: int  # most open at a time at the strict provider, and most messages on one of them
     strict_messages_per_connection: int
+    full: int  # refusals for a full mailbox
+    bounced: int  # by our books; as are the next two
+    complaints: int
+    not_mailed: int  # addresses in quarantine or denylisted
+    differences: list[str]  # figures of the dashboard that are not what the far end did
 
     @property
     def are_limits_held(self) -> bool:
@@ -57,7 +71,7 @@ class Account(msgspec.Struct, frozen=True):
     def is_accounted(self) -> bool:
         """Nothing lost, open or unexplained; the audit is clean, the sink agrees, no limit was exceeded."""
         wrong = self.pending or self.lost or self.unexplained or self.wrongly_failed
-        return not wrong and self.is_audit_clean and self.are_limits_held
+        return not wrong and self.is_audit_clean and self.are_limits_held and not self.differences
 
     def contract(self) -> dict[str, int | float]:
         """The line of ``mta demo --json``."""
@@ -73,8 +87,8 @@ class Account(msgspec.Struct, frozen=True):
         }
 
 
-async def settle(conn: Conn, delivery_id: int, scene: Scene, record: Record) -> Account:
-    """The account of a delivery. ``record`` is complete: the sink was stopped."""
+async def settle(conn: Conn, delivery_id: int, scene: Scene, record: Record, back: Back) -> Account:
+    """The account of a delivery. ``record`` is complete: the sink was stopped. ``back``: what it sent back."""
     shown = await deliveries.show(conn, delivery_id)
     audited = await audit(conn, delivery_id)
     doubtful = {doubt.address for doubt in await in_doubt(conn, delivery_id)}
@@ -88,6 +102,7 @@ async def settle(conn: Conn, delivery_id: int, scene: Scene, record: Record) -> 
     repeated = {address: count - 1 for address, count in received.items() if count > 1}
     strict_connections, strict_messages = _strict(scene, record)
     statistics = record.statistics()
+    figures = await _figures(conn, delivery_id, shown, record, back)
     seconds = 0.0
     if shown.started_at is not None and shown.ended_at is not None:
         seconds = (shown.ended_at - shown.started_at).total_seconds()
@@ -111,7 +126,37 @@ async def settle(conn: Conn, delivery_id: int, scene: Scene, record: Record) -> 
         messages_per_second_max=statistics.messages_per_second_max,
         strict_connections=strict_connections,
         strict_messages_per_connection=strict_messages,
+        full=figures["refused for a full mailbox"][1],
+        bounced=shown.bounced,
+        complaints=shown.complaints,
+        not_mailed=figures["addresses not mailed any more"][0],
+        differences=[
+            f"{name}: {ours:,} by our books, {theirs:,} at the far end"
+            for name, (ours, theirs) in figures.items()
+            # After a kill the far end has said things that nobody lived to record.
+            if (ours > theirs if scene.options.kill and name.startswith("refused") else ours != theirs)
+        ],
     )
+
+
+async def _figures(
+    conn: Conn, delivery_id: int, shown: deliveries.Delivery, record: Record, back: Back
+) -> dict[str, tuple[int, int]]:
+    """What operators are shown of failures, each beside what the far end did."""
+    told = {(row["code"], row["category"]): row["count"] for row in await conn.fetch(_REFUSED, delivery_id)}
+    said = Counter(event.code for event in record.refused)
+    unknown, full = Category.USER_UNKNOWN, Category.MAILBOX_FULL
+    not_mailed: int = await conn.fetchval(_NOT_MAILED)
+    by_status = {row["status"]: row["count"] for row in await conn.fetch(_BY_STATUS, delivery_id)}
+    return {
+        "refused as unknown": (told.get((550, unknown), 0), said[550]),
+        "refused for a full mailbox": (told.get((552, full), 0), said[552]),
+        "refused for now": (sum(count for (code, _), count in told.items() if code == 450), said[450]),
+        "bounced": (shown.bounced, len(back.bounced)),
+        "complaints": (shown.complaints, len(back.complained)),
+        "lines of bounces": (by_status.get(Status.BOUNCED, 0), len(back.bounced)),
+        "addresses not mailed any more": (not_mailed, len(back.gone | back.bounced.keys()) + len(back.complained)),
+    }
 
 
 async def _finals(conn: Conn, delivery_id: int) -> AsyncIterator[tuple[str, int]]:

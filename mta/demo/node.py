@@ -24,7 +24,10 @@ class NodeProcess:
     The daemon runs in a session of its own: a Ctrl-C in our terminal reaches it through us, in good order.
     """
 
-    def __init__(self, config: Path, log_file: Path) -> None:
+    def __init__(self, config: Path, log_file: Path, *command: str, ready: str = "running") -> None:
+        """``command``: of ours, ``run`` unless another is given; ``ready``: what its log says when it works."""
+        self._command = command or ("run",)
+        self._ready = ready
         self.log: deque[dict[str, Any]] = deque(maxlen=LOG_KEPT_LINES)
         self._config = config
         self._log_file = log_file
@@ -42,7 +45,7 @@ class NodeProcess:
         home = str(Path(__file__).parents[2])  # the package of this very code, wherever the working directory is
         self._running.clear()
         self._process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "mta.cli.main", "run", "--config", str(self._config), "--log-json"),
+            *(sys.executable, "-m", "mta.cli.main", *self._command, "--config", str(self._config), "--log-json"),
             stdin=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
             start_new_session=True,
@@ -67,7 +70,7 @@ class NodeProcess:
                 except ValueError:
                     entry = {"event": line.decode(errors="replace").rstrip()}  # a traceback, line by line
                 self.log.append(entry)
-                if entry.get("event") == "running":
+                if entry.get("event") == self._ready:
                     self._running.set()
         await process.wait()
         self._running.set()  # whoever waits for it looks whether it lives

@@ -12,6 +12,7 @@ from itertools import islice
 from typing import Final, Protocol
 
 from mta.demo.account import Account, settle
+from mta.demo.back import Back, hand_in
 from mta.demo.scene import CONTENT, RETRY, DemoOptions, Scene, check_options
 from mta.demo.stage import Stage, uninterrupted
 from mta.demo.watch import FarEnd, Process, Processes
@@ -64,11 +65,12 @@ async def run_demo(options: DemoOptions, view: View) -> Account:
         delivery_id = await _append(conn, scene, view)
         await deliveries.start(conn, delivery_id)
         await _Course(scene, stage, view, conn, delivery_id).run()
+        back = await _send_back(stage, view, conn, delivery_id)
         await stage.node.stop()
         await uninterrupted(stage.sink.stop)  # its record is complete now
         view.step("counting what the far end received")
         record = await asyncio.to_thread(Record.load, stage.record_dir)
-        return await settle(conn, delivery_id, scene, record)
+        return await settle(conn, delivery_id, scene, record, back)
 
 
 async def _append(conn: Conn, scene: Scene, view: View) -> int:
@@ -81,6 +83,24 @@ async def _append(conn: Conn, scene: Scene, view: View) -> int:
         view.appended(done)
     await deliveries.seal(conn, delivery_id)
     return delivery_id
+
+
+async def _send_back(stage: Stage, view: View, conn: Conn, delivery_id: int) -> Back:
+    """What the far end sends back of what it took; returns when it is recorded, or nothing moves any more."""
+    back = Back.of(await asyncio.to_thread(Record.load, stage.record_dir))
+    view.step(f"the far end sends back {back.count:,} mails: bounces, complaints, and answers of who is away")
+    await hand_in(stage.inbound_port, back)
+    moved_at_s, last = time.monotonic(), (-1, -1)
+    while time.monotonic() - moved_at_s < STALL_S:
+        shown = await deliveries.show(conn, delivery_id)
+        kept = await conn.fetchval("SELECT count(*) FROM mta.quarantine WHERE status IN (3, 4)")
+        is_recorded = shown.bounced >= len(back.bounced) and shown.complaints >= len(back.complained)
+        if is_recorded and kept >= len(back.gone) + len(back.bounced) + len(back.complained):
+            break
+        if (now := (shown.bounced + shown.complaints, kept)) != last:
+            last, moved_at_s = now, time.monotonic()
+        await asyncio.sleep(LOOK_EVERY_S)
+    return back
 
 
 def _batches(parts: Iterator[Part]) -> Iterator[list[Part]]:

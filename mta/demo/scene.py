@@ -26,9 +26,18 @@ STRICT_DELAY_MS: Final = 20
 STRICT_CONNECTIONS_MAX: Final = 2
 STRICT_MESSAGES_PER_CONNECTION_MAX: Final = 20
 NOWHERE_RECIPIENTS_MAX: Final = 100
-GONE_EVERY: Final = 50  # one recipient in so many has left, and its server says so
+EVERY: Final = 50  # of so many recipients one is of each of these kinds
+GONE: Final = "gone"  # has left, and its server says so
+FULL: Final = "full"  # has a full mailbox, now and then
+LEFT: Final = "left"  # has left, and its server takes the message and sends it back
+ANGRY: Final = "angry"  # calls it spam
+AWAY: Final = "away"  # answers that it is not there
+_KINDS: Final = {49: GONE, 24: FULL, 12: LEFT, 37: ANGRY, 5: AWAY}  # by the number's place among so many
+FULL_SHARE: Final = 0.3  # of attempts at a full mailbox are refused; somebody is clearing it up
 GREYLISTED_SHARE: Final = 0.03  # of all attempts are answered "not now"
 NOWHERE_DOMAIN: Final = "nowhere.example"
+
+SENDER_DOMAIN: Final = "shop.example"
 
 FIELDS: Final = ("first_name", "city", "voucher")
 _NAMES: Final = (
@@ -65,7 +74,7 @@ CONTENT: Final = msgspec.json.encode(
     }
 )
 # Half a second would do for loopback; real schedules wait for an hour and more.
-RETRY: Final = '{"first_count": 1000, "first_period_s": 1, "then_period_s": 1}'
+RETRY: Final = '{"first_count": 1000, "first_period_s": 1, "then_period_s": 1, "greylist_s": 1, "jitter": 0}'
 
 RULES: Final = f"""\
 [[rule]]
@@ -91,6 +100,13 @@ step = "rcpt"
 recipient = "gone.*"
 code = 550
 text = "5.1.1 no such user"
+
+[[rule]]
+step = "rcpt"
+recipient = "full.*"
+odds = {FULL_SHARE}
+code = 552
+text = "5.2.2 mailbox full"
 
 [[rule]]
 step = "rcpt"
@@ -170,12 +186,9 @@ class Scene:
         fast = [domain for host in self.hosts if host is not self.strict for domain in host.domains]
         for i in range(self.options.recipients):
             name = _NAMES[i % len(_NAMES)]
-            word = "gone" if self.is_gone(i) else "user"
+            word = _KINDS.get(i % EVERY, "user")
             address = f"{word}.{i}@{self._domain(i, fast)}"
             yield address, f"customer {i}", [name, _CITIES[i % len(_CITIES)], f"V-{i:06d}"]
-
-    def is_gone(self, i: int) -> bool:
-        return i % GONE_EVERY == GONE_EVERY - 1
 
     def _domain(self, i: int, fast: list[str]) -> str:
         # (i * k) % n < k holds for k of the n recipients, evenly spread.

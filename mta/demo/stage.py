@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Final, Self, TypeVar
 
 from mta.demo.node import NodeProcess
-from mta.demo.scene import RULES, SINK_SCRIPT, Scene
+from mta.demo.scene import RULES, SENDER_DOMAIN, SINK_SCRIPT, Scene
 from mta.queue.connection import connection
 from mta.queue.embedded import EmbeddedPostgres
 from mta.queue.migrate import migrate
@@ -84,6 +84,19 @@ class Stage:
         self.node = NodeProcess(self._write_config(f"{nameserver.address}:{nameserver.port}"), self.directory / "log")
         self._stack.push_async_callback(self.node.kill)  # a drain has no point: the queue goes with it
         await self.node.start()
+        self._on_step("starting mta inbound and mta keep: what comes back is taken, and addresses are quarantined")
+        config = self.directory / "mta.toml"
+        self.inbound = NodeProcess(config, self.directory / "inbound.log", "inbound", "run")
+        self._stack.push_async_callback(self.inbound.kill)
+        keeper = NodeProcess(config, self.directory / "keeper.log", "keep", ready="keeping")
+        self._stack.push_async_callback(keeper.kill)
+        await asyncio.gather(self.inbound.start(), keeper.start())
+
+    @property
+    def inbound_port(self) -> int:
+        """Where mail that comes back is taken."""
+        told = next(entry for entry in self.inbound.log if entry.get("event") == "running")
+        return int(told["listening"][0].rpartition(":")[2])
 
     def _write_config(self, nameserver: str) -> Path:
         (self.directory / "mx-rules.toml").write_text(RULES)
@@ -107,6 +120,10 @@ ipv6 = false
 port = {self.sink.port}
 [rules]
 file = "mx-rules.toml"
+[inbound]
+listen = ["127.0.0.1:0"]
+domains = ["{SENDER_DOMAIN}"]
+spool_dir = "spool"
 [[egress]]
 name = "demo"
 id = 1

@@ -162,12 +162,18 @@ def _rows(options: DemoOptions, scene: Scene, account: Account) -> list[tuple[st
         ),
         (
             "Put off",
-            f"{account.deferrals:,} times a server said “try again later” (450); each was tried again a second later",
+            f"{account.deferrals:,} times a server said “not now”, {account.full:,} of them that a mailbox is full "
+            "(552); each was tried again a second later",
         ),
         (
             "Failed",
             f"{account.failed:,}: {account.gone:,} unknown to their server (550), {account.nowhere:,} in a domain "
             "that does not exist",
+        ),
+        (
+            "Came back",
+            f"{account.bounced:,} bounces of messages that had been taken, {account.complaints:,} complaints; "
+            f"{account.not_mailed:,} addresses are not mailed any more",
         ),
         *_doubts(options, account),
         (
@@ -188,6 +194,7 @@ def _rows(options: DemoOptions, scene: Scene, account: Account) -> list[tuple[st
         )
     books = "clean: queue and log agree on each recipient" if account.is_audit_clean else "! not clean"
     rows.append(("Audit of our books", books))
+    rows += [("! Differs", difference) for difference in account.differences]
     if account.pending or account.wrongly_failed:
         rows.append(("! Open", f"{account.pending:,} still waiting, {account.wrongly_failed:,} failed without cause"))
     return rows

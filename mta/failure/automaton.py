@@ -17,7 +17,7 @@ class Automaton:
     """Some numbered patterns as one, or as few: one that would need more memory than it may have is cut in two."""
 
     def __init__(self, numbered: Sequence[tuple[int, str]], memory_bytes: int = MEMORY_BYTES) -> None:
-        """Raises BadInput for a pattern that is too large."""
+        """Raises BadInput for a pattern that RE2 does not take, or not in this memory."""
         self._memory_bytes = memory_bytes
         self._sets: list[tuple[re2.Set, list[int]]] = []  # with the numbers in the list, by those in the set
         if numbered:
@@ -26,7 +26,10 @@ class Automaton:
     def _add(self, numbered: Sequence[tuple[int, str]]) -> None:
         found = re2.Set.SearchSet(options(self._memory_bytes))
         for _, pattern in numbered:
-            found.Add(pattern)
+            try:
+                found.Add(pattern)
+            except re2.error:
+                raise BadInput(f"pattern {pattern!a}", f"cannot be used: {pattern_fault(pattern)}") from None
         try:
             found.Compile()
         except re2.error:

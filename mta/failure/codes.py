@@ -12,6 +12,8 @@ from typing import Final
 from mta.model.failure import Category, FailureType, Verdict
 from mta.model.outcome import Reason
 
+# Of refusals that are our own fault (`OUR_FAULT`), and of what is too big: not counted, and 5yz ends the attempt.
+OUR_FAULT_TYPE: Final = FailureType.IGNORED
 BY_CODES: Final = "codes: "  # how `Verdict.rule` begins where no rule decided
 
 _C = Category
@@ -25,7 +27,7 @@ TYPES: Final = {
     _C.SYSTEM_ERROR: FailureType.SOFT,
     _C.UNREACHABLE: FailureType.SOFT,
     _C.OTHER: FailureType.SOFT,
-}  # the type of a category where nothing else is said; of the others it is IGNORED
+}  # the type of a category where nothing else is said; of the others it is OUR_FAULT_TYPE
 REASONS: Final = {
     _C.NONE: Reason.NOT_DEFINED,
     _C.NOT_A_FAILURE: Reason.NOT_DEFINED,
@@ -161,7 +163,7 @@ _HARD_BASIC: Final = frozenset({511, 512, 542, 551, 556})
 def verdict_of(category: Category, rule: str, kind: FailureType | None = None, reason: Reason | None = None) -> Verdict:
     """With the category's own type and reason, where none is given."""
     if kind is None:
-        kind = TYPES.get(category, FailureType.IGNORED)
+        kind = TYPES.get(category, OUR_FAULT_TYPE)
     return Verdict(kind, REASONS.get(category, Reason.UNREACHABLE) if reason is None else reason, category, rule)
 
 

@@ -1,8 +1,8 @@
 """One text for what servers say of many recipients: all that changes from one failure to the next is masked.
 
-Addresses become ``*``; links ``#URL#``, IP addresses ``#IP#``, host and domain names ``#DOMAIN#``, dates and times ``#DATE#``, queue and
-message ids ``#ID#``, other numbers ``#NUMBER#`` (campaign-mta §4). The reply code at the beginning and enhanced codes
-stay: they are part of what is said.
+Addresses become ``*``; links ``#URL#``, IP addresses ``#IP#``, host and domain names ``#DOMAIN#``, dates and times
+``#DATE#``, queue and message ids ``#ID#``, other numbers ``#NUMBER#`` (campaign-mta §4). The reply code at the
+beginning and enhanced codes stay: they are part of what is said.
 """
 
 from __future__ import annotations
@@ -15,22 +15,28 @@ TEXT_CHARS_MAX: Final = 1_000  # of a normalised text
 _SEEN_CHARS_MAX: Final = 4_096  # of the text as it came
 _PASSES_MAX: Final = 4
 
+_DAY: Final = r"(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun)"
+_MONTH: Final = r"(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)"
+_ZONE: Final = r"(?: (?:[+-]\d{4}|UTC|GMT))?(?: \([A-Z]{2,5}\))?"
 _MASKS: Final = (
-    ("kept", r"\#[A-Z]{2,6}\#|\A[245]\d\d(?=[ -])|(?<![\w.-])[245]\.\d{1,3}\.\d{1,3}(?![\w.-]*\w)"),
+    ("kept", rf"(?!{_DAY}|{_MONTH})[A-Za-z']++(?=[ ,;!?)]|\. |\.?\Z)"),  # most of a text: plain words
+    (
+        "kept",
+        r"\#[A-Z]{2,6}\#|\A[245]\d\d(?=[ -])|\b[245]\d\d(?=[ -][245]\.\d)"
+        r"|(?<![\w.])[245]\.\d{1,3}\.\d{1,3}(?![\w.-]*\w)",
+    ),
     ("URL", r"\b(?:https?|ftp)://[^\s<>\"']++|\bwww\.[^\s<>\"']++"),
-    ("address", r"<?[^\s<>()\[\]\"',;:@|*\#]{1,128}+@[^\s<>()\[\]\"',;:@|*\#]{1,255}+>?"),
+    ("address", r"<?(?<![^\s<>()\[\]\"',;:@|*\#])[^\s<>()\[\]\"',;:@|*\#]{1,128}+@[^\s<>()\[\]\"',;:@|*\#]{1,255}+>?"),
+    ("DATE", r"\b\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d)?(?:\.\d{1,9})?(?:Z|[ ]?[+-]\d\d:?\d\d)?)?"),
     (
         "DATE",
-        r"\b\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d)?(?:\.\d{1,9})?(?:Z|[ ]?[+-]\d\d:?\d\d)?)?"
-        r"|\b(?:(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun),? )?(?:\d{1,2} (?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)"
-        r"|(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec) \d{1,2})\b"
-        r"(?:,? \d{4})?(?: \d\d:\d\d(?::\d\d)?)?(?: \d{4})?(?: (?:[+-]\d{4}|UTC|GMT))?(?: \([A-Z]{2,5}\))?"
-        r"|\b\d{1,2}[/.]\d{1,2}[/.]\d{4}\b|\b\d{1,2}:\d\d(?::\d\d)?\b",
+        rf"\b(?:{_DAY},? )?(?:\d{{1,2}} {_MONTH}|{_MONTH} \d{{1,2}})\b"
+        rf"(?:,? \d{{4}})?(?: \d\d:\d\d(?::\d\d)?)?(?: \d{{4}})?{_ZONE}",
     ),
+    ("DATE", r"\b\d{1,2}[/.]\d{1,2}[/.]\d{4}\b|\b\d{1,2}:\d\d(?::\d\d)?\b"),
     ("IP", r"\[?\b\d{1,3}(?:\.\d{1,3}){3}\b\]?|\[?(?:IPv6:)?\b[0-9a-f]{1,4}(?::[0-9a-f]{0,4}){2,7}+\b\]?"),
-    ("ID", r"<[\w.$+=-]{6,255}>(?=\s|$)(?<=\d.)"),
-    ("DOMAIN", r"(?<![\w.-])(?:[a-z0-9_](?:[a-z0-9_-]{0,62})\.){1,10}+[a-z][a-z0-9-]{1,62}\b(?![\w-])"),
-    ("ID", r"(?<![\w-])(?=[\w.=-]{0,64}\d)(?=[\w.=-]{0,64}[A-Za-z_])[\w.=-]{6,255}+"),
+    ("DOMAIN", r"(?<![\w.-])(?:[a-z0-9_](?:[a-z0-9_-]{0,62})\.){1,10}+(?-i:[a-z][a-z0-9-]{1,23})\b(?![\w-])"),
+    ("ID", r"(?<![\w=-])(?=[A-Za-z_.=-]{0,64}\d)(?=[\d.=-]{0,64}[A-Za-z_])[\w.=-]{6,255}+"),
     ("NUMBER", r"\d++(?:[.,]\d++)*+"),
 )
 _ALL: Final = re.compile(

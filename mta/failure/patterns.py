@@ -6,9 +6,7 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
-import re2
-
-from mta.failure.automaton import Automaton, begins, options
+from mta.failure.automaton import Automaton, begins, pattern_fault
 from mta.model.errors import BadInput
 from mta.smtp.envelope import Stage
 
@@ -39,12 +37,9 @@ class ReplyPatterns:
         self._all = tuple(range(len(self._wanted)))
         self._automatons: OrderedDict[tuple[int, ...], Automaton] = OrderedDict()
         self._kept: dict[tuple[tuple[int, ...], int, str, str, Stage], tuple[int, ...]] = {}
-        scratch = re2.Set.SearchSet(options())
         for one in self._wanted:
-            try:
-                scratch.Add(one.pattern)
-            except re2.error as error:
-                raise BadInput(f"pattern {one.pattern!a}", f"cannot be used: {error}") from None
+            if fault := pattern_fault(one.pattern):
+                raise BadInput(f"pattern {one.pattern!a}", f"cannot be used: {fault}")
 
     def __len__(self) -> int:
         return len(self._wanted)

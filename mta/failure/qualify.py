@@ -17,26 +17,27 @@ from typing import Final
 import msgspec
 
 from mta.failure.automaton import Automaton, begins
-from mta.failure.codes import BY_CODES, exact, vague, verdict_of
+from mta.failure.codes import BY_CODES, OUR_FAULT_TYPE, exact, vague, verdict_of
 from mta.model.failure import OUR_FAULT, Category, Evidence, FailureType, Verdict
 from mta.model.masks import canonical_name, compile_masks
 from mta.model.outcome import Reason
+from mta.smtp.envelope import Stage
 
 REPLY_CHARS_MAX: Final = 4_096  # what is looked at of a reply,
 BOUNCE_CHARS_MAX: Final = 65_536  # and of a bounce
-STAGES: Final = (
-    "connect greeting ehlo starttls mail rcpt data body dot rset quit idle dns bounce".split()
-)  # of sessions (`mta.smtp.envelope.Stage`), and two that are none
+STAGES: Final = (*(stage.name.lower() for stage in Stage), "dns", "bounce")  # of sessions, and two that are none
 
 _KEPT: Final = 8_192  # verdicts, by what was said: servers repeat themselves
 _KEPT_CHARS_MAX: Final = 1_024  # longer texts are looked at anew
-_MEMORY_BYTES: Final = 2 << 20  # of one automaton
-_TOGETHER_CHARS: Final = 600  # of patterns that share one
+_MEMORY_BYTES: Final = 4 << 20  # of one automaton
+_TOGETHER_CHARS: Final = 2_000  # of patterns that share one
 _ADDRESS: Final = re.compile(r"[^\s<>()\[\]\"',;:@|]{1,128}+@[^\s<>()\[\]\"',;:@|]{1,255}+")
+_IP: Final = re.compile(r"\b\d{1,3}(?:\.\d{1,3}){3}\b")
 _OUR_ADDRESS: Final = re.compile(r"[?&]ip=[^\s&]*", re.IGNORECASE)  # in links to a provider's help
 _FAILURE_MIN: Final = 400
 _PROMISE: Final = re.compile(
-    r"temporar(?:y|il)|(?:try|retry|come back|resend|send)(?: (?:it|this|again|back|the|your|message|mail|e-?mail))* later",
+    r"temporar(?:y|il)"
+    r"|(?:try|retry|come back|resend|send)(?: (?:it|this|again|back|the|your|message|mail|e-?mail))* later",
     re.IGNORECASE,
 )
 
@@ -75,9 +76,9 @@ def is_temporary(code: int, enhanced: str) -> bool:
 
 
 def looked_at(text: str, stage: str = "") -> str:
-    """The text as patterns see it: cut, spaces folded, addresses as ``*``.
+    """The text as patterns see it: cut, spaces folded, addresses as ``*``, IPv4 addresses as ``#addr#``.
 
-    An address is the sender's and the recipient's own, and must not be taken for the server's words.
+    They are the sender's and the recipient's own, and must not be taken for the server's words.
     """
     text = text[: BOUNCE_CHARS_MAX if stage == "bounce" else REPLY_CHARS_MAX]
     if not text.isascii():
@@ -86,7 +87,7 @@ def looked_at(text: str, stage: str = "") -> str:
         text = _ADDRESS.sub("*", text)
     if "ip=" in text:
         text = _OUR_ADDRESS.sub("", text)
-    return " ".join(text.split())
+    return " ".join(_IP.sub("#addr#", text).split())
 
 
 class Qualifier:
@@ -147,12 +148,13 @@ class Qualifier:
     def _fitting(self, seen: Evidence) -> Iterator[int]:
         """Numbers of the rules that fit, in order, each sought when it is asked for."""
         for group, automaton in self._groups:
-            said = automaton.match(seen.text) if automaton is not None else ()
-            for number in group:
-                rule, unless = self.rules[number], self._unless[number]
-                if (number in said or not rule.pattern) and self._fits(number, seen):
-                    if unless is None or not unless.match(seen.text):
-                        yield number
+            able = [number for number in group if self._fits(number, seen)]
+            said = automaton.match(seen.text) if able and automaton is not None else ()
+            for number in able:
+                unless = self._unless[number]
+                is_said = number in said or not self.rules[number].pattern
+                if is_said and (unless is None or not unless.match(seen.text)):
+                    yield number
 
     def _fits(self, number: int, seen: Evidence) -> bool:
         """All but the text."""
@@ -191,8 +193,8 @@ def _bounded(rule: BounceRule) -> Verdict:
     kind = rule.type
     if kind is FailureType.HARD and rule.category is Category.MAILBOX_FULL:
         kind = FailureType.SOFT
-    if kind is not FailureType.NOT_DEFINED and rule.category in OUR_FAULT:
-        kind = FailureType.IGNORED
+    if kind is FailureType.HARD and rule.category in OUR_FAULT:
+        kind = OUR_FAULT_TYPE
     return Verdict(kind, rule.reason, rule.category, rule.label)
 
 

@@ -58,7 +58,8 @@ WHERE q.status NOT IN (3, 5)
 """
 _RELEASE_FULL: Final = """
 UPDATE mta.quarantine SET status = 2, errors = 0, counted_at = NULL, changed_at = $1, known_at = now(), changed_by = ''
-WHERE status IN (1, 4) AND reason = 5 AND changed_by = '' AND coalesce(counted_at, changed_at) <= $1::timestamptz - $2::interval
+WHERE status IN (1, 4) AND reason = 5 AND changed_by = ''
+  AND coalesce(counted_at, changed_at) <= $1::timestamptz - $2::interval
 """
 _RELEASE_QUIET: Final = """
 UPDATE mta.quarantine SET status = 2, errors = 0, counted_at = NULL, changed_at = $1, known_at = now(), changed_by = ''

@@ -1,6 +1,7 @@
 """Files of qualification rules -> BounceRules. The language is described for operators in ``docs/failures.md``.
 
-The operator's own file stands beside the shipped one as ``bounce-rules.local.toml``, comes before it, and no update touches it.
+The operator's own file stands beside the shipped one as ``bounce-rules.local.toml``; its rules come first, and no
+update touches it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import msgspec
 
 import mta
 from mta.failure.automaton import Automaton, begins
-from mta.failure.codes import REASONS, TYPES
+from mta.failure.codes import OUR_FAULT_TYPE, REASONS, TYPES
 from mta.failure.qualify import STAGES, BounceRule, Qualifier, is_by_rule
 from mta.failure.reply_text import parse_reply_text
 from mta.model.errors import BadInput
@@ -103,43 +104,19 @@ def parse_bounce_rules(texts: Mapping[str, str]) -> tuple[BounceRule, ...]:
 
 
 def _read(source: TomlSource, path: KeyPath, raw: BounceRuleTable, words: Mapping[str, str]) -> BounceRule:
-    category = _choice(source, (*path, "category"), raw.category, _CATEGORIES)
-    kind = TYPES.get(category, FailureType.IGNORED)
-    if raw.type:
-        kind = _choice(source, (*path, "type"), raw.type, _TYPES)
+    codes = _conditions(source, path, raw)
+    category, kind = _type_of(source, path, raw)
+    if kind is FailureType.HARD and codes and all(code.startswith("4") for code in codes):
+        raise source.fault((*path, "codes"), "these codes are temporary, and type 'hard' is final; write type = 'soft'")
     reason = REASONS.get(category, Reason.UNREACHABLE)
     if raw.reason:
         reason = _choice(source, (*path, "reason"), raw.reason, _REASONS)
-    if kind is FailureType.HARD and category is Category.MAILBOX_FULL:
-        raise source.fault((*path, "type"), "'hard' is not allowed: a full mailbox may be emptied; write 'soft'")
-    if kind not in (FailureType.IGNORED, FailureType.NOT_DEFINED) and category in OUR_FAULT:
-        raise source.fault(
-            (*path, "type"),
-            f"{raw.type!r} is not allowed with category {category.label!r}: our own fault never counts against "
-            "an address; write 'ignored'",
-        )
-    codes = [str(code) for code in raw.codes]
-    for i, code in enumerate(codes):
-        if not _CODE.fullmatch(code):
-            what = "expected a code of a refusal (550), how such codes begin (5), or 0: no code is known"
-            raise source.fault((*path, "codes", i), f"{shown(raw.codes[i])} is not allowed; {what}")
-    for i, enhanced in enumerate(raw.enhanced):
-        if not _ENHANCED.fullmatch(enhanced):
-            what = "expected an enhanced code ('5.7.1'), or how such codes begin ('5.7')"
-            raise source.fault((*path, "enhanced", i), f"{shown(enhanced)} is not allowed; {what}")
-    for i, stage in enumerate(raw.stages):
-        if stage not in STAGES:
-            raise source.fault((*path, "stages", i), f"{shown(stage)} is not allowed; expected {one_of(STAGES)}")
-    if kind is FailureType.HARD and codes and all(code.startswith("4") for code in codes):
-        raise source.fault((*path, "type"), "'hard' is not allowed: these codes are temporary")
-    if not (codes or raw.enhanced or raw.pattern or raw.stages):
-        raise source.fault(path, "needs pattern, codes, enhanced or stages: else it would decide about everything")
     masks = masks_of(source, (*path, "mx"), raw.mx) if raw.mx else ""
     if len(raw.samples) > SAMPLES_MAX:
         raise source.fault((*path, "samples"), f"more than {SAMPLES_MAX}")
     return BounceRule(
         name=name_of(source, (*path, "name"), raw.name),
-        codes=tuple(codes),
+        codes=codes,
         enhanced=tuple(raw.enhanced),
         pattern=_pattern(source, (*path, "pattern"), raw.pattern, words),
         unless=_pattern(source, (*path, "unless"), raw.unless, words),
@@ -152,6 +129,41 @@ def _read(source: TomlSource, path: KeyPath, raw: BounceRuleTable, words: Mappin
         source=source.where(path),
         samples=tuple(raw.samples),
     )
+
+
+def _type_of(source: TomlSource, path: KeyPath, raw: BounceRuleTable) -> tuple[Category, FailureType]:
+    category = _choice(source, (*path, "category"), raw.category, _CATEGORIES)
+    kind = TYPES.get(category, OUR_FAULT_TYPE)
+    if raw.type:
+        kind = _choice(source, (*path, "type"), raw.type, _TYPES)
+    if kind is FailureType.HARD and category is Category.MAILBOX_FULL:
+        raise source.fault((*path, "type"), "'hard' is not allowed: a full mailbox may be emptied; write 'soft'")
+    if kind is FailureType.HARD and category in OUR_FAULT:
+        raise source.fault(
+            (*path, "type"),
+            f"{raw.type!r} is not allowed with category {category.label!r}: our own fault never counts against "
+            "an address; write 'ignored'",
+        )
+    return category, kind
+
+
+def _conditions(source: TomlSource, path: KeyPath, raw: BounceRuleTable) -> tuple[str, ...]:
+    """Checks codes, enhanced codes and stages; gives the codes as text."""
+    codes = tuple(str(code) for code in raw.codes)
+    for i, code in enumerate(codes):
+        if not _CODE.fullmatch(code):
+            what = "expected a code of a refusal (550), how such codes begin (5), or 0: no code is known"
+            raise source.fault((*path, "codes", i), f"{shown(raw.codes[i])} is not allowed; {what}")
+    for i, enhanced in enumerate(raw.enhanced):
+        if not _ENHANCED.fullmatch(enhanced):
+            what = "expected an enhanced code ('5.7.1'), or how such codes begin ('5.7')"
+            raise source.fault((*path, "enhanced", i), f"{shown(enhanced)} is not allowed; {what}")
+    for i, stage in enumerate(raw.stages):
+        if stage not in STAGES:
+            raise source.fault((*path, "stages", i), f"{shown(stage)} is not allowed; expected {one_of(STAGES)}")
+    if not (codes or raw.enhanced or raw.pattern or raw.stages):
+        raise source.fault(path, "needs pattern, codes, enhanced or stages: else it would decide about everything")
+    return codes
 
 
 def _choice(source: TomlSource, path: KeyPath, given: str, choices: Mapping[str, _ChoiceT]) -> _ChoiceT:

@@ -25,6 +25,7 @@ from mta.model.tls import TlsSettings
 from mta.queue.quarantine import QuarantineRules
 from mta.settings.bounce_rules import SHIPPED, rule_files
 from mta.settings.dkim import SigningSettings, SigningTable, signing_settings
+from mta.settings.inbound import InboundSettings, InboundTable, inbound_settings
 from mta.settings.rules_file import EGRESS_ID_MAX
 from mta.settings.toml_lines import KeyPath
 from mta.settings.toml_source import TomlSource, shown
@@ -123,6 +124,7 @@ class Settings(msgspec.Struct, frozen=True):
     signing: SigningSettings
     failures: FailureSettings
     quarantine: QuarantineRules
+    inbound: InboundSettings
     egresses: tuple[Egress, ...]
     pools: dict[str, EgressPool]  # holds DEFAULT_POOL, always
     rules_file: Path | None  # None: no file, the built-in rule holds for every host
@@ -161,6 +163,7 @@ _TABLES: Final[dict[str, type[msgspec.Struct]]] = {
     "rules": _RulesTable,
     "failures": FailureSettings,
     "quarantine": QuarantineRules,
+    "inbound": InboundTable,
 }
 TABLE_NAMES: Final = (*_TABLES, "egress", "pools", "dkim")
 
@@ -194,6 +197,7 @@ def load_settings(
             **tables,
             "node": _node(source, tables["node"], base, host_name),
             "tls": _tls(source, tables["tls"], tables["dns"], base),
+            "inbound": inbound_settings(source, tables["inbound"], base),
             "failures": _failures(source, tables["failures"], base),
             "database": _database(source, tables["database"], environment),
         },

@@ -1,0 +1,191 @@
+"""A mail taken apart, within bounds: its headers, its report, its own words, and what it returns.
+
+Bounds (threats I4, I9): 256 KiB are looked at, and 64 KiB where a report stands further behind; a mail of more than 50
+boundaries is one text. So the parser of the standard library stays linear, whatever it is given.
+"""
+
+from __future__ import annotations
+
+import email
+import email.header
+import html
+import re
+from dataclasses import dataclass, field
+from email.errors import MessageError
+from email.message import Message
+from typing import Final
+
+HEAD_BYTES: Final = 256 << 10
+REPORT_BYTES: Final = 64 << 10
+TEXT_CHARS: Final = 64 << 10
+BOUNDARIES_MAX: Final = 50
+PARTS_MAX: Final = 200
+_REPORTS: Final = (b"message/delivery-status", b"message/feedback-report")
+_TAGS: Final = re.compile(r"<(?:br|/?p|/?div|/?tr|/?li|/?h\d)\b[^<>]{0,500}>", re.IGNORECASE)
+_TAG: Final = re.compile(r"<(?![^<>@\s]{1,64}@[^<>@\s]{1,255}>)/?[a-zA-Z!][^<>]{0,2000}>")
+_HIDDEN: Final = re.compile(r"<(style|script|head)\b.{0,20000}?</\1\s*>", re.IGNORECASE | re.DOTALL)
+_FIELD: Final = re.compile(r"^([A-Za-z][A-Za-z0-9-]{1,60}):[ \t]*(.*)$")
+
+
+@dataclass
+class Opened:
+    """Field names are in lower case; of several of one name the first counts."""
+
+    headers: dict[str, str]
+    subject: str
+    report_type: str = ""  # of a multipart/report
+    status: list[dict[str, str]] = field(
+        default_factory=list
+    )  # blocks of delivery-status: of the message, of recipients
+    feedback: dict[str, str] = field(default_factory=dict)  # of a feedback-report
+    texts: list[str] = field(default_factory=list)  # what the report says to people, in order
+    returned: dict[str, str] = field(default_factory=dict)  # headers of the message that it returns
+    has_returned: bool = False
+
+
+def opened(raw: bytes) -> Opened:
+    """Never raises."""
+    raw = _bounded(raw)
+    try:
+        message = email.message_from_bytes(raw)
+        headers = {name.lower(): _one_line(value) for name, value in reversed(list(message.raw_items()))}
+        found = Opened(headers, _decoded(headers.get("subject", "")))
+        found.report_type = str(message.get_param("report-type", "") or "").lower()
+        _walk(message, found, 0)
+    except (MessageError, ValueError, LookupError, RecursionError, AssertionError, TypeError, IndexError):
+        # Broken beyond what the parser takes: its own words are all there is.
+        found = Opened({}, "", texts=[raw.decode("utf-8", "replace")[:TEXT_CHARS]])
+    return found
+
+
+def _bounded(raw: bytes) -> bytes:
+    raw = raw.lstrip()
+    if raw.startswith(b"From "):  # of a mailbox file, perhaps with notes of its reader below it
+        raw = raw[raw.find(b"\n") + 1 :]
+        while raw[:1] in (b" ", b"\t"):
+            raw = raw[raw.find(b"\n") + 1 :] if b"\n" in raw else b""
+    if len(raw) > HEAD_BYTES:
+        further = min((at for kind in _REPORTS if (at := raw.find(kind, HEAD_BYTES)) > 0), default=0)
+        start = raw.rfind(b"\n--", 0, further) if further else 0
+        raw = raw[:HEAD_BYTES] + (raw[start : start + REPORT_BYTES] if start > 0 else b"")
+    if raw.lower().count(b"boundary=") > BOUNDARIES_MAX:
+        head, _, body = raw.partition(b"\n\n")
+        raw = b"Subject: " + b" ".join(re.findall(rb"(?im)^subject:(.*)$", head)[:1]) + b"\n\n" + body
+    return raw
+
+
+def _walk(message: Message, found: Opened, count: int) -> int:
+    """In order; what is returned is not gone into. Answers how many parts were seen."""
+    count += 1
+    if count > PARTS_MAX:
+        return count
+    kind = message.get_content_type()
+    if kind == "message/delivery-status":
+        found.status += _blocks(message)
+    elif kind == "message/feedback-report":
+        for block in _blocks(message):
+            found.feedback = block | found.feedback
+    elif kind in ("message/rfc822", "message/global", "text/rfc822-headers", "message/rfc822-headers"):
+        _take_returned(message, found)
+    elif message.is_multipart():
+        for part in message.get_payload():
+            if isinstance(part, Message):
+                count = _walk(part, found, count)
+    elif kind.startswith("text/") or kind == "application/json":
+        found.texts.append(_text(message, kind))
+    return count
+
+
+def _take_returned(message: Message, found: Opened) -> None:
+    payload = message.get_payload()
+    inner = payload[0] if isinstance(payload, list) and payload else None
+    if isinstance(inner, Message):
+        fields = {name.lower(): _one_line(value) for name, value in reversed(list(inner.raw_items()))}
+    else:
+        fields = fields_in(_text(message, "text/plain"))
+    found.returned = fields | found.returned
+    found.has_returned = True
+
+
+def _blocks(message: Message) -> list[dict[str, str]]:
+    payload = message.get_payload()
+    if isinstance(payload, list):
+        blocks = [
+            {name.lower(): _one_line(value) for name, value in reversed(list(part.raw_items()))}
+            for part in payload
+            if isinstance(part, Message)
+        ]
+        # Some write fields of recipients without the empty line before them, some encode the part.
+        rest = "\n".join(
+            str(part.get_payload()) for part in payload if isinstance(part, Message) and part.get_payload()
+        )
+        blocks += [block for block in blocks_in(rest) if "final-recipient" in block or "original-recipient" in block]
+        if any(blocks):
+            return [block for block in blocks if block]
+    return blocks_in(_text(message, "text/plain"))
+
+
+def blocks_in(text: str) -> list[dict[str, str]]:
+    """Groups of fields, with an empty line between them; a second recipient begins a group, too."""
+    blocks: list[dict[str, str]] = [{}]
+    last = ""
+    for line in text.splitlines():
+        named = _FIELD.match(line)
+        if not line.strip():
+            blocks.append({})
+            last = ""
+        elif named is not None:
+            last = named[1].lower()
+            if last in blocks[-1] and last in ("final-recipient", "original-recipient"):
+                blocks.append({})
+            blocks[-1].setdefault(last, named[2].strip())
+        elif line[0] in " \t" and last:
+            blocks[-1][last] += " " + line.strip()
+    return [block for block in blocks if block]
+
+
+def fields_in(text: str) -> dict[str, str]:
+    """The header at the beginning of a text."""
+    blocks = blocks_in(text.lstrip())
+    return blocks[0] if blocks else {}
+
+
+def _text(message: Message, kind: str) -> str:
+    payload = message.get_payload(decode=True)
+    if not isinstance(payload, bytes):
+        payload = str(message.get_payload()).encode("utf-8", "replace")
+    payload = payload[: 4 * TEXT_CHARS]
+    text = _by_charset(payload, message.get_content_charset() or "")
+    return from_html(text) if kind == "text/html" else text[:TEXT_CHARS]
+
+
+def _by_charset(octets: bytes, charset: str) -> str:
+    for name in (charset, "utf-8"):
+        try:
+            return octets.decode(name)
+        except (LookupError, UnicodeDecodeError, ValueError):
+            continue  # not what it says, or nothing that exists
+    return octets.decode("latin-1")
+
+
+def from_html(text: str) -> str:
+    """Its words, roughly by line; ``<ann@example.com>`` is no tag."""
+    text = _HIDDEN.sub(" ", text[: 2 * TEXT_CHARS])
+    return html.unescape(_TAG.sub(" ", _TAGS.sub("\n", text)))[:TEXT_CHARS]
+
+
+def _one_line(value: object) -> str:
+    text = str(value)
+    if not text.isascii():  # octets that no header may hold, kept as surrogates by the parser
+        text = _by_charset(text.encode("utf-8", "surrogateescape"), "")
+    return " ".join(text.split())[:8_192]
+
+
+def _decoded(value: str) -> str:
+    try:
+        pieces = email.header.decode_header(value)
+    except (ValueError, MessageError):
+        return value
+    return "".join(
+        piece if isinstance(piece, str) else _by_charset(piece, charset or "latin-1") for piece, charset in pieces
+    )
