@@ -32,7 +32,7 @@ $(COMPILED): $(STAMP) setup.py $(shell find mta -name '*.py')
 	@find mta -name '*.so' -delete
 	@if "$(BIN)/python" -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")))' \
 	    && command -v cc >/dev/null; then \
-	  echo "compiling the hot path, which takes half a minute"; \
+	  echo "compiling the hot path, which takes some minutes"; \
 	  MTA_COMPILE=1 $(BIN)/python -W ignore setup.py --quiet build_ext --inplace >$(COMPILED).log 2>&1 \
 	    || { tail -n 40 $(COMPILED).log; exit 1; }; \
 	  find mta -name '*.so' -exec touch {} +; \

@@ -11,6 +11,7 @@ import msgspec
 import typer
 
 from mta.bounces import Kind, read_letter
+from mta.cli import bounce_texts
 from mta.cli.terminal import err
 from mta.failure.qualify import Qualifier
 from mta.failure.reply_text import classify_replies
@@ -22,9 +23,7 @@ MAIL_BYTES_MAX: Final = 64 << 20
 _encode: Final = msgspec.json.Encoder().encode
 
 
-@app.callback()
-def bounce() -> None:
-    """Keeps the name of a lone subcommand."""
+bounce_texts.register(app)
 
 
 class Line(msgspec.Struct, frozen=True):

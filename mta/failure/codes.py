@@ -13,7 +13,7 @@ from mta.model.failure import Category, FailureType, Verdict
 from mta.model.outcome import Reason
 
 # Of refusals that are our own fault (`OUR_FAULT`), and of what is too big: not counted, and 5yz ends the attempt.
-OUR_FAULT_TYPE: Final = FailureType.IGNORED
+OUR_FAULT_TYPE: Final = FailureType.SOFT  # and not counted: see mta.queue.quarantine
 BY_CODES: Final = "codes: "  # how `Verdict.rule` begins where no rule decided
 
 _C = Category

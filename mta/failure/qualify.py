@@ -30,7 +30,7 @@ STAGES: Final = (*(stage.name.lower() for stage in Stage), "dns", "bounce")  # o
 _KEPT: Final = 8_192  # verdicts, by what was said: servers repeat themselves
 _KEPT_CHARS_MAX: Final = 1_024  # longer texts are looked at anew
 _MEMORY_BYTES: Final = 4 << 20  # of one automaton
-_TOGETHER_CHARS: Final = 2_000  # of patterns that share one
+_TOGETHER_CHARS: Final = 3_000  # of patterns that share one
 _ADDRESS: Final = re.compile(r"[^\s<>()\[\]\"',;:@|]{1,128}+@[^\s<>()\[\]\"',;:@|]{1,255}+")
 _IP: Final = re.compile(r"\b\d{1,3}(?:\.\d{1,3}){3}\b")
 _OUR_ADDRESS: Final = re.compile(r"[?&]ip=[^\s&]*", re.IGNORECASE)  # in links to a provider's help

@@ -171,17 +171,7 @@ class Daemon:
             await self._rulebook.begin(conn)
             await self._qualification.begin(conn)
         rules = self._rulebook.rules
-        self.schedule: Schedule[LeasedPart] = Schedule(
-            rules,
-            Bounds(
-                settings.children.batch_recipients,
-                settings.children.sessions_max,
-                settings.master.ready_per_site_max,
-                settings.master.ready_recipients_max,
-            ),
-            unix_offset_s=unix_offset_s,
-            shuffle=random.SystemRandom().shuffle,
-        )
+        self.schedule = _schedule(rules, settings, unix_offset_s)
         self.collector = Collector(self.schedule, self._on_work)
         self._writer: Writer | None = None
         async with self._pool.acquire() as conn:
@@ -585,3 +575,13 @@ class Daemon:
                 self.intake.notify()
 
         return settlement, committed
+
+
+def _schedule(rules: RuleSet, settings: Settings, unix_offset_s: float) -> Schedule[LeasedPart]:
+    bounds = Bounds(
+        settings.children.batch_recipients,
+        settings.children.sessions_max,
+        settings.master.ready_per_site_max,
+        settings.master.ready_recipients_max,
+    )
+    return Schedule(rules, bounds, unix_offset_s=unix_offset_s, shuffle=random.SystemRandom().shuffle)

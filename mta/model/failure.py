@@ -52,6 +52,7 @@ class Category(enum.IntEnum):
 # Our fault, not the address's: it never counts against a recipient, and raises an alarm on the egress or the sender.
 OUR_FAULT: Final = frozenset(
     {
+        Category.TOO_BIG,
         Category.RATE_LIMITED,
         Category.SPAM_CONTENT,
         Category.VIRUS,

@@ -142,7 +142,7 @@ def _type_of(source: TomlSource, path: KeyPath, raw: BounceRuleTable) -> tuple[C
         raise source.fault(
             (*path, "type"),
             f"{raw.type!r} is not allowed with category {category.label!r}: our own fault never counts against "
-            "an address; write 'ignored'",
+            "an address; write 'soft'",
         )
     return category, kind
 

@@ -14,8 +14,8 @@ ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "architecture.md").read_text()
 SECTIONS = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", TEXT, re.MULTILINE | re.DOTALL))
 LIFE = SECTIONS["The life of one recipient"]
-PURE_PACKAGES = {"model", "smtp", "message", "failure", "traffic", "simulation"}
-BESIDE_THE_LIFE = {"simulation"}
+PURE_PACKAGES = {"bounces", "model", "smtp", "message", "failure", "traffic", "simulation"}
+BESIDE_THE_LIFE = {"bounces", "simulation"}
 
 
 def code_names(text: str) -> list[str]:

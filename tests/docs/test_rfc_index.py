@@ -12,7 +12,9 @@ ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "rfc.md").read_text()
 STATES = {"implemented", "partly", "deviates", "sink"}
 _CITATION = re.compile(r"\bRFC (\d{3,5})\b")
-_SLOPPY = re.compile(r"\bRFC ?-?\d+,? (?:section|sec\.?|chapter) |\bRFC(?:-|_)?\d{3,5}\b|\brfc ?\d{3,5}\b")
+_SLOPPY = re.compile(
+    r"\bRFC ?-?\d+,? (?:section|sec\.?|chapter) |\bRFC(?:-|_)?(?!822;)\d{3,5}\b|\brfc ?(?!822)\d{3,5}\b"
+)  # rfc822 is a word of MIME
 
 
 def citations() -> dict[str, set[str]]:

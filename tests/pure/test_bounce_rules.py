@@ -73,7 +73,7 @@ def test_every_key_arrives() -> None:
         source="own.toml:5",
         samples=("550 5.7.1 my mailbox closed",),
     )
-    assert (second.type, second.reason, second.pattern) == (FailureType.IGNORED, Reason.REFUSED, "")
+    assert (second.type, second.reason, second.pattern) == (FailureType.SOFT, Reason.REFUSED, "")
 
 
 def test_rules_go_to_other_processes_and_back() -> None:
@@ -190,7 +190,7 @@ def test_the_shipped_rules_have_no_findings_and_decide_their_samples() -> None:
     assert {rule.category for rule in rules} >= set(Category) - {Category.NONE, Category.OTHER, Category.NOT_A_FAILURE}
 
 
-HARD, SOFT, IGNORED = FailureType.HARD, FailureType.SOFT, FailureType.IGNORED
+HARD, SOFT = FailureType.HARD, FailureType.SOFT
 
 
 @pytest.mark.parametrize(
@@ -215,23 +215,23 @@ HARD, SOFT, IGNORED = FailureType.HARD, FailureType.SOFT, FailureType.IGNORED
         ("552 5.2.2 Quota exceeded for this recipient", Category.MAILBOX_FULL, SOFT),
         ("550 5.1.1 Boite du destinataire pleine", Category.MAILBOX_FULL, SOFT),
         ("452 4.3.1 Insufficient system storage", Category.SYSTEM_ERROR, SOFT),
-        ("552 5.3.4 The message is larger than 10 MB", Category.TOO_BIG, IGNORED),
-        ("421 4.7.0 Too many connections from 192.0.2.1, slow down", Category.RATE_LIMITED, IGNORED),
-        ("451 4.7.1 Greylisted, come back in 5 minutes", Category.RATE_LIMITED, IGNORED),
+        ("552 5.3.4 The message is larger than 10 MB", Category.TOO_BIG, SOFT),
+        ("421 4.7.0 Too many connections from 192.0.2.1, slow down", Category.RATE_LIMITED, SOFT),
+        ("451 4.7.1 Greylisted, come back in 5 minutes", Category.RATE_LIMITED, SOFT),
         (
             "554 5.7.1 [192.0.2.1] blocked using bl.example.net; the mailbox is full of your spam",
             Category.IP_BLOCKED,
-            IGNORED,
+            SOFT,
         ),
-        ("550 The reputation of your address is too low", Category.IP_BLOCKED, IGNORED),
-        ("550 5.7.26 The message passes neither SPF nor DKIM", Category.AUTH_FAILURE, IGNORED),
-        ("550 192.0.2.1 has no PTR record", Category.AUTH_FAILURE, IGNORED),
-        ("553 5.1.8 <b@example.org> sender domain does not exist", Category.SENDER_REFUSED, IGNORED),
-        ("550 5.7.1 Relaying denied for a@example.com", Category.RELAY_DENIED, IGNORED),
-        ("550 5.7.1 The content of the message is considered spam", Category.SPAM_CONTENT, IGNORED),
-        ("554 A virus was found in the attachment", Category.VIRUS, IGNORED),
-        ("550 Denied by policy", Category.POLICY, IGNORED),
-        ("503 5.5.1 Bad sequence of commands", Category.PROTOCOL_ERROR, IGNORED),
+        ("550 The reputation of your address is too low", Category.IP_BLOCKED, SOFT),
+        ("550 5.7.26 The message passes neither SPF nor DKIM", Category.AUTH_FAILURE, SOFT),
+        ("550 192.0.2.1 has no PTR record", Category.AUTH_FAILURE, SOFT),
+        ("553 5.1.8 <b@example.org> sender domain does not exist", Category.SENDER_REFUSED, SOFT),
+        ("550 5.7.1 Relaying denied for a@example.com", Category.RELAY_DENIED, SOFT),
+        ("550 5.7.1 The content of the message is considered spam", Category.SPAM_CONTENT, SOFT),
+        ("554 A virus was found in the attachment", Category.VIRUS, SOFT),
+        ("550 Denied by policy", Category.POLICY, SOFT),
+        ("503 5.5.1 Bad sequence of commands", Category.PROTOCOL_ERROR, SOFT),
         ("connect to mx.example.com[192.0.2.1]:25: Connection refused", Category.UNREACHABLE, SOFT),
         ("550 <spam@example.com>: user unknown", Category.USER_UNKNOWN, HARD),
     ],

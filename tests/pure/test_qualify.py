@@ -102,7 +102,7 @@ def test_what_may_be_otherwise_later_is_never_hard(code: int, enhanced: str, tex
 @pytest.mark.parametrize("category", sorted(OUR_FAULT))
 def test_our_own_fault_is_ignored_whatever_a_rule_says(category: Category) -> None:
     one = rule(pattern="x", category=category)
-    assert Qualifier([one]).qualify(Evidence(550, "5.1.1", "x")).type is FailureType.IGNORED
+    assert Qualifier([one]).qualify(Evidence(550, "5.1.1", "x")).type is FailureType.SOFT
 
 
 def test_a_full_mailbox_is_soft_whatever_a_rule_says() -> None:
@@ -118,16 +118,16 @@ def test_a_full_mailbox_is_soft_whatever_a_rule_says() -> None:
         (Evidence(556, "5.1.10"), FailureType.HARD, Category.INVALID_DOMAIN, "codes: 5.1.10"),
         (Evidence(552, "5.2.2"), FailureType.SOFT, Category.MAILBOX_FULL, "codes: 5.2.2"),
         (Evidence(550, "5.2.1"), FailureType.SOFT, Category.ACCOUNT_DISABLED, "codes: 5.2.1"),
-        (Evidence(552, "5.3.4"), FailureType.IGNORED, Category.TOO_BIG, "codes: 5.3.4"),
-        (Evidence(550, "5.7.26"), FailureType.IGNORED, Category.AUTH_FAILURE, "codes: 5.7.26"),
-        (Evidence(550, "5.7.1"), FailureType.IGNORED, Category.POLICY, "codes: 5.7.1"),
+        (Evidence(552, "5.3.4"), FailureType.SOFT, Category.TOO_BIG, "codes: 5.3.4"),
+        (Evidence(550, "5.7.26"), FailureType.SOFT, Category.AUTH_FAILURE, "codes: 5.7.26"),
+        (Evidence(550, "5.7.1"), FailureType.SOFT, Category.POLICY, "codes: 5.7.1"),
         (Evidence(0, "5.4.7"), FailureType.SOFT, Category.UNREACHABLE, "codes: 5.4.7"),
         (Evidence(552, "", "", "rcpt"), FailureType.SOFT, Category.MAILBOX_FULL, "codes: 552"),
-        (Evidence(552, "", "", "dot"), FailureType.IGNORED, Category.TOO_BIG, "codes: 552"),
-        (Evidence(550, "", "", "mail"), FailureType.IGNORED, Category.SENDER_REFUSED, "codes: 550"),
-        (Evidence(554, "", "", "greeting"), FailureType.IGNORED, Category.IP_BLOCKED, "codes: 554"),
-        (Evidence(550, "5.0.0", "", "dot"), FailureType.IGNORED, Category.POLICY, "codes: 550"),
-        (Evidence(502), FailureType.IGNORED, Category.PROTOCOL_ERROR, "codes: 502"),
+        (Evidence(552, "", "", "dot"), FailureType.SOFT, Category.TOO_BIG, "codes: 552"),
+        (Evidence(550, "", "", "mail"), FailureType.SOFT, Category.SENDER_REFUSED, "codes: 550"),
+        (Evidence(554, "", "", "greeting"), FailureType.SOFT, Category.IP_BLOCKED, "codes: 554"),
+        (Evidence(550, "5.0.0", "", "dot"), FailureType.SOFT, Category.POLICY, "codes: 550"),
+        (Evidence(502), FailureType.SOFT, Category.PROTOCOL_ERROR, "codes: 502"),
         (Evidence(550, "", "Qwertz", "rcpt"), FailureType.SOFT, Category.OTHER, ""),
         (Evidence(0, "", "Qwertz"), FailureType.SOFT, Category.OTHER, ""),
         (Evidence(599, "5.9.9"), FailureType.SOFT, Category.OTHER, ""),

@@ -1,0 +1,163 @@
+"""Mail that came back, of our own making, in the forms in which it comes: kind, whom it is about, what it says."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from mta.bounces import Kind, read_letter
+from mta.bounces.mime import opened
+from tests.support.returning import absence, bounce, complaint
+
+HEAD = "From: Mail Delivery System <MAILER-DAEMON@mx.example.net>\nTo: return@shop.example\n"
+RETURNED = (
+    "\n\n------ This is a copy of the message, including all the headers. ------\n\n"
+    "From: shop@shop.example\nTo: other@d.example\n"
+)
+
+
+def letter(subject: str, text: str, more: str = "") -> bytes:
+    return f"{HEAD}Subject: {subject}\n{more}\n{text}".encode()
+
+
+PLAIN = {
+    "a colon, and the reason below": (
+        "failure notice",
+        "Hi. This is a program at mx.example.net.\nI could not deliver your message to:\n\n"
+        "<ann@d.example>:\n192.0.2.1 does not like the recipient.\nRemote host said: 550 5.1.1 no such user\n",
+        (550, "5.1.1"),
+    ),
+    "an indented address": (
+        "Mail delivery failed: returning message to sender",
+        "A message could not be delivered to one or more of its\nrecipients. The following address(es) failed:\n\n"
+        "  ann@d.example\n    SMTP error from remote mail server after RCPT TO:<ann@d.example>:\n"
+        "    host mx.d.example [192.0.2.1]: 550 5.1.1 User unknown\n" + RETURNED,
+        (550, "5.1.1"),
+    ),
+    "a transcript": (
+        "Returned mail: see transcript for details",
+        "   ----- The following addresses had permanent fatal errors -----\n<ann@d.example>\n"
+        "    (reason: 550 5.1.1 <ann@d.example>... User unknown)\n\n   ----- Transcript of session follows -----\n"
+        "... while talking to mx.d.example.:\n>>> RCPT To:<ann@d.example>\n"
+        "<<< 550 5.1.1 <ann@d.example>... User unknown\n",
+        (550, "5.1.1"),
+    ),
+    "a reason before the address": (
+        "Undeliverable: Hello",
+        "Your message\n\n  To:      list@other.example\n  Subject: Hello\n\n"
+        "did not reach the following recipient(s):\n\nann@d.example on Mon, 4 Jan 2027\n"
+        "    The recipient name is not recognized\n",
+        (0, ""),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_bounces_in_their_own_words(name: str) -> None:
+    subject, text, codes = PLAIN[name]
+    found = read_letter(letter(subject, text))
+    assert found.kind is Kind.BOUNCE
+    (recipient,) = found.recipients
+    assert recipient.address == "ann@d.example"
+    assert (recipient.evidence.code, recipient.evidence.enhanced) == codes
+
+
+def test_a_report_of_several_recipients_has_one_for_each() -> None:
+    blocks = "\r\n\r\n".join(
+        f"Final-Recipient: rfc822; {name}@d.example\r\nAction: {action}\r\nStatus: {status}\r\n"
+        f"Diagnostic-Code: smtp; {text}"
+        for name, action, status, text in (
+            ("ann", "failed", "5.1.1", "550 5.1.1 no such user"),
+            ("bob", "delayed", "4.4.1", "450 4.4.1 host is down for now"),
+            ("cas", "delivered", "2.0.0", "250 ok, taken"),
+        )
+    )
+    mail = bounce("x@d.example", "550 5.1.1 no", "5.1.1").decode()
+    start, end = mail.index("Final-Recipient"), mail.index("\r\n\r\n--=b\r\nContent-Type: text/rfc822-headers")
+    found = read_letter((mail[:start] + blocks + mail[end:]).encode())
+    assert [(one.address, one.is_delayed) for one in found.recipients] == [
+        ("ann@d.example", False),
+        ("bob@d.example", True),
+    ]
+
+
+def test_what_is_returned_decides_nothing() -> None:
+    inner = bounce("victim@d.example", "550 5.1.1 no such user", "5.1.1").decode()
+    mail = letter(
+        "Mail delivery failed",
+        "The following address failed:\n\n  ann@d.example\n    550 5.2.2 mailbox full" + RETURNED + inner,
+    )
+    assert [one.address for one in read_letter(mail).recipients] == ["ann@d.example"]
+
+
+def test_an_absence_is_no_bounce_whatever_it_quotes() -> None:
+    assert read_letter(absence("ann@d.example")).kind is Kind.AUTOREPLY
+
+
+@pytest.mark.parametrize(
+    ("subject", "more"),
+    [
+        ("Abwesenheitsnotiz: Hallo", ""),
+        ("Réponse automatique : bonjour", ""),
+        ("Re: Hello", "Auto-Submitted: auto-replied (vacation)\n"),
+        ("Re: Hello", "Precedence: auto_reply\n"),
+        ("Please confirm your message", ""),
+    ],
+)
+def test_automatic_answers_are_known(subject: str, more: str) -> None:
+    text = "Please confirm that you are human, and your message will be delivered."
+    mail = f"From: ann@d.example\nTo: x@shop.example\nSubject: {subject}\n{more}\n{text}\n".encode()
+    assert read_letter(mail).kind is Kind.AUTOREPLY
+
+
+def test_complaints_name_their_kind_and_whom() -> None:
+    found = read_letter(complaint("b-1-00@shop.example", "ann@d.example", "fraud"))
+    assert (found.kind, found.feedback_type) == (Kind.FEEDBACK, "fraud")
+    assert [one.address for one in found.recipients] == ["ann@d.example"]
+    assert found.returned["return-path"] == "<b-1-00@shop.example>"
+
+
+@pytest.mark.parametrize("subject", ["Hello", "Your order", "Meeting notes"])
+def test_mail_between_people_is_no_bounce(subject: str) -> None:
+    head = f"From: ann@d.example\nTo: bob@e.example\nSubject: {subject}\n\n"
+    mail = f"{head}Hello Bob, shall we meet on Monday? Ann\n".encode()
+    assert read_letter(mail).kind is Kind.NOT_BOUNCE
+
+
+@pytest.mark.parametrize(
+    "mail",
+    [
+        b"",
+        b"\x00" * 1_000,
+        b"\xff\xfe" * 100_000,
+        b"Subject: x\n\n" + b"a@b.example " * 200_000,
+        b"Content-Type: multipart/mixed; boundary=x\n\n"
+        + b"--x\nContent-Type: multipart/mixed; boundary=x\n\n" * 5_000,
+        b"From: MAILER-DAEMON\nSubject: failed\n\n" + b"<" * 100_000,
+        b"From: MAILER-DAEMON\nSubject: failed\n\n" + b" to" * 100_000,
+        b"X: y\n" * 100_000,
+        b"Content-Type: text/html\n\n" + b"<a " * 100_000,
+        b"Subject: " + b"=?utf-8?B?" * 20_000 + b"\n\n",
+        b'{"notificationType":' * 10_000,
+        b"Subject: failure notice\nContent-Type: text/plain; charset=no-such\n\n<ann@d.example>: 550 \xe9\n",
+    ],
+)
+def test_nothing_raises_or_takes_long(mail: bytes) -> None:
+    began_s = time.process_time()
+    read_letter(mail)
+    assert time.process_time() - began_s < 5  # far above what it takes; a square would take minutes
+
+
+def test_a_report_behind_a_large_attachment_is_found() -> None:
+    mail = bounce("ann@d.example", "550 5.1.1 no such user", "5.1.1").decode()
+    filler = "--=b\r\nContent-Type: application/octet-stream\r\n\r\n" + "A" * 76 + ("\r\n" + "A" * 76) * 8_000
+    first, _, rest = mail.partition("--=b\r\nContent-Type: message/delivery-status")
+    large = f"{first}{filler}\r\n--=b\r\nContent-Type: message/delivery-status{rest}".encode()
+    assert len(large) > 600_000
+    assert [one.address for one in read_letter(large).recipients] == ["ann@d.example"]
+
+
+def test_a_broken_charset_and_a_mailbox_line_are_read_over() -> None:
+    mail = b"From ann Mon Jan  4 00:00:00 2027\nSubject: =?no-such?Q?caf=E9?=\nFrom: x@d.example\n\n\xe9\n"
+    assert opened(mail).headers["from"] == "x@d.example"
