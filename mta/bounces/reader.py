@@ -203,7 +203,7 @@ _SES_CODES: Final = {"Permanent": "5", "Transient": "4"}
 
 def _notification(text: str) -> _Found:
     start = text.find("{")
-    if start < 0 or "otificationType" not in text and '"Type"' not in text and "eventType" not in text:
+    if start < 0 or ("otificationType" not in text and '"Type"' not in text and "eventType" not in text):
         return _NONE
     end = text.rfind("}") + 1
     try:

@@ -42,7 +42,7 @@ AND (status IN ({Status.FAILED:d}, {Status.DEFERRED:d}, {Status.BOUNCED:d}, {Sta
                 {Status.UNSUBSCRIBED:d})
      OR (status = {Status.DELIVERED:d}
          AND EXISTS (SELECT FROM mta.quarantine q WHERE q.address = lower(delivery_log.address) AND q.status = 1)))
-"""  # noqa: S608 - numbers of the program
+"""
 _FAILED: Final = "SELECT mta.address_failed($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"
 _DELIVERED: Final = """
 UPDATE mta.quarantine SET status = 2, errors = 0, counted_at = NULL, changed_at = $2, known_at = now(), changed_by = ''
