@@ -10,7 +10,7 @@ from tests.support.node import World
 from tests.support.outcomes import log_of, story, value
 from tests.support.postgres import Database
 
-EACH_SECOND = '{"first_count": 100, "first_period_s": 1, "then_period_s": 1}'
+EACH_SECOND = '{"first_count": 100, "first_period_s": 1, "then_period_s": 1, "greylist_s": 1}'
 
 
 async def test_a_greylisted_recipient_is_delivered_by_a_new_part_at_its_second_attempt(

@@ -59,7 +59,7 @@ async def test_a_wave_whose_time_passes_in_a_pause_goes_at_the_resume(tmp_path: 
     async with World(tmp_path, database) as world:
         node = world.node(children=1)
         await node.start()
-        delivery = await world.deliver(addresses(10), waves=equal(5, 1))
+        delivery = await world.deliver(addresses(10), waves=equal(5, 4))
         await world.wait_for(delivery, lambda shown: shown.delivered == 5)
         async with database.pool.acquire() as conn:
             await deliveries.pause(conn, delivery)
