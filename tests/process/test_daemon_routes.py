@@ -57,9 +57,8 @@ async def test_far_more_domains_than_are_looked_up_at_a_time_get_their_routes(
         count = 2 * LOOKUPS_MAX + 500
         delivery = await world.deliver([f"ann@d{number}.many.test" for number in range(count)])
         await world.wait_for(delivery, lambda shown: shown.failed == count)
-        # Once each; a loaded machine may lose a few packets, and then they are asked again.
-        again = [times for times in world.nameserver.queries.values() if times > 1]
-        assert len(again) <= count // 50
+        # One look-up each: a question that this name server is slow to answer goes out three times at most.
+        assert max(world.nameserver.queries.values()) <= 3
         assert await node.stop() == 0
 
 
