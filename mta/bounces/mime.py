@@ -40,7 +40,6 @@ class Opened:
     feedback: dict[str, str] = field(default_factory=dict)  # of a feedback-report
     texts: list[str] = field(default_factory=list)  # what the report says to people, in order
     returned: dict[str, str] = field(default_factory=dict)  # headers of the message that it returns
-    has_returned: bool = False
 
 
 def opened(raw: bytes) -> Opened:
@@ -104,7 +103,6 @@ def _take_returned(message: Message, found: Opened) -> None:
     else:
         fields = fields_in(_text(message, "text/plain"))
     found.returned = fields | found.returned
-    found.has_returned = True
 
 
 def _blocks(message: Message) -> list[dict[str, str]]:

@@ -88,13 +88,17 @@ def _status_report(mail: Opened, text: str) -> _Found:
         return _NONE
     found: dict[str, Recipient] = {}
     done: list[Recipient] = []
+    # Once for all of them: a report may have a thousand recipients. Of several each has its own words.
+    whole = evidence_in(words)
+    named = recipients_in(words, frozenset()) if len(of_recipients) > 1 else []
+    beside = {one.address.lower(): one.evidence for one in named}
     for block in of_recipients or [block for block in blocks if "action" in block]:
         action = block.get("action", "").split(" ")[0].strip(";").lower()
         address = _address_of(block)
         if action in _DONE:
             done.append(Recipient(address, Evidence(250, "2.0.0", action, "bounce")))
             continue
-        evidence = _evidence_of(block, words, address, len(of_recipients))
+        evidence = _evidence_of(block, whole, beside.get(address.lower(), whole))
         if address.lower() not in found:
             found[address.lower()] = Recipient(address, evidence, action == "delayed")
     if not found:
@@ -114,23 +118,20 @@ def _address_of(block: dict[str, str]) -> str:
     return ""
 
 
-def _evidence_of(block: dict[str, str], words: str, address: str, recipients: int) -> Evidence:
+def _evidence_of(block: dict[str, str], whole: Evidence, told: Evidence) -> Evidence:
+    """``whole``: what the words for people say; ``told``: those of them that are about this recipient."""
     diagnostic = block.get("diagnostic-code", "")
     evidence = parse_reply_text(diagnostic)
     status = _STATUS.search(block.get("status", ""))
     said = ADDRESS.sub("", evidence.text)
     if len(said.strip()) < _NOTHING_SAID or diagnostic.lower().startswith("x-unix"):
-        # The reason is in the words for people; of several recipients in those beside the address.
-        beside = (
-            {one.address.lower(): one.evidence for one in recipients_in(words, frozenset())} if recipients > 1 else {}
-        )
-        told = beside.get(address.lower()) or evidence_in(words)
+        # The reason is in the words for people.
         evidence = told._replace(code=evidence.code or told.code, enhanced=evidence.enhanced or told.enhanced)
     if status is not None and (not evidence.enhanced or evidence.enhanced.endswith(".0.0")):
         evidence = evidence._replace(enhanced=status[1])
     host = block.get("remote-mta", "").rpartition(";")[2].strip().split(" ")[0]
-    if not evidence.stage and (stage := evidence_in(words).stage):
-        evidence = evidence._replace(stage=stage)
+    if not evidence.stage:
+        evidence = evidence._replace(stage=whole.stage)
     return evidence._replace(provider=host)
 
 

@@ -9,10 +9,10 @@ from typing import Annotated, Final
 import msgspec
 import typer
 
-from mta.cli.quarantine import by_whom
+from mta.cli.rules_common import operator
 from mta.cli.terminal import AsJson, Dsn, out, parse_time, print_json, print_table, with_database
 from mta.failure.codes import OUR_FAULT_TYPE, REASONS, TYPES
-from mta.failure.judge import Amended
+from mta.failure.judge import amended
 from mta.failure.qualify import Qualifier
 from mta.model.errors import BadInput
 from mta.model.failure import Category, FailureType, Verdict
@@ -74,7 +74,7 @@ def qualify(
     chosen = _CATEGORIES[category]
     of_kind = FailureType.IGNORED if ignore else TYPES.get(chosen, OUR_FAULT_TYPE) if kind is None else _TYPES[kind]
     verdict = Verdict(of_kind, REASONS.get(chosen, Reason.UNREACHABLE), chosen)
-    with_database(dsn, lambda conn: failure_texts.qualify(conn, key, verdict, by_whom(), is_ignored=ignore))
+    with_database(dsn, lambda conn: failure_texts.qualify(conn, key, verdict, operator(), is_ignored=ignore))
     if as_json:
         print_json({"key": key, "type": of_kind.name.lower(), "category": chosen.label})
     else:
@@ -96,10 +96,8 @@ def requalify(
     qualifier = Qualifier(load_bounce_rules(None if rules is None else rule_files(rules)))
 
     async def work(conn: Conn) -> int:
-        texts = {
-            text.key: Verdict(text.type, text.reason, text.category, "operator") for text in await qualified_texts(conn)
-        }
-        return await failure_texts.requalify(conn, begin, end, Amended(qualifier, texts).qualify)
+        said = amended(qualifier, await qualified_texts(conn))
+        return await failure_texts.requalify(conn, begin, end, said.qualify)
 
     changed = with_database(dsn, work)
     if as_json:

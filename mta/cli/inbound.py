@@ -2,43 +2,30 @@
 
 from __future__ import annotations
 
-import asyncio
-import signal
 from pathlib import Path
 from typing import Annotated
 
 import typer
 import uvloop
 
+from mta.cli.service import Config, LogJson, LogLevel, on_signals, prepare
 from mta.cli.terminal import AsJson, out, print_json, print_table
 from mta.inbound.service import Inbound
 from mta.inbound.spool import read_stored
 from mta.settings.config import load_settings
-from mta.telemetry.dumps import forbid_dumps
-from mta.telemetry.logs import configure
 
 app = typer.Typer(help="Mail that comes back: bounces and complaints.", no_args_is_help=True)
-Config = Annotated[
-    Path | None, typer.Option(help="The node's mta.toml; without it the defaults hold.", envvar="MTA_CONFIG")
-]
 
 
 @app.command()
-def run(
-    config: Config = None,
-    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
-    log_json: Annotated[bool, typer.Option(help="One JSON object a line even on a terminal.")] = False,
-) -> None:
+def run(config: Config = None, log_level: LogLevel = "info", log_json: LogJson = False) -> None:
     """Take bounces and complaints, in the foreground, until SIGTERM."""
-    configure(log_level, as_json=True if log_json else None)
-    forbid_dumps()
+    prepare(log_level, log_json)
     uvloop.run(_run(Inbound(load_settings(config))))
 
 
 async def _run(inbound: Inbound) -> None:
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, inbound.stop)
+    on_signals(inbound.stop)
     await inbound.run()
 
 

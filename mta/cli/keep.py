@@ -2,36 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
-import signal
-from pathlib import Path
-from typing import Annotated
-
-import typer
 import uvloop
 
+from mta.cli.service import Config, LogJson, LogLevel, on_signals, prepare
 from mta.keeper.keeper import Keeper
 from mta.settings.config import load_settings
-from mta.telemetry.dumps import forbid_dumps
-from mta.telemetry.logs import configure
 
 
-def command(
-    config: Annotated[
-        Path | None, typer.Option(help="The node's mta.toml; without it the defaults hold.", envvar="MTA_CONFIG")
-    ] = None,
-    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
-    log_json: Annotated[bool, typer.Option(help="One JSON object a line even on a terminal.")] = False,
-) -> None:
+def command(config: Config = None, log_level: LogLevel = "info", log_json: LogJson = False) -> None:
     """Follow the log: quarantine addresses, count texts of failures. SIGHUP reads the bounce rules anew."""
-    configure(log_level, as_json=True if log_json else None)
-    forbid_dumps()
+    prepare(log_level, log_json)
     uvloop.run(_run(Keeper(load_settings(config))))
 
 
 async def _run(keeper: Keeper) -> None:
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, keeper.stop)
-    loop.add_signal_handler(signal.SIGHUP, keeper.reload)
+    on_signals(keeper.stop, keeper.reload)
     await keeper.run()

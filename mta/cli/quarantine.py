@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import getpass
-import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Annotated, Final
 import msgspec
 import typer
 
+from mta.cli.rules_common import operator
 from mta.cli.terminal import AsJson, Dsn, out, parse_time, print_json, print_table, with_database
 from mta.model.errors import BadInput
 from mta.model.quarantine import AddressStatus
@@ -26,11 +25,6 @@ _SETTABLE: Final = {"quarantined", "denylisted", "allowlisted", "valid"}
 Address = Annotated[str, typer.Argument(help="An address, or @example.com for a whole domain.", show_default=False)]
 Status = Annotated[str, typer.Option(help=f"{', '.join(sorted(_SETTABLE))}.")]
 Reason = Annotated[str, typer.Option("--because", help="Why; stays on record.")]
-
-
-def by_whom() -> str:
-    """Who gives a command, as it stays on record."""
-    return f"{getpass.getuser()}@{socket.gethostname()}"
 
 
 def _status(text: str, allowed: set[str] | frozenset[str]) -> AddressStatus:
@@ -85,7 +79,7 @@ def add(
 ) -> None:
     """Set an address, or a domain, by hand."""
     chosen, checked = _status(status, _SETTABLE), quarantine.checked(address, "address")
-    changed = with_database(dsn, lambda conn: quarantine.put(conn, [checked], chosen, because, by_whom()))
+    changed = with_database(dsn, lambda conn: quarantine.put(conn, [checked], chosen, because, operator()))
     _told(changed, as_json)
 
 
@@ -93,7 +87,7 @@ def add(
 def lift(address: Address, because: Reason = "", dsn: Dsn = "", as_json: AsJson = False) -> None:
     """Have an address mailed again, and begin to count its errors anew."""
     checked = quarantine.checked(address, "address")
-    changed = with_database(dsn, lambda conn: quarantine.put(conn, [checked], AddressStatus.VALID, because, by_whom()))
+    changed = with_database(dsn, lambda conn: quarantine.put(conn, [checked], AddressStatus.VALID, because, operator()))
     _told(changed, as_json)
 
 
@@ -110,7 +104,7 @@ def import_(
 
     async def work(conn: Conn) -> int:
         async with conn.transaction():
-            return await quarantine.put(conn, _addresses(file), chosen, because, by_whom())
+            return await quarantine.put(conn, _addresses(file), chosen, because, operator())
 
     _told(with_database(dsn, work), as_json)
 
@@ -138,7 +132,7 @@ def outage(
 ) -> None:
     """After a provider's outage: what its errors put here by mistake is mailed again."""
     begin, end = parse_time(since, "--since"), parse_time(until, "--until")
-    lifted = with_database(dsn, lambda conn: quarantine.outage(conn, by_whom(), begin, end, text=text, domain=domain))
+    lifted = with_database(dsn, lambda conn: quarantine.outage(conn, operator(), begin, end, text=text, domain=domain))
     _told(lifted, as_json)
 
 

@@ -58,17 +58,21 @@ def read_bundle(file: Path) -> tuple[RuleSet, Bundle]:
     return rules, make_bundle(file.name, texts)
 
 
-def operator(by: str) -> str:
+def operator(by: str = "") -> str:
     """``by``, or user and host."""
     if by:
         if not by.isprintable() or len(by) > BY_CHARS_MAX:
             raise BadInput("--by", f"must be 1 to {BY_CHARS_MAX} printable characters")
         return by
+    return f"{local_user()}@{socket.gethostname()}"
+
+
+def local_user() -> str:
+    """Who gives a command, also through sudo."""
     try:
-        user = os.environ.get("SUDO_USER") or getpass.getuser()
+        return os.environ.get("SUDO_USER") or getpass.getuser()
     except (KeyError, OSError):  # no such user: a container's bare number
-        user = f"uid {os.getuid()}"
-    return f"{user}@{socket.gethostname()}"
+        return f"uid {os.getuid()}"
 
 
 _COLOURS: Final = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.NOTE: "cyan"}

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import datetime
 import difflib
-import getpass
 import ipaddress
-import os
 import re
 from typing import Annotated, Any, Final
 
 import msgspec
 import typer
 
+from mta.cli.rules_common import local_user, operator
 from mta.cli.terminal import (
     AsJson,
     Dsn,
@@ -338,14 +337,7 @@ def _limits(given: list[str]) -> Limits:
 
 
 def _operator(by: str) -> str:
-    if by:
-        if not by.isprintable() or len(by) > events.NAME_CHARS_MAX:
-            raise BadInput("--by", f"must be 1 to {events.NAME_CHARS_MAX} printable characters")
-        return by
-    try:
-        return os.environ.get("SUDO_USER") or getpass.getuser()
-    except (KeyError, OSError):  # no such user: a container's bare number
-        return f"uid {os.getuid()}"
+    return operator(by) if by else local_user()
 
 
 # --- what is shown ----------------------------------------------------------------------------

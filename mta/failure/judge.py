@@ -16,7 +16,7 @@ counted against the address; see `mta.queue.quarantine`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final, Protocol
 
 import re2
@@ -28,6 +28,7 @@ from mta.model.outcome import Reason, Status
 from mta.model.reply import Reply
 from mta.smtp.envelope import Stage
 
+BY_OPERATOR: Final = "operator"  # as `Verdict.rule` says who decided
 _KEPT: Final = 5_000  # servers say the same few sentences
 _FAILURES: Final = frozenset({Status.FAILED, Status.DEFERRED})
 _GREYLISTING: Final = re2.compile(
@@ -54,6 +55,27 @@ class Amended:
         if self._texts and (said := self._texts.get(text_key(evidence.text))) is not None:
             return said
         return self._qualifier.qualify(evidence)
+
+
+class SaidOfText(Protocol):
+    """An operator's word on a text."""
+
+    @property
+    def key(self) -> bytes: ...
+
+    @property
+    def type(self) -> FailureType: ...
+
+    @property
+    def reason(self) -> Reason: ...
+
+    @property
+    def category(self) -> Category: ...
+
+
+def amended(qualifier: Qualifies, texts: Iterable[SaidOfText]) -> Amended:
+    """The qualifier, and before it what operators said."""
+    return Amended(qualifier, {text.key: Verdict(text.type, text.reason, text.category, BY_OPERATOR) for text in texts})
 
 
 class Judge:
@@ -87,11 +109,12 @@ class Judge:
 
     def _complete(self, decision: Decision, status: Status, stage: Stage, mx_host: str) -> Decision:
         reply = decision.reply
-        verdict = self._qualifier.qualify(Evidence(reply.code, reply.enhanced, reply.text, stage.name.lower(), mx_host))
         if reply.code == 0 and status is Status.FAILED:
             # Nobody was asked: its content could not be made, which is no fault of the address.
-            verdict = Verdict(FailureType.IGNORED, decision.reason, Category.OTHER)
-        elif reply.is_permanent:
+            local = Verdict(FailureType.IGNORED, decision.reason, Category.OTHER)
+            return decision._replace(judged=judged(local))
+        verdict = self._qualifier.qualify(Evidence(reply.code, reply.enhanced, reply.text, stage.name.lower(), mx_host))
+        if reply.is_permanent:
             is_worth_a_retry = verdict.type is FailureType.SOFT and verdict.category not in OUR_FAULT
             status = Status.DEFERRED if is_worth_a_retry else Status.FAILED
         else:

@@ -30,7 +30,7 @@ from mta.model.outcome import Reason, Status
 from mta.model.reply import Reply
 from mta.smtp.dialogue import Kind, Stage
 
-NOT_JUDGED: Final = "0\t0"
+NOT_JUDGED: Final = "0\t0"  # of what is no failure
 
 
 class Decision(NamedTuple):

@@ -20,7 +20,6 @@ RECIPIENTS_MAX: Final = 100  # RFC 5321 §4.5.3.1.8
 RECEIVED_MAX: Final = 100  # RFC 5321 §6.3: then it is a loop
 HEADER_BYTES_MAX: Final = 256 << 10
 IDLE_S: Final = 300.0
-STALE_S: Final = 60.0
 log = structlog.get_logger()
 
 

@@ -23,9 +23,10 @@ from mta.failure.qualify import BounceRule, Qualifier
 from mta.inbound.spool import Spool, Stored, read_stored
 from mta.message.verp import parse_verp
 from mta.model.failure import Category, FailureType
-from mta.model.outcome import Reason, Status
+from mta.model.outcome import Status
 from mta.queue.connection import DATABASE_AWAY
 from mta.queue.feedback import Feedback, record
+from mta.telemetry.waits import event_or_timeout
 
 BATCH: Final = 200
 LOOK_S: Final = 0.5
@@ -134,7 +135,7 @@ class Processor:
                     )
                     is_done = True
                 if is_done:
-                    await _wait(stop_wanted, LOOK_S)
+                    await event_or_timeout(stop_wanted, LOOK_S)
         finally:
             self._readers.shutdown(cancel_futures=True)
 
@@ -171,14 +172,3 @@ class Processor:
                 self.counts["unplaced"] += 1
                 self._spool.set_aside(path)
         return done
-
-
-async def _wait(stop_wanted: asyncio.Event, seconds: float) -> None:
-    try:
-        async with asyncio.timeout(seconds):
-            await stop_wanted.wait()
-    except TimeoutError:
-        return  # time to look
-
-
-__all__ = ["Processor", "Reason", "Understood", "understood"]

@@ -16,6 +16,7 @@ from mta.queue.installation import verp_key
 from mta.settings.bounce_rules import load_bounce_rules
 from mta.settings.config import Settings
 from mta.telemetry.systemd import notify
+from mta.telemetry.waits import event_or_timeout
 
 TELL_S = 60.0
 log = structlog.get_logger()
@@ -58,11 +59,8 @@ class Inbound:
 
     async def _tell(self, listener: Listener, processor: Processor) -> None:
         while not self._stop_wanted.is_set():
-            try:
-                async with asyncio.timeout(TELL_S):
-                    await self._stop_wanted.wait()
-            except TimeoutError:
-                notify("WATCHDOG=1")
+            await event_or_timeout(self._stop_wanted, TELL_S)
+            notify("WATCHDOG=1")
             if listener.counts or processor.counts:
                 log.info("mail came back", answered=dict(listener.counts), read=dict(processor.counts))
                 listener.counts.clear()

@@ -10,7 +10,7 @@ from typing import Final
 import asyncpg
 import structlog
 
-from mta.failure.judge import Amended
+from mta.failure.judge import BY_OPERATOR, Amended, amended
 from mta.failure.qualify import Qualifier, is_by_rule
 from mta.master.database import closing, connect
 from mta.model.errors import BadInput
@@ -21,6 +21,7 @@ from mta.queue.qualified import qualified_texts
 from mta.settings.bounce_rules import load_bounce_rules
 from mta.settings.config import Settings
 from mta.telemetry.systemd import notify
+from mta.telemetry.waits import event_or_timeout
 
 POINTER: Final = "failures"
 LOCK: Final = 0x6D74614B  # "mtaK"
@@ -64,7 +65,7 @@ class Keeper:
                 return
             except DATABASE_AWAY as error:
                 log.warning("the database is away", error=f"{type(error).__name__}: {error}")
-                await self._wait(LOOK_S)
+                await event_or_timeout(self._stop_wanted, LOOK_S)
 
     async def _serve(self, pool: asyncpg.Pool) -> None:
         notify("READY=1")
@@ -72,13 +73,13 @@ class Keeper:
             while not self._stop_wanted.is_set():
                 # Held by this connection for as long as it lives: whoever has it is the one.
                 if not await elected.fetchval("SELECT pg_try_advisory_lock($1)", LOCK):
-                    await self._wait(STAND_BY_S)
+                    await event_or_timeout(self._stop_wanted, STAND_BY_S)
                     continue
                 log.info("keeping")
                 while not self._stop_wanted.is_set():
                     notify("WATCHDOG=1")
                     if await self.step(elected):
-                        await self._wait(LOOK_S)
+                        await event_or_timeout(self._stop_wanted, LOOK_S)
 
     async def step(self, conn: Conn) -> bool:
         """Deals with the next lines of the log; True when there are no more for now."""
@@ -99,18 +100,8 @@ class Keeper:
         return page.is_last
 
     async def _amended(self, conn: Conn) -> Amended:
-        texts = {
-            text.key: Verdict(text.type, text.reason, text.category, "operator") for text in await qualified_texts(conn)
-        }
-        return Amended(self._qualifier, texts)
-
-    async def _wait(self, seconds: float) -> None:
-        try:
-            async with asyncio.timeout(seconds):
-                await self._stop_wanted.wait()
-        except TimeoutError:
-            return  # time to look
+        return amended(self._qualifier, await qualified_texts(conn))
 
 
 def _is_qualified(verdict: Verdict) -> bool:
-    return verdict.rule == "operator" or is_by_rule(verdict)
+    return verdict.rule == BY_OPERATOR or is_by_rule(verdict)

@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import NamedTuple
 
+from mta.failure.triage import NOT_JUDGED
 from mta.master.books import BatchBook, DeliveryBook, LeasedPart
 from mta.model.outcome import InDoubtPolicy, Reason, Status
 from mta.model.reply import Reply
-from mta.outcomes.line import NOT_JUDGED, escaped, log_line, session_columns, timestamp, volume_of
+from mta.outcomes.line import escaped, log_line, session_columns, timestamp, volume_of
 from mta.outcomes.replay import Told
 from mta.queue.settle import TRAFFIC_AT, Doubt, NewPart, Row, Settlement
 from mta.traffic.counters import BYTES_SUFFIX, OPENINGS_SUFFIX

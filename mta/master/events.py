@@ -239,7 +239,7 @@ class EventBook:
     # --- what holds ---------------------------------------------------------------------------
 
     def _obey(self) -> None:
-        self._released |= set(self._apply([_effect(held.event) for held in self._held.values()]))
+        self._released |= set(self._apply([held.event.effect for held in self._held.values()]))
 
 
 def _held(row: StoredEvent, now_unix_s: float) -> _Held:
@@ -266,20 +266,6 @@ def _held(row: StoredEvent, now_unix_s: float) -> _Held:
 def _storable(text: str) -> str:
     """A server's words, as far as PostgreSQL can keep them."""
     return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")[: store.DETAIL_CHARS_MAX]
-
-
-def _effect(event: TrafficEvent) -> Effect:
-    return Effect(
-        event.key,
-        event.name,
-        event.kind,
-        event.target,
-        event.on,
-        event.until_unix_s,
-        event.limits,
-        event.pool,
-        event.detail,
-    )
 
 
 def _shown(event: TrafficEvent) -> dict[str, object]:

@@ -17,6 +17,7 @@ import msgspec
 import structlog
 
 from mta.dns.resolver import Routes
+from mta.failure.judge import judged
 from mta.master.books import DeliveryBook, LeasedPart
 from mta.master.collector import Collector
 from mta.master.dispatch import Dispatch
@@ -25,7 +26,7 @@ from mta.master.keys import KeyStore
 from mta.master.routing import Routing
 from mta.message.keyring import sender_domain_of
 from mta.model.egress import EgressPool
-from mta.model.failure import Category, FailureType
+from mta.model.failure import Category, FailureType, Verdict
 from mta.model.limits import AUTO_PART_RECIPIENTS_MAX
 from mta.model.outcome import Reason, Status
 from mta.model.reply import Reply
@@ -36,6 +37,7 @@ from mta.queue.claim import ClaimedPart, DeliveryView
 from mta.queue.connection import DATABASE_AWAY, Conn
 from mta.queue.nodes import NodeRun
 from mta.settings.config import MasterSettings
+from mta.telemetry.waits import event_or_timeout
 from mta.traffic.effects import Effect
 from mta.traffic.egress import EgressChooser
 from mta.traffic.fair import FairQueue
@@ -47,7 +49,6 @@ log = structlog.get_logger()
 # A delivery with less than this in memory may always claim: a small one gets in though large ones fill the room.
 # Between what is committed there and what an append could see of it, with time to spare.
 QUARANTINE_MARGIN = datetime.timedelta(minutes=5)
-EXCLUDED_JUDGED = f"{FailureType.IGNORED:d}\t{Category.NONE:d}"
 FINISH_PERIOD_S = 0.5  # between looks for deliveries that are done
 FOOTHOLD_RECIPIENTS = 2 * AUTO_PART_RECIPIENTS_MAX
 
@@ -158,7 +159,7 @@ class Intake:
                 if text != self.trouble:
                     log.error("cannot claim, waiting for the database", error=text)
                 self.trouble = text
-            await self._wait_for_news(wait_s)
+            await event_or_timeout(self._news, wait_s)
 
     async def _finish_ended(self, conn: Conn) -> None:
         now_s = asyncio.get_running_loop().time()
@@ -179,13 +180,6 @@ class Intake:
         if strays:
             log.warning("parts of a lost claim go back to the queue", parts=len(strays))
             await claims.release(conn, self._run.id, sorted(strays))
-
-    async def _wait_for_news(self, wait_s: float) -> None:
-        try:
-            async with asyncio.timeout(wait_s):
-                await self._news.wait()
-        except TimeoutError:
-            return  # the poll time is over
 
     # --- deliveries ---------------------------------------------------------------------------
 
@@ -428,9 +422,8 @@ class Intake:
                 by_reason.setdefault(reason, []).append(position)
         for reason, positions in by_reason.items():
             reply = Reply(0, "denylisted" if reason is Reason.DENYLISTED else "in quarantine")
-            self._collector.conclude(
-                part, positions, Status.EXCLUDED, reason, reply, is_attempt=False, judged=EXCLUDED_JUDGED
-            )
+            columns = judged(Verdict(FailureType.IGNORED, reason, Category.NONE))
+            self._collector.conclude(part, positions, Status.EXCLUDED, reason, reply, is_attempt=False, judged=columns)
 
     def _admit(self, part: LeasedPart, book: DeliveryBook, excluded: dict[str, Reason]) -> None:
         """Groups a part's recipients by domain and sends each group on its way."""

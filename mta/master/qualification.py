@@ -20,6 +20,7 @@ from mta.queue.connection import DATABASE_AWAY, Conn
 from mta.queue.qualified import qualified_texts
 from mta.settings.bounce_rules import load_bounce_rules
 from mta.settings.config import FailureSettings
+from mta.telemetry.waits import event_or_timeout
 from mta.wire import BounceRules, QualifiedText
 
 LOOK_S: Final = 60.0
@@ -60,11 +61,7 @@ class Qualification:
 
     async def run(self, pool: asyncpg.Pool) -> None:
         while True:
-            try:
-                async with asyncio.timeout(LOOK_S):
-                    await self._news.wait()
-            except TimeoutError:
-                pass  # time to look all the same
+            await event_or_timeout(self._news, LOOK_S)
             self._news.clear()
             try:
                 async with pool.acquire(timeout=10) as conn:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime
 
+from mta.failure.triage import NOT_JUDGED
+
 COLUMNS = (
     "at",
     "delivery_id",
@@ -32,7 +34,6 @@ COLUMNS = (
 # Columns of a line as it was before volume was recorded, and before failures were qualified.
 _BEFORE_BYTES = COLUMNS.index("bytes")
 _BEFORE_TYPE = COLUMNS.index("type")
-NOT_JUDGED = "0\t0"  # type and category of what is no failure
 
 # PostgreSQL's COPY text format: these four would end a value or a row, NUL cannot be stored at all.
 _NEEDS_ESCAPE = re.compile(r"[\\\t\n\r\x00\ud800-\udfff]")

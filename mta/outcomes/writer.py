@@ -17,6 +17,7 @@ import structlog
 from mta.outcomes.line import COLUMNS
 from mta.queue.nodes import Fenced, NodeRun
 from mta.queue.settle import Settlement, commit
+from mta.telemetry.waits import event_or_timeout
 
 RETRY_S = 1.0
 # SQLSTATE classes 22, 23 and 42: no waiting makes these good.
@@ -83,7 +84,7 @@ class Writer:
         while True:
             await self._wanted.wait()
             if not self._is_stopping:
-                await _event_or_timeout(self._urgent, self._delay_s)
+                await event_or_timeout(self._urgent, self._delay_s)
             self._wanted.clear()
             self._urgent.clear()
             settlement, committed = self._take()
@@ -138,11 +139,3 @@ def _tell(waiting: list[asyncio.Future[None]]) -> None:
     for waiter in waiting:
         if not waiter.done():
             waiter.set_result(None)
-
-
-async def _event_or_timeout(event: asyncio.Event, timeout_s: float) -> None:
-    try:
-        async with asyncio.timeout(timeout_s):
-            await event.wait()
-    except TimeoutError:
-        return  # the usual way: the delay is over

@@ -136,7 +136,6 @@ async def apply(conn: Conn, lines: Sequence[asyncpg.Record], rules: QuarantineRu
     """What lines of the log (`FOLLOWED`, in the order of the feed) mean for their addresses."""
     every, quiet = datetime.timedelta(seconds=rules.count_every_s), datetime.timedelta(seconds=rules.quiet_s)
     failed: list[tuple[object, ...]] = []
-    delivered: list[tuple[str, datetime.datetime]] = []
     for line in sorted(lines, key=lambda line: line["at"]):
         status, address = line["status"], line["address"]
         if status in (Status.COMPLAINED, Status.UNSUBSCRIBED):
@@ -154,7 +153,6 @@ async def apply(conn: Conn, lines: Sequence[asyncpg.Record], rules: QuarantineRu
             await conn.executemany(_FAILED, failed)
             failed.clear()
             await conn.execute(_DELIVERED, folded(address), line["at"])
-            delivered.append((folded(address), line["at"]))
         elif counts(line):
             is_hard = line["type"] == FailureType.HARD and status != Status.DEFERRED
             said = f"{line['code'] or ''} {line['enhanced']} {line['reply']}".strip()[:_TEXT_CHARS_MAX]

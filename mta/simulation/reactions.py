@@ -137,7 +137,7 @@ class Reactions:
         for event in events:
             before = self._in_force.get(event.key)
             self._in_force[event.key] = event
-            is_changed = is_changed or before is None or _effect(before) != _effect(event)
+            is_changed = is_changed or before is None or before.effect != event.effect
             if before is None or before.step != event.step:
                 self._tell(now_s, _said(event, now_s + self._starts_unix_s))
         if is_changed:
@@ -153,7 +153,7 @@ class Reactions:
         self._site_pools.clear()
         self._held.clear()
         for event in self._in_force.values():
-            effect = _effect(event)
+            effect = event.effect
             until_s = event.until_unix_s - self._starts_unix_s
             if event.target is Target.DOMAIN:
                 # A site of the model serves one domain, so what holds the domain holds the site.
@@ -179,20 +179,6 @@ class Reactions:
                 self._held[errand.id] = until_s
                 for node in self.nodes:
                     node.hold(errand, until_s)
-
-
-def _effect(event: TrafficEvent) -> Effect:
-    return Effect(
-        event.key,
-        event.name,
-        event.kind,
-        event.target,
-        event.on,
-        event.until_unix_s,
-        event.limits,
-        event.pool,
-        event.detail,
-    )
 
 
 def _said(event: TrafficEvent, unix_s: float) -> str:

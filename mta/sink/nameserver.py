@@ -73,7 +73,9 @@ class _Answer:
 
 
 class Responder:
-    """Question in, answer out; no sockets. ``queries`` counts by (canonical name, type)."""
+    """Question in, answer out; no sockets. ``queries`` counts by (canonical name, type), and so does ``lookups``,
+    for which a packet that is sent again under its id is none.
+    """
 
     def __init__(self, zones: Zones, *, negative_ttl_s: int = NEGATIVE_TTL_S) -> None:
         self._zones = zones
@@ -81,6 +83,8 @@ class Responder:
         self._kept: OrderedDict[tuple[bytes, bool], _Answer] = OrderedDict()
         self._addresses: dict[dns.name.Name, list[dns.rrset.RRset]] = {}  # of MX hosts, made once
         self.queries: Counter[tuple[str, str]] = Counter()
+        self.lookups: Counter[tuple[str, str]] = Counter()
+        self._last_ids: dict[tuple[str, str], bytes] = {}
 
     def respond(self, question: bytes, *, over_tcp: bool = False) -> bytes | None:
         """The answer to a message, None for silence (also to what is no question)."""
@@ -102,6 +106,9 @@ class Responder:
             if len(self._kept) > ANSWERS_KEPT_MAX:
                 self._kept.popitem(last=False)
         self.queries[answer.name] += 1
+        if self._last_ids.get(answer.name) != question[:2]:
+            self._last_ids[answer.name] = question[:2]
+            self.lookups[answer.name] += 1
         if answer.wire is None:
             return None
         flags = (
@@ -365,6 +372,11 @@ class Nameserver:
         """Questions so far, by (name in lower case without its last dot, type); those over TCP too."""
         return self._responder.queries
 
+    @property
+    def lookups(self) -> Counter[tuple[str, str]]:
+        """As ``queries``, without packets that were sent again under their id."""
+        return self._responder.lookups
+
     async def __aenter__(self) -> Nameserver:
         await self.start()
         return self
@@ -459,6 +471,10 @@ class ThreadedNameserver:
     def queries(self) -> Counter[tuple[str, str]]:
         """As of ``Nameserver``; while the server runs, a moving picture."""
         return self._server.queries
+
+    @property
+    def lookups(self) -> Counter[tuple[str, str]]:
+        return self._server.lookups
 
     def __enter__(self) -> ThreadedNameserver:
         self.start()

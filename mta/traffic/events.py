@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
-from mta.traffic.effects import EffectKind, Target
+from mta.traffic.effects import Effect, EffectKind, Target
 from mta.traffic.limits import Limits
 
 
@@ -33,3 +33,18 @@ class TrafficEvent(msgspec.Struct, frozen=True, kw_only=True):
     detail: str = ""  # the last of them
     automation: str = ""
     rule: str = ""
+
+    @property
+    def effect(self) -> Effect:
+        """What it does while it is in force."""
+        return Effect(
+            self.key,
+            self.name,
+            self.kind,
+            self.target,
+            self.on,
+            self.until_unix_s,
+            self.limits,
+            self.pool,
+            self.detail,
+        )

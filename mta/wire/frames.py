@@ -6,10 +6,10 @@ import struct
 
 import msgspec
 
-from mta.failure.judge import Amended
+from mta.failure.judge import Amended, amended
 from mta.failure.qualify import BounceRule, Qualifier
 from mta.model.errors import LocalFault
-from mta.model.failure import Category, FailureType, Verdict
+from mta.model.failure import Category, FailureType
 from mta.model.limits import FRAME_BYTES_MAX
 from mta.model.outcome import Reason
 from mta.model.timeouts import SessionTimeouts
@@ -179,8 +179,7 @@ class BounceRules(msgspec.Struct, frozen=True, array_like=True, tag=13):
     texts: list[QualifiedText]
 
     def qualifier(self) -> Amended:
-        texts = {text.key: Verdict(text.type, text.reason, text.category, "operator") for text in self.texts}
-        return Amended(Qualifier(self.rules), texts)
+        return amended(Qualifier(self.rules), self.texts)
 
 
 MasterFrame = (

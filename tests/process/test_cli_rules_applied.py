@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from mta.cli import terminal
 from mta.cli.config import app as config_app
 from mta.cli.rules import app
 from mta.model.errors import BadInput
@@ -51,7 +52,7 @@ class Rules:
     def __init__(self, dsn: str, directory: Path) -> None:
         self.file = directory / "rules.toml"
         self.file.write_text(RULES)
-        self._env = {"MTA_DATABASE_URL": dsn, "COLUMNS": "200"}
+        self._env = {"MTA_DATABASE_URL": dsn}
 
     async def run(self, *arguments: str) -> str:
         """What it prints. Raises what it refuses."""
@@ -70,7 +71,9 @@ class Rules:
 
 
 @pytest.fixture
-def rules(database: Database, tmp_path: Path) -> Rules:
+def rules(database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rules:
+    # The console read its width when the first test of this process imported it.
+    monkeypatch.setattr(terminal.out, "width", 200)
     return Rules(database.dsn, tmp_path)
 
 
@@ -205,9 +208,7 @@ async def test_rules_are_applied_compared_shown_and_rolled_back(rules: Rules) ->
     assert not (await rules.json("rollback", ids[1]))["is_new"]
     assert (await rules.json("rollback", ids[0]))["is_new"]
     table = await rules.run("history")
-    assert "rollback" in table  # how wide the table is, and so where it is folded, is the terminal's
-    newest = (await rules.sets())[0]
-    assert (newest["how"], newest["restores"]) == ("rollback", int(ids[0]))
+    assert f"rollback of {ids[0]}" in table
     assert f"in force: rule set {int(ids[0]) + 2}" in table
     assert [one["in_force"] for one in await rules.sets()] == [True, False, False, False]
 
