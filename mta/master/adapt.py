@@ -17,7 +17,7 @@ from mta.master.books import DeliveryBook, LeasedPart
 from mta.master.children import Children
 from mta.master.events import EventBook
 from mta.smtp.envelope import Stage
-from mta.traffic.adaptation import Adaptation, Whom
+from mta.traffic.adaptation import Adaptation, Whom, whom_in
 from mta.traffic.automations import Automation
 from mta.traffic.effects import Target
 from mta.traffic.events import TrafficEvent
@@ -89,7 +89,7 @@ class Adapter:
             session = self._schedule.session(one.session)
             if session is not None:
                 book = self._deliveries.get(one.delivery_id)
-                whom = _whom(session, one.domain, "" if book is None else book.sender_domain, one.delivery_id)
+                whom = whom_in(session, one.domain, "" if book is None else book.sender_domain, one.delivery_id)
                 self._matched(session, one.automation, whom, one.replies, one.sample)
 
     def not_opened(self, failed: OpenFailed) -> None:
@@ -100,7 +100,7 @@ class Adapter:
         numbers = self.automations_of(session.hop.rule)
         sample = f"{failed.stage}: {failed.cause}"
         for number in self._patterns.match(failed.code, failed.enhanced, failed.text, Stage[failed.stage], numbers):
-            self._matched(session, number, _whom(session), 1, sample)
+            self._matched(session, number, whom_in(session), 1, sample)
 
     def _matched(self, session: Session, number: int, whom: Whom, replies: int, sample: str) -> None:
         automation, rule = self._automations[number], session.hop.rule
@@ -133,20 +133,4 @@ def _pattern(automation: Automation) -> Pattern:
     match, target = automation.match, automation.target
     return Pattern(
         match.codes, match.enhanced, match.pattern, match.stages, target in _BY_DELIVERY, target is Target.DOMAIN
-    )
-
-
-def _whom(session: Session, domain: str = "", tenant: str = "", delivery_id: int = 0) -> Whom:
-    group, hop = session.group, session.hop
-    provider = next((limit.key for limit in hop.limits if limit.key.startswith("provider:")), "")
-    return Whom(
-        egress_id=group.egress.id,
-        egress=group.egress.name,
-        peer=hop.peer,
-        site=group.site.key,
-        rule_key=hop.limit.key,
-        provider_key=provider,
-        domain=domain,
-        tenant=tenant,
-        delivery_id=delivery_id,
     )

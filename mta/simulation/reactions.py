@@ -17,7 +17,7 @@ import msgspec
 from mta.failure.patterns import ReplyPatterns, Wanted
 from mta.simulation.backlog import Errand
 from mta.smtp.envelope import Stage
-from mta.traffic.adaptation import ERROR_BLOCK_NAME, Adaptation, Whom
+from mta.traffic.adaptation import ERROR_BLOCK_NAME, Adaptation, whom_in
 from mta.traffic.automations import Automation
 from mta.traffic.effects import Effect, EffectKind, Target
 from mta.traffic.egress import EgressChooser
@@ -93,7 +93,7 @@ class Reactions:
         code, enhanced, text = (int(match[1]), match[2] or "", match[3]) if match else (0, "", reply)
         for number in self._patterns.match(code, enhanced, text, Stage[stage]):
             if number in numbers:
-                whom = _whom(session, domain, errand)
+                whom = whom_in(session, domain, "sender", errand)
                 rule: Rule = session.hop.rule
                 unix_s = now_s + self._starts_unix_s
                 self._put(
@@ -193,23 +193,3 @@ def _said(event: TrafficEvent, unix_s: float) -> str:
 def _figures(event: TrafficEvent) -> str:
     given = {key: value for key, value in msgspec.structs.asdict(event.limits).items() if value is not None}
     return ", ".join(f"{key} {value:,}" for key, value in given.items())
-
-
-def _whom(session: Session, domain: str, errand: int) -> Whom:
-    group, hop = session.group, session.hop
-    provider = ""
-    for limit in hop.limits:
-        if limit.key.startswith("provider:"):
-            provider = limit.key
-            break
-    return Whom(
-        egress_id=group.egress.id,
-        egress=group.egress.name,
-        peer=hop.peer,
-        site=group.site.key,
-        rule_key=hop.limit.key,
-        provider_key=provider,
-        domain=domain,
-        tenant="sender",
-        delivery_id=errand,
-    )

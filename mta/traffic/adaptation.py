@@ -19,6 +19,7 @@ from mta.traffic.error_rates import ErrorRates
 from mta.traffic.events import TrafficEvent
 from mta.traffic.limits import Limits
 from mta.traffic.rules import Rule, RuleSet
+from mta.traffic.sessions import Session
 
 COUNTS_MAX: Final = 20_000  # (automation, target) pairs that are remembered, those that matched last
 BLOCKS_KEPT: Final = 20_000  # domains of which it is known which block they are under
@@ -271,3 +272,20 @@ def _recovering_key(name: str, on: str) -> str:
 
 def _recoveries_of(rules: RuleSet) -> dict[str, Recovery]:
     return {rule.name: rule.recovery for rule in (*rules.rules, rules.default)}
+
+
+def whom_in(session: Session, domain: str = "", tenant: str = "", delivery_id: int = 0) -> Whom:
+    """Of a reply in a session."""
+    group, hop = session.group, session.hop
+    provider = next((limit.key for limit in hop.limits if limit.key.startswith("provider:")), "")
+    return Whom(
+        egress_id=group.egress.id,
+        egress=group.egress.name,
+        peer=hop.peer,
+        site=group.site.key,
+        rule_key=hop.limit.key,
+        provider_key=provider,
+        domain=domain,
+        tenant=tenant,
+        delivery_id=delivery_id,
+    )
