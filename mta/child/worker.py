@@ -309,6 +309,8 @@ class Worker(asyncio.Protocol):
             for carrier, _ in due:
                 if carrier.link is not None:
                     carrier.link.abort("the local journal cannot be written")
+            # What that has settled goes into the report as what came before it does, without the journal.
+            self._tally.take_turn()
             return []
         segment = journal.segment
         segment.release = max(segment.release, self._sequence)
