@@ -1,13 +1,12 @@
 """This node's shares of limits that other nodes use too: one exchange a second with the database.
 
-A share is lowered here first and told of then; what is granted holds when the commit is known. An exchange that fails
-changes nothing but that the node goes on with what it has; without its lease it begins nothing at all.
+What is told and what is made of the answer is in `mta.traffic.holdings`. An exchange that fails changes nothing but
+that the node goes on with what it has; without its lease it begins nothing at all.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Collection
 from typing import Final
 
@@ -19,11 +18,8 @@ from mta.model.waiting import WaitReason
 from mta.queue import shares as store
 from mta.queue.connection import DATABASE_AWAY, Conn
 from mta.queue.nodes import NodeRun
-from mta.queue.settle import load_credits
-from mta.queue.shares import LimitKind, Peer
-from mta.traffic.limit import Held
-from mta.traffic.limits import DAY_S
-from mta.traffic.quota import BUCKET_S
+from mta.traffic.holdings import Holdings
+from mta.traffic.ledger import Peer
 from mta.traffic.schedule import Schedule
 
 EXCHANGE_S: Final = 1.0
@@ -32,7 +28,10 @@ log = structlog.get_logger()
 
 
 class Sharing:
-    """Owned by the master's loop; `run` is its only task. ``wake`` lets the schedule act on new shares."""
+    """Owned by the master's loop; `run` is its only task. ``wake`` lets the schedule act on new shares.
+
+    From its making until `begin` is through nothing that is shared may be used.
+    """
 
     def __init__(
         self,
@@ -44,20 +43,20 @@ class Sharing:
     ) -> None:
         self._pool = pool
         self._node = node
-        self._egress_ids = sorted(set(egress_ids))
+        self._egress_ids = frozenset(egress_ids)
         self._schedule = schedule
-        self._shares: dict[LimitKind, int] | None = {}  # None: alone
-        self._targets: dict[LimitKind, int] = {}
-        self._common: frozenset[int] = frozenset(self._egress_ids)
-        self._lost: set[str] = set()
+        self._holdings = Holdings(schedule, self._egress_ids, _now_s())
         self._peers: tuple[str, ...] = ()
         self._trouble = ""
         self._wake = wake
 
     async def begin(self, conn: Conn) -> None:
         """Before anything is sent: nothing shared may go before the first exchange is through."""
-        self._apply()
         await self._exchange(conn)
+
+    async def end(self, conn: Conn) -> None:
+        """The run has ended in good order: others may have its connections at once."""
+        await store.leave(conn, self._node.name)
 
     async def run(self) -> None:
         while True:
@@ -77,82 +76,25 @@ class Sharing:
                     log.info("shares of limits are exchanged again")
 
     def _is_waited_for(self) -> bool:
-        return self._shares is not None and any(
+        return self._holdings.bound_ids is not None and any(
             lane.wait is not None and lane.wait.reason is WaitReason.SHARE for lane in self._schedule.lanes
         )
 
     async def _exchange(self, conn: Conn) -> None:
-        asks = self._lower() if self._shares is not None else []
-        found = await store.exchange(
-            conn,
-            self._node.name,
-            self._node.id,
-            self._egress_ids,
-            is_bound=self._shares is not None,
-            asks=asks,
-        )
-        await self._count_lost(conn, found.lost)
-        self._say(found.peers)
-        if not found.peers:
-            self._shares = None
-        elif self._shares is None:
-            # Another has come: from here on this node keeps to what it holds, and says so in the next exchange.
-            self._bind(found.peers)
-            await self._exchange(conn)
-            return
-        else:
-            self._common = _common(found.peers, self._egress_ids)
-            self._shares = {at: granted.share for at, granted in found.granted.items()}
-            self._targets = {at: granted.target for at, granted in found.granted.items()}
-        self._apply()
-
-    def _bind(self, peers: list[Peer]) -> None:
-        now_s = asyncio.get_running_loop().time()
-        self._common = _common(peers, self._egress_ids)
-        self._shares = {}
-        # First shut, so that what is held is known; nothing runs in between.
-        self._schedule.set_shares({}, now_s, self._common)
-        self._shares = {(held.key, held.kind): held.held for held in self._schedule.shares_wanted(now_s)}
-        self._apply()
-
-    def _lower(self) -> list[tuple[Held, int]]:
-        """What is told: each limit with what this node goes by from now on: what it holds, and of the rest of its share
-        no more than it wants, and than others leave it."""
-        assert self._shares is not None
-        now_s = asyncio.get_running_loop().time()
-        asks = []
-        local: dict[LimitKind, int] = {}
-        for held in self._schedule.shares_wanted(now_s):
-            at = (held.key, held.kind)
-            share = self._shares.get(at, 0)
-            wanted = min(share, held.wanted, self._targets.get(at, share))
-            keeps = max(held.held, wanted)
-            # Connections over the target are closed when they have sent what they have; they count until then.
-            local[at] = wanted if held.kind in ("c", "p") else keeps
-            asks.append((held, keeps))
-        self._schedule.set_shares(local, now_s, self._common)
-        return asks
-
-    def _apply(self) -> None:
-        now_s = asyncio.get_running_loop().time()
-        shares = self._shares
-        if shares is not None:
-            # Those that are to be closed are not opened anew meanwhile.
-            shares = {
-                at: min(share, self._targets.get(at, share)) if at[1] in ("c", "p") else share
-                for at, share in shares.items()
-            }
-        self._schedule.set_shares(shares, now_s, self._common)
+        while True:
+            asks = self._holdings.tell(_now_s())
+            found = await store.exchange(
+                conn,
+                self._node.name,
+                self._node.id,
+                self._egress_ids,
+                bound_ids=self._holdings.bound_ids,
+                asks=asks,
+            )
+            self._say(found.peers)
+            if not self._holdings.take(found.common, found.granted, _now_s()):
+                break
         self._wake()
-
-    async def _count_lost(self, conn: Conn, lost: Collection[str]) -> None:
-        """What a node that was alone and is dead has used counts here."""
-        for name in lost:
-            if name not in self._lost:
-                self._lost.add(name)
-                since = int((time.time() - DAY_S) // BUCKET_S) - 1
-                now_s = asyncio.get_running_loop().time()
-                self._schedule.load_credits(await load_credits(conn, name, since), now_s)
 
     def _say(self, peers: list[Peer]) -> None:
         names = tuple(sorted(peer.name for peer in peers if peer.is_living))
@@ -161,8 +103,5 @@ class Sharing:
             log.info("limits are shared with", nodes=list(names))
 
 
-def _common(peers: list[Peer], own: Collection[int]) -> frozenset[int]:
-    theirs: set[int] = set()
-    for peer in peers:
-        theirs |= peer.egress_ids
-    return frozenset(theirs & set(own))
+def _now_s() -> float:
+    return asyncio.get_running_loop().time()

@@ -18,7 +18,7 @@ from mta.simulation.node import CLOCK_START_S, DONE, GONE, IDLE, OPENED, Connect
 from mta.simulation.provider import Provider
 from mta.simulation.reactions import TICK_S, Reactions
 from mta.simulation.scenario import DeliveryModel, ProviderModel, Scenario
-from mta.simulation.sharing import deal
+from mta.simulation.sharing import Book, Partner
 from mta.simulation.tally import Row, Tally
 from mta.traffic.actions import Bounds
 from mta.traffic.egress import EgressChooser
@@ -74,6 +74,7 @@ class World:
             self.books.add(errand, counts)
             self._append_later(errand, counts)
         self.nodes = [self._node(number) for number in range(1, scenario.nodes + 1)]
+        self._partners = self._partners_of(self.nodes)
         self.reactions.nodes = list(self.nodes)
         self.reactions.errands = self.errands
         for place in self.places.values():
@@ -81,6 +82,7 @@ class World:
         self._is_looking = False
         self._claim_at_s = math.inf
         self._claimer = 0
+        self._deal_at_s = 0.0
         self.batches = 0
 
     # --- the world ------------------------------------------------------------------------------
@@ -185,6 +187,7 @@ class World:
         for errand in self.errands:
             agenda.at(errand.valid_until_s, EXPIRE, errand)
         if len(self.nodes) > 1:
+            self._deal()  # the first finds itself alone
             self._deal()
         awaited = [errand for errand in self.errands if errand.model.name in self.scenario.until]
         while self.books.undone and (not awaited or any(errand.waiting for errand in awaited)):
@@ -291,11 +294,22 @@ class World:
         if next_s < math.inf:
             self._claim_by(max(next_s, now_s + CLAIM_AGAIN_S))
 
-    def _deal(self) -> None:
+    def _partners_of(self, nodes: list[Node]) -> list[Partner]:
         """Every node knows every egress."""
+        if len(nodes) == 1:
+            return []
+        book = Book()
         ids = {egress.id for pool in self.scenario.pools for egress in pool.egresses}
-        deal(self.nodes, ids)
-        self.agenda.at(self.agenda.now_s + DEAL_S, DEAL, None)
+        return [Partner(book, node.name, ids, node.schedule, CLOCK_START_S) for node in nodes]
+
+    def _deal(self) -> None:
+        now_s = self.agenda.now_s
+        for node, partner in zip(self.nodes, self._partners, strict=True):
+            partner.exchange(now_s, now_s + CLOCK_START_S)
+            node.is_touched = True
+        if now_s >= self._deal_at_s:
+            self._deal_at_s = now_s + DEAL_S
+            self.agenda.at(self._deal_at_s, DEAL, None)
 
     def _expire(self, errand: Errand) -> None:
         if errand.waiting:

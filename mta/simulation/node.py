@@ -7,7 +7,7 @@ whatever its length.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from mta.simulation.backlog import Errand, Part, Place
@@ -16,11 +16,9 @@ from mta.simulation.dice import Dice
 from mta.simulation.judge import Docket, Judge
 from mta.simulation.provider import Account, Fate, Provider
 from mta.simulation.reactions import Reactions
-from mta.simulation.sharing import Shares
 from mta.traffic.actions import Bounds, CloseSession, GiveBack, HandOut, OpenSession
 from mta.traffic.effects import Effect
 from mta.traffic.lanes import Lane
-from mta.traffic.limit import Held
 from mta.traffic.ready import Run, Stream, Taken
 from mta.traffic.retry import RetrySchedule
 from mta.traffic.rules import RuleSet
@@ -413,16 +411,6 @@ class Node:
         if reply:
             session, now_s = connection.session, self._agenda.now_s
             self._reactions.replied(session, domain, errand, reply, messages, stage, now_s)
-
-    # --- shares ---------------------------------------------------------------------------------
-
-    def wanted(self) -> Sequence[Held]:
-        """What it holds and could use of each limit that other nodes use too."""
-        return self.schedule.shares_wanted(self.clock_s)
-
-    def allot(self, shares: Shares, common_egresses: Collection[int]) -> None:
-        self.schedule.set_shares(shares, self.clock_s, common_egresses)
-        self.is_touched = True
 
     # --- what is in force besides the rules -----------------------------------------------------
 

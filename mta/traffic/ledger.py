@@ -9,24 +9,44 @@ e, held no more than its share then, and a share is never lowered below what its
 add up to at most the limit at every moment, as one gives before another takes. So the parts add up to at most that.
 This needs no clock that two nodes agree on: each measures windows by its own, and a share moves by a transaction.
 Connections are a window of no length: what is held is what is open.
+
+A node that is alone keeps to no shares. So whoever comes gets nothing until all who live have said that they do;
+likewise with a limit that is counted on one egress, where nodes have different ones (`is_open`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 TURN_S: Final = 10.0  # where there is too little for everybody, the odd ones go round in so long
+# After a run's lease is over its children begin nothing; so long they may need for what was under way.
+DEAD_MARGIN_S: Final = 30.0
+
+
+LimitKind = tuple[str, str]  # key of the limit (`mta.traffic.rules.limit_key`), kind as in `span_s`
+
+
+class Peer(NamedTuple):
+    """Another node whose shares count. ``bound_ids``: the egresses of which it keeps to shares; None: it keeps to none.
+    ``is_living``: its lease holds."""
+
+    name: str
+    egress_ids: frozenset[int]
+    bound_ids: frozenset[int] | None
+    is_living: bool = True
 
 
 class Standing(NamedTuple):
-    """What a node has of a limit, as it told last. ``is_living``: its lease holds; else it takes no more."""
+    """What a node has of a limit, as it told last. ``is_living``: its lease holds; else it takes no more. ``least``: of
+    less than so much it can make no use (a message's bytes)."""
 
     node: str
     share: int
     most: int
     wanted: int
     is_living: bool = True
+    least: int = 1
 
 
 class Granted(NamedTuple):
@@ -47,31 +67,60 @@ def grant(me: Standing, others: Sequence[Standing], turn: int) -> Granted:
     living = [other for other in others if other.is_living]
     limit = min([me.most, *(other.most for other in living)])
     bound = sum(other.share for other in others if not other.is_living)
-    fair = fair_parts(max(0, limit - bound), {one.node: one.wanted for one in (me, *living)}, turn)[me.node]
+    hungry = [one for one in (me, *living) if one.wanted > 0]
+    least = max((one.least for one in hungry), default=1)
+    fair = fair_parts(max(0, limit - bound), {one.node: one.wanted for one in hungry}, turn, least).get(me.node, 0)
     free = max(0, limit - me.share - sum(other.share for other in others))
     share = me.share + min(free, max(0, fair - me.share))
     return Granted(share, min(share, max(fair, 0)))
 
 
-def fair_parts(amount: int, wanted: dict[str, int], turn: int) -> dict[str, int]:
+def is_open(key: str, peers: Iterable[Peer]) -> bool:
+    """True when all living nodes that use a limit keep to their shares of it. Until then nobody gets more."""
+    return not any(
+        peer.is_living
+        and is_counted_on(key, peer.egress_ids)
+        and (peer.bound_ids is None or not is_counted_on(key, peer.bound_ids))
+        for peer in peers
+    )
+
+
+def is_counted_on(key: str, egress_ids: Collection[int]) -> bool:
+    """True for a limit of one of these egresses, and for one that all egresses share."""
+    fields = key.split("|")
+    return len(fields) == 1 or int(fields[1]) in egress_ids
+
+
+def common_of(egress_ids: Iterable[int], peers: Iterable[Peer]) -> frozenset[int]:
+    """Of a node's egresses those that others use too."""
+    return frozenset(egress_ids) & frozenset[int]().union(*(peer.egress_ids for peer in peers))
+
+
+def fair_parts(amount: int, wanted: Mapping[str, int], turn: int, least: int = 1) -> dict[str, int]:
     """Max-min fair: nobody gets more than they want, and nobody less than another who gets more than an equal part.
 
-    What is left over in whole numbers goes to one node after the other, beginning elsewhere each ``turn``.
+    What is left over in whole numbers goes to one node after the other, beginning elsewhere each ``turn``. So does all,
+    where equal parts are smaller than ``least``: to as many at a time as can make use of it.
     """
     parts = dict.fromkeys(wanted, 0)
     hungry = sorted(node for node, want in wanted.items() if want > 0)
+    if amount < least * len(hungry):
+        hungry = _in_turn(hungry, turn)[: max(1, amount // least)]
     while hungry and amount >= len(hungry):
         each = amount // len(hungry)
-        least = min([each, *(wanted[node] - parts[node] for node in hungry)])
+        given = min([each, *(wanted[node] - parts[node] for node in hungry)])
         for node in hungry:
-            parts[node] += least
-        amount -= least * len(hungry)
+            parts[node] += given
+        amount -= given * len(hungry)
         hungry = [node for node in hungry if parts[node] < wanted[node]]
-    if hungry:
-        first = turn % len(hungry)
-        for node in (hungry[first:] + hungry[:first])[:amount]:
-            parts[node] += 1
+    for node in _in_turn(hungry, turn)[:amount]:
+        parts[node] += 1
     return parts
+
+
+def _in_turn(nodes: list[str], turn: int) -> list[str]:
+    first = turn % max(1, len(nodes))
+    return nodes[first:] + nodes[:first]
 
 
 def span_s(kind: str) -> int:

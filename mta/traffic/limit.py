@@ -47,6 +47,7 @@ class Held(NamedTuple):
     most: int
     held: int  # used or in flight: it cannot be given to another
     wanted: int  # with what is held; never above most
+    least: int = 1  # less than so much more is of no use
 
 
 class Room(Gate):
@@ -134,6 +135,7 @@ class Limit(Room):
     __slots__ = (
         "_backoff",
         "_effects",
+        "_next_bytes",
         "_own",
         "_plan",
         "_plan_day",
@@ -170,6 +172,7 @@ class Limit(Room):
         self._plan: tuple[float, tuple[int, ...]] | None = None  # (Unix time of the first day, figure of each day)
         self._plan_day = -1
         self._shares: Mapping[str, int] | None = None
+        self._next_bytes = 1  # of the message that was asked for last
         self.in_force = limits
         self.messages_per_connection = UNLIMITED
         self.counts_messages = False  # whoever has a session of it may be given as many as it takes
@@ -308,7 +311,9 @@ class Limit(Room):
                 else:
                     wanted = min(window.most, held)
                 if wanted or held:
-                    found.append(Held(self.key, f"{letter}{window.span_s}", window.most, held, max(wanted, held)))
+                    least = self.booked_bytes(self._next_bytes) if letter == "b" else 1
+                    kind = f"{letter}{window.span_s}"
+                    found.append(Held(self.key, kind, window.most, held, max(wanted, held), least))
         return found
 
     def figures(self, now_s: float) -> list[Figure]:
@@ -362,14 +367,15 @@ class Limit(Room):
             self._look_at_plan(unix_s)
         free = UNLIMITED if self.quota is None else self.quota.available(unix_s)
         if self.volume is not None and size_bytes > 0:
+            self._next_bytes = size_bytes
             free = min(free, self.volume.available(unix_s) // self.booked_bytes(size_bytes))
         return free
 
     def booked_bytes(self, size_bytes: int) -> int:
-        """What one message of that size is booked as."""
+        """What one message of that size is booked as: by the limit, not by a share that is smaller than the message."""
         if self.volume is None:
             return 0
-        return max(1, min([size_bytes, *(window.bound for window in self.volume.windows)]))
+        return max(1, min([size_bytes, *(window.most for window in self.volume.windows)]))
 
     def credits_at_s(self, now_s: float, size_bytes: int = 1) -> float:
         """When there will be a credit; inf while that depends on what is reported."""

@@ -50,6 +50,7 @@ class World:
         seed: int = 1,
         comes_back: bool = True,
         warm_ups: Iterable[WarmUp] = (),
+        unix_offset_s: float = UNIX_OFFSET_S,
     ) -> None:
         self.rng = random.Random(seed)
         self.now_s = START_S
@@ -58,7 +59,7 @@ class World:
         self.choosers = {pool.name: EgressChooser(pool) for pool in pools}
         self.bounds = bounds or Bounds()
         self.schedule: Schedule[Part] = Schedule(
-            self.rules, self.bounds, unix_offset_s=UNIX_OFFSET_S, shuffle=self.rng.shuffle
+            self.rules, self.bounds, unix_offset_s=unix_offset_s, shuffle=self.rng.shuffle
         )
         self.servers: dict[str, Server] = {}
         for hosts in sites.values():
