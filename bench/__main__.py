@@ -18,6 +18,7 @@ from bench.append import AppendOptions, append
 from bench.claim import ClaimOptions, claim
 from bench.drain import DrainOptions, drain
 from bench.far import SinkKind, default_kind
+from bench.inbound import InboundOptions, inbound
 from bench.longtail import LongtailOptions, longtail
 from bench.matrix import SIZES_KBYTES, MatrixOptions, matrix
 from bench.mix import MixOptions, mix
@@ -189,6 +190,18 @@ def append_(recipients: Recipients = 1_000_000, as_json: AsJson = False) -> None
     """From a CSV into the queue, by the command that an operator would type."""
     options = AppendOptions(recipients=recipients)
     _print("Append", _run(lambda step: append(options, step), as_json), as_json)
+
+
+@app.command("inbound")
+def inbound_(
+    bounces: Annotated[int, typer.Option(help="Mails that come back.", min=1, max=1_000_000)] = 20_000,
+    connections: Annotated[int, typer.Option(help="Open at a time.", min=1, max=500)] = 20,
+    per_connection: Annotated[int, typer.Option(help="Mails that one connection brings.", min=1, max=500)] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """A storm of bounces, from the socket to the log."""
+    options = InboundOptions(bounces=bounces, connections=connections, per_connection=per_connection)
+    _print("Inbound", _run(lambda step: inbound(options, step), as_json), as_json)
 
 
 @app.command("claim")

@@ -114,7 +114,12 @@ async def _shown_total(world: World) -> int:
 
 
 def _retry() -> str:
-    schedule = {"first_count": 100, **dict.fromkeys(("first_period_s", "then_period_s", "greylist_s"), RETRY_AFTER_S)}
+    schedule = {
+        "first_count": 100,
+        "first_period_s": RETRY_AFTER_S,
+        "then_period_s": RETRY_AFTER_S,
+        "greylist_s": RETRY_AFTER_S,
+    }
     return msgspec.json.encode(schedule).decode()
 
 

@@ -32,3 +32,6 @@ class Letter(msgspec.Struct, frozen=True):
     feedback_type: str = ""  # abuse, fraud, auth-failure, ... (RFC 5965 §3.1, RFC 6591)
     returned: dict[str, str] = {}
     subject: str = ""
+    sender: str = ""  # address of its From
+    is_challenge: bool = False  # an AUTOREPLY that wants an answer before it lets our message through
+    is_unsubscription: bool = False  # NOT_BOUNCE: ``sender`` wants no more mail (RFC 2369 §3.2)

@@ -20,10 +20,20 @@ REPORT_BYTES: Final = 64 << 10
 TEXT_CHARS: Final = 64 << 10
 BOUNDARIES_MAX: Final = 50
 PARTS_MAX: Final = 200
+DELIMITERS_MAX: Final = 1_500  # lines that begin with "--"
+EMPTY_LINES_MAX: Final = 6_000
+PARAMETERS_MAX: Final = 1_000
+FIELD_BYTES: Final = 2_000  # of a header field, where there are more parameters than that in a mail
+BLOCKS_MAX: Final = 2_000  # of a report; one for each recipient
 _REPORTS: Final = (b"message/delivery-status", b"message/feedback-report")
+_CONTENT_FIELD: Final = re.compile(rb"(?im)^content-[a-z-]{1,30}:[^\n]*(?:\n[ \t][^\n]*)*")
+# Codecs that are no charsets of mail, and slow.
+_NO_CHARSETS: Final = frozenset({"punycode", "idna", "unicode_escape", "raw_unicode_escape", "utf_7", "undefined"})
 _TAGS: Final = re.compile(r"<(?:br|/?p|/?div|/?tr|/?li|/?h\d)\b[^<>]{0,500}>", re.IGNORECASE)
 _TAG: Final = re.compile(r"<(?![^<>@\s]{1,64}@[^<>@\s]{1,255}>)/?[a-zA-Z!][^<>]{0,2000}>")
-_HIDDEN: Final = re.compile(r"<(style|script|head)\b.{0,20000}?</\1\s*>", re.IGNORECASE | re.DOTALL)
+_LINE_END: Final = re.compile(r"[ \t\xa0]{0,500}\n[ \t\xa0]{0,500}")
+_LINES: Final = re.compile(r"\n{3,}")
+_HIDDEN: Final = re.compile(r"<(/?)(style|script|head)\b[^<>]{0,500}>", re.IGNORECASE)
 _FIELD: Final = re.compile(r"^([A-Za-z][A-Za-z0-9-]{1,60}):[ \t]*(.*)$")
 
 
@@ -40,6 +50,7 @@ class Opened:
     feedback: dict[str, str] = field(default_factory=dict)  # of a feedback-report
     texts: list[str] = field(default_factory=list)  # what the report says to people, in order
     returned: dict[str, str] = field(default_factory=dict)  # headers of the message that it returns
+    has_returned: bool = False  # though its headers may not be there
 
 
 def opened(raw: bytes) -> Opened:
@@ -48,6 +59,7 @@ def opened(raw: bytes) -> Opened:
     try:
         message = email.message_from_bytes(raw)
         headers = {name.lower(): _one_line(value) for name, value in reversed(list(message.raw_items()))}
+        headers["from"] = _decoded(headers.get("from", ""))
         found = Opened(headers, _decoded(headers.get("subject", "")))
         found.report_type = str(message.get_param("report-type", "") or "").lower()
         _walk(message, found, 0)
@@ -58,19 +70,36 @@ def opened(raw: bytes) -> Opened:
 
 
 def _bounded(raw: bytes) -> bytes:
-    raw = raw.lstrip()
+    head, further = raw[:HEAD_BYTES].lstrip(), b""
+    if len(raw) > HEAD_BYTES:
+        at = min((at for kind in _REPORTS if (at := raw.find(kind, HEAD_BYTES)) > 0), default=0)
+        begins = raw.rfind(b"\n--", 0, at) if at else 0
+        further = raw[begins : begins + REPORT_BYTES] if begins > 0 else b""
+    raw = (head + further).replace(b"\r\n", b"\n")
     if raw.startswith(b"From "):  # of a mailbox file, perhaps with notes of its reader below it
         raw = raw[raw.find(b"\n") + 1 :]
         while raw[:1] in (b" ", b"\t"):
             raw = raw[raw.find(b"\n") + 1 :] if b"\n" in raw else b""
-    if len(raw) > HEAD_BYTES:
-        further = min((at for kind in _REPORTS if (at := raw.find(kind, HEAD_BYTES)) > 0), default=0)
-        start = raw.rfind(b"\n--", 0, further) if further else 0
-        raw = raw[:HEAD_BYTES] + (raw[start : start + REPORT_BYTES] if start > 0 else b"")
     if raw.lower().count(b"boundary=") > BOUNDARIES_MAX:
         head, _, body = raw.partition(b"\n\n")
-        raw = b"Subject: " + b" ".join(re.findall(rb"(?im)^subject:(.*)$", head)[:1]) + b"\n\n" + body
+        return b"Subject: " + b" ".join(re.findall(rb"(?im)^subject:(.*)$", head)[:1]) + b"\n\n" + body
+    # What the parser takes its time over: parts, blocks of a report, and parameters.
+    raw = _cut_at(raw, b"\n--", DELIMITERS_MAX)
+    if any(kind in raw for kind in _REPORTS):
+        raw = _cut_at(raw, b"\n\n", EMPTY_LINES_MAX)
+    if raw.count(b";") > PARAMETERS_MAX:
+        raw = _CONTENT_FIELD.sub(lambda match: match[0][:FIELD_BYTES], raw)
     return raw
+
+
+def _cut_at(raw: bytes, mark: bytes, most: int) -> bytes:
+    """Up to the ``most``-th ``mark``."""
+    if raw.count(mark) <= most:
+        return raw
+    at = -1
+    for _ in range(most):
+        at = raw.find(mark, at + 1)
+    return raw[:at]
 
 
 def _walk(message: Message, found: Opened, count: int) -> int:
@@ -103,14 +132,16 @@ def _take_returned(message: Message, found: Opened) -> None:
     else:
         fields = fields_in(_text(message, "text/plain"))
     found.returned = fields | found.returned
+    found.has_returned = True
 
 
 def _blocks(message: Message) -> list[dict[str, str]]:
     payload = message.get_payload()
     if isinstance(payload, list):
+        # Some leave out the empty line below the part's own header: its fields stand there, then.
         blocks = [
             {name.lower(): _one_line(value) for name, value in reversed(list(part.raw_items()))}
-            for part in payload
+            for part in (message, *payload[:BLOCKS_MAX])
             if isinstance(part, Message)
         ]
         # Some write fields of recipients without the empty line before them, some encode the part.
@@ -154,11 +185,14 @@ def _text(message: Message, kind: str) -> str:
         payload = str(message.get_payload()).encode("utf-8", "replace")
     payload = payload[: 4 * TEXT_CHARS]
     text = _by_charset(payload, message.get_content_charset() or "")
+    text = text.replace("\r\n", "\n")
     return from_html(text) if kind == "text/html" else text[:TEXT_CHARS]
 
 
 def _by_charset(octets: bytes, charset: str) -> str:
     for name in (charset, "utf-8"):
+        if name.lower().replace("-", "_") in _NO_CHARSETS:
+            continue
         try:
             return octets.decode(name)
         except (LookupError, UnicodeDecodeError, ValueError):
@@ -168,8 +202,24 @@ def _by_charset(octets: bytes, charset: str) -> str:
 
 def from_html(text: str) -> str:
     """Its words, roughly by line; ``<ann@example.com>`` is no tag."""
-    text = _HIDDEN.sub(" ", text[: 2 * TEXT_CHARS])
-    return html.unescape(_TAG.sub(" ", _TAGS.sub("\n", text)))[:TEXT_CHARS]
+    text = _without_hidden(text[: 2 * TEXT_CHARS])
+    text = html.unescape(_TAG.sub(" ", _TAGS.sub("\n", text)))
+    return _LINES.sub("\n\n", _LINE_END.sub("\n", text))[:TEXT_CHARS]
+
+
+def _without_hidden(text: str) -> str:
+    """Without styles, scripts and heads that end."""
+    pieces: list[str] = []
+    end = 0  # of what is dealt with
+    hidden, begins = "", 0
+    for tag in _HIDDEN.finditer(text):
+        closes, name = bool(tag[1]), tag[2].lower()
+        if not hidden and not closes:
+            hidden, begins = name, tag.start()
+        elif hidden == name and closes:
+            pieces.append(text[end:begins])
+            hidden, end = "", tag.end()
+    return " ".join([*pieces, text[end:]])
 
 
 def _one_line(value: object) -> str:

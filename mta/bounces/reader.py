@@ -7,6 +7,7 @@ complaint in another form, a bounce in its own words.
 from __future__ import annotations
 
 import re
+from functools import cached_property
 from typing import Final
 
 import msgspec
@@ -22,7 +23,14 @@ from mta.bounces.words import (
     BOUNCER,
     CHALLENGE,
     COMPLAINT_SUBJECT,
+    GIVEN_UP,
+    LIST_REFUSAL,
+    MACHINE,
+    REPORT_TITLE,
     RETURNED,
+    SPOKEN_OF,
+    UNSUBSCRIPTION,
+    WARNING,
 )
 from mta.failure.reply_text import parse_reply_text
 from mta.model.failure import Evidence
@@ -37,6 +45,8 @@ _AUTOMATIC: Final = (
     "x-vacation",
     "x-mail-autoreply",
 )
+_TITLE_CHARS: Final = 300
+_SHORT_CHARS: Final = 500  # of a mail that asks for nothing but an end of mail
 _NOTHING_SAID: Final = 12  # characters; a diagnostic of less says nothing but a code
 
 
@@ -45,17 +55,51 @@ def read_letter(raw: bytes) -> Letter:
     mail = opened(raw)
     text = "\n\n".join(mail.texts)
     returned = mail.returned or _returned_in(text)
+    said = _Said(text, _not_meant(mail, returned))
+    sender = ADDRESS.search(mail.headers.get("from", ""))
+    letter = Letter(Kind.NOT_BOUNCE, (), "", returned, mail.subject, "" if sender is None else sender[0])
     for kind, recipients, feedback_type in (
         _feedback(mail, text, returned),
-        _status_report(mail, text),
+        _status_report(mail.status, said),
         _notification(text),
-        _automatic(mail, text),
+        _automatic(mail, said.text),
         _complaint(mail, text, returned),
-        _plain(mail, text, returned),
+        _plain(mail, said, returned),
     ):
         if kind is not None:
-            return Letter(kind, tuple(recipients[:RECIPIENTS_MAX]), feedback_type, returned, mail.subject)
-    return Letter(Kind.NOT_BOUNCE, (), "", returned, mail.subject)
+            return msgspec.structs.replace(
+                letter,
+                kind=kind,
+                recipients=tuple(recipients[:RECIPIENTS_MAX]),
+                feedback_type=feedback_type,
+                is_challenge=kind is Kind.AUTOREPLY and _is_challenge(mail, said.text),
+            )
+    return msgspec.structs.replace(letter, is_unsubscription=_is_unsubscription(mail, said.text))
+
+
+class _Said:
+    """The words of a report for people, read when they are asked for, and once."""
+
+    def __init__(self, text: str, ignored: frozenset[str]) -> None:
+        self.text = own_words(text)
+        self.is_cut = len(self.text) < len(text)  # what follows is the message that it returns
+        self._ignored = ignored
+
+    @cached_property
+    def evidence(self) -> Evidence:
+        return evidence_in(self.text)
+
+    @cached_property
+    def recipients(self) -> list[Recipient]:
+        return recipients_in(self.text, self._ignored)
+
+    @cached_property
+    def by_address(self) -> dict[str, Evidence]:
+        return {one.address.lower(): one.evidence for one in recipients_in(self.text, frozenset())}
+
+    @cached_property
+    def first_named(self) -> list[Recipient]:
+        return recipients_in(self.text, self._ignored, is_loose=True)
 
 
 _Found = tuple[Kind | None, list[Recipient], str]
@@ -76,38 +120,29 @@ def _returned_in(text: str) -> dict[str, str]:
 # --- RFC 3464 ----------------------------------------------------------------------------------------
 
 
-def _status_report(mail: Opened, text: str) -> _Found:
-    blocks = mail.status
-    words = own_words(text)
-    if not blocks and "final-recipient:" in words.lower():
-        blocks = blocks_in(
-            words[words.lower().rfind("reporting-mta:") :] if "reporting-mta:" in words.lower() else words
-        )
+def _status_report(blocks: list[dict[str, str]], said: _Said) -> _Found:
     of_recipients = [block for block in blocks if "final-recipient" in block or "original-recipient" in block]
-    if not of_recipients and not (blocks and any("action" in block for block in blocks)):
+    blocks = of_recipients or [block for block in blocks if "action" in block]
+    if not blocks:
         return _NONE
     found: dict[str, Recipient] = {}
     done: list[Recipient] = []
-    # Once for all of them: a report may have a thousand recipients. Of several each has its own words.
-    whole = evidence_in(words)
-    named = recipients_in(words, frozenset()) if len(of_recipients) > 1 else []
-    beside = {one.address.lower(): one.evidence for one in named}
-    for block in of_recipients or [block for block in blocks if "action" in block]:
+    for block in blocks[:RECIPIENTS_MAX]:
         action = block.get("action", "").split(" ")[0].strip(";").lower()
         address = _address_of(block)
         if action in _DONE:
             done.append(Recipient(address, Evidence(250, "2.0.0", action, "bounce")))
-            continue
-        evidence = _evidence_of(block, whole, beside.get(address.lower(), whole))
-        if address.lower() not in found:
-            found[address.lower()] = Recipient(address, evidence, action == "delayed")
+        elif address.lower() not in found:
+            found[address.lower()] = Recipient(
+                address, _evidence_of(block, said, address, len(of_recipients)), action == "delayed"
+            )
     if not found:
-        return (Kind.BOUNCE, done, "") if done else _NONE
+        return Kind.BOUNCE, done, ""
     if set(found) == {""}:
-        named = recipients_in(words, _not_meant(mail))
-        evidence, is_delayed = found[""].evidence, found[""].is_delayed
-        return Kind.BOUNCE, [Recipient(one.address, evidence, is_delayed) for one in named] or list(found.values()), ""
-    return Kind.BOUNCE, list(found.values()), ""
+        nobody = found[""]
+        named = [Recipient(one.address, nobody.evidence, nobody.is_delayed) for one in said.recipients]
+        return Kind.BOUNCE, named or [nobody], ""
+    return Kind.BOUNCE, [one for one in found.values() if one.address], ""
 
 
 def _address_of(block: dict[str, str]) -> str:
@@ -118,21 +153,18 @@ def _address_of(block: dict[str, str]) -> str:
     return ""
 
 
-def _evidence_of(block: dict[str, str], whole: Evidence, told: Evidence) -> Evidence:
-    """``whole``: what the words for people say; ``told``: those of them that are about this recipient."""
+def _evidence_of(block: dict[str, str], said: _Said, address: str, recipients: int) -> Evidence:
     diagnostic = block.get("diagnostic-code", "")
     evidence = parse_reply_text(diagnostic)
     status = _STATUS.search(block.get("status", ""))
-    said = ADDRESS.sub("", evidence.text)
-    if len(said.strip()) < _NOTHING_SAID or diagnostic.lower().startswith("x-unix"):
-        # The reason is in the words for people.
+    if len(ADDRESS.sub("", evidence.text).strip()) < _NOTHING_SAID or diagnostic.lower().startswith("x-unix"):
+        # The reason is in the words for people; of several recipients in those beside the address.
+        told = (said.by_address.get(address.lower()) if recipients > 1 else None) or said.evidence
         evidence = told._replace(code=evidence.code or told.code, enhanced=evidence.enhanced or told.enhanced)
     if status is not None and (not evidence.enhanced or evidence.enhanced.endswith(".0.0")):
         evidence = evidence._replace(enhanced=status[1])
     host = block.get("remote-mta", "").rpartition(";")[2].strip().split(" ")[0]
-    if not evidence.stage:
-        evidence = evidence._replace(stage=whole.stage)
-    return evidence._replace(provider=host)
+    return evidence._replace(provider=host, stage=evidence.stage or said.evidence.stage)
 
 
 # --- RFC 5965 and other complaints ---------------------------------------------------------------------
@@ -240,63 +272,110 @@ def _notification(text: str) -> _Found:
 
 def _automatic(mail: Opened, text: str) -> _Found:
     headers = mail.headers
-    if "x-failed-recipients" in headers:
-        return _NONE
+    if "x-failed-recipients" in headers or _is_bouncer(mail):
+        # A mail system may answer, too: not where it says that something was not delivered.
+        is_absent = ABSENT_SUBJECT.search(mail.subject) is not None and BOUNCE_SUBJECT.search(mail.subject) is None
+        return (Kind.AUTOREPLY, [], "") if is_absent and "x-failed-recipients" not in headers else _NONE
     automatic = headers.get("auto-submitted", "").lower()
     is_marked = (
         automatic.startswith("auto-replied")
+        or (automatic.startswith("auto-generated") and "in-reply-to" in headers)
         or any(name in headers for name in _AUTOMATIC)
         or headers.get("precedence", "").lower() in ("auto_reply", "auto-reply")
         or headers.get("x-precedence", "").lower() == "auto_reply"
     )
-    is_absent = ABSENT_SUBJECT.search(mail.subject) is not None
-    is_bouncer = _is_bouncer(mail)
-    if is_absent and not (is_bouncer and BOUNCE_SUBJECT.search(mail.subject) is not None):
-        return Kind.AUTOREPLY, [], ""
-    if is_marked and not is_bouncer and BOUNCE_SUBJECT.search(mail.subject) is None:
-        return Kind.AUTOREPLY, [], ""
-    if ABSENT_TEXT.search(text[:1_500]) is not None and not is_bouncer:
-        return Kind.AUTOREPLY, [], ""
-    if CHALLENGE.search(f"{mail.subject}\n{own_words(text)[:4_000]}") is not None and not is_bouncer:
+    if (
+        ABSENT_SUBJECT.search(mail.subject) is not None
+        or (is_marked and BOUNCE_SUBJECT.search(mail.subject) is None)
+        or ABSENT_TEXT.search(text[:1_500]) is not None
+        or _is_challenge(mail, text)
+    ):
         return Kind.AUTOREPLY, [], ""
     return _NONE
 
 
+def _is_challenge(mail: Opened, text: str) -> bool:
+    return CHALLENGE.search(f"{mail.subject}\n{text[:4_000]}") is not None
+
+
+def _is_unsubscription(mail: Opened, text: str) -> bool:
+    """A short mail that says so, or that a mail program made from our mailto link (`mta.message.unsubscribe`)."""
+    if _is_of_a_list(mail) or len(text) > _SHORT_CHARS:
+        return False
+    to = mail.headers.get("to", "").partition("@")[0].rpartition("<")[2]
+    first = next((line.strip() for line in text.splitlines() if line.strip()), "")
+    return any(UNSUBSCRIPTION.search(words) is not None for words in (mail.subject, to, first))
+
+
 def _is_bouncer(mail: Opened) -> bool:
     headers = mail.headers
-    sender = f"{headers.get('from', '')} {headers.get('return-path', '')} {headers.get('sender', '')}"
-    return BOUNCER.search(sender) is not None
+    names = (headers.get(name, "") for name in ("from", "return-path", "sender"))
+    return any(BOUNCER.search(name) is not None for name in names)
 
 
-def _not_meant(mail: Opened) -> frozenset[str]:
-    """Whoever sent the report, and whom it was sent to: ourselves."""
-    named = " ".join(
-        mail.headers.get(name, "") for name in ("from", "to", "sender", "reply-to", "return-path", "delivered-to", "cc")
-    )
-    return frozenset(address.lower() for address in ADDRESS.findall(named))
+def _is_of_a_list(mail: Opened) -> bool:
+    headers = mail.headers
+    return any(name.startswith("list-") for name in headers) or headers.get("precedence", "").lower() == "list"
 
 
-def _plain(mail: Opened, text: str, returned: dict[str, str]) -> _Found:
-    words = own_words(text)
+def _not_meant(mail: Opened, returned: dict[str, str]) -> frozenset[str]:
+    """Whoever sent the report, and whom it was sent to: ourselves; and who sent the message that it returns."""
+    names = ("from", "to", "sender", "reply-to", "return-path", "delivered-to", "cc")
+    named = [mail.headers.get(name, "") for name in names]
+    named += [returned.get(name, "") for name in ("from", "sender", "reply-to", "return-path")]
+    return frozenset(address.lower() for address in ADDRESS.findall(" ".join(named)))
+
+
+def _is_bounce(mail: Opened, said: _Said, returned: dict[str, str]) -> bool:
+    """From a mail system its word is enough; from others it takes a form that only bounces have."""
+    headers, subject = mail.headers, mail.subject
+    is_subject = BOUNCE_SUBJECT.search(subject) is not None
+    says_so = BOUNCE_TEXT.search(said.text[:8_000]) is not None
+    is_returning = said.is_cut or bool(returned) or mail.has_returned
+    if mail.report_type == "delivery-status" or "x-failed-recipients" in headers:
+        return True
+    if "x-mlserver" in headers and LIST_REFUSAL.search(f"{subject}\n{said.text[:1_000]}") is not None:
+        return is_returning
+    if _is_bouncer(mail):
+        return (is_subject and (says_so or is_returning or bool(said.first_named))) or (
+            says_so and (is_returning or bool(said.recipients))
+        )
+    if not says_so or SPOKEN_OF.search(subject) is not None:
+        return False
+    if is_subject and said.recipients and REPORT_TITLE.search(said.text[:_TITLE_CHARS]) is not None:
+        return True
+    if _is_of_a_list(mail):
+        return False
+    if headers.get("return-path", "").strip() == "<>":
+        return is_subject or (is_returning and bool(said.recipients))
+    is_of_machine = MACHINE.search(headers.get("from", "")) is not None or headers.get("auto-submitted", "no") != "no"
+    has_codes = any(one.evidence.code or one.evidence.enhanced for one in said.recipients)
+    return is_of_machine and ((is_subject and (is_returning or has_codes)) or (is_returning and bool(said.recipients)))
+
+
+def _plain(mail: Opened, said: _Said, returned: dict[str, str]) -> _Found:
+    if not _is_bounce(mail, said, returned):
+        return _NONE
     failed = ADDRESS.findall(mail.headers.get("x-failed-recipients", ""))
     if failed:
-        named = {one.address.lower(): one.evidence for one in recipients_in(words, frozenset())}
-        whole = evidence_in(words)
-        return Kind.BOUNCE, [Recipient(one, named.get(one.lower(), whole)) for one in dict.fromkeys(failed)], ""
-    is_bouncer, is_subject = _is_bouncer(mail), BOUNCE_SUBJECT.search(mail.subject) is not None
-    says_so = BOUNCE_TEXT.search(words[:8_000]) is not None
-    if not (
-        (is_bouncer and (is_subject or says_so)) or (is_subject and says_so) or mail.report_type == "delivery-status"
-    ):
-        return _NONE
-    ours = _not_meant(mail)
-    found = recipients_in(words, ours)
-    if not found:
-        evidence = evidence_in(words)
-        # Those whom the returned message was for, by its own account: where nobody else is named.
-        to = ADDRESS.findall(returned.get("to", "") or returned.get("x-original-to", ""))
-        meant = [address for address in dict.fromkeys(to) if address.lower() not in ours]
-        found = [Recipient(address, evidence) for address in (meant if len(meant) == 1 else [])] or [
-            Recipient("", evidence)
-        ]
-    return Kind.BOUNCE, found, ""
+        is_delayed = _is_warning(mail, said)
+        evidence = ((one, said.by_address.get(one.lower(), said.evidence)) for one in dict.fromkeys(failed))
+        return Kind.BOUNCE, [Recipient(one, told, is_delayed) for one, told in evidence], ""
+    fields = said.text.lower()
+    if "final-recipient:" in fields:
+        kind, found, _ = _status_report(blocks_in(said.text[max(fields.rfind("reporting-mta:"), 0) :]), said)
+        if kind is not None:
+            return kind, found, ""
+    # Whom the returned message was for, by its own account: where nobody else is said to have failed.
+    to = ADDRESS.findall(returned.get("to", "") or returned.get("x-original-to", ""))
+    ours = _not_meant(mail, returned)
+    meant = [address for address in dict.fromkeys(to) if address.lower() not in ours]
+    found = said.recipients or ([Recipient(meant[0], said.evidence)] if len(meant) == 1 else said.first_named)
+    is_delayed = _is_warning(mail, said)
+    named = [Recipient(one.address, one.evidence, is_delayed) for one in found]
+    return Kind.BOUNCE, named or [Recipient("", said.evidence, is_delayed)], ""
+
+
+def _is_warning(mail: Opened, said: _Said) -> bool:
+    words = f"{mail.subject}\n{said.text[:8_000]}"
+    return WARNING.search(words) is not None and GIVEN_UP.search(words) is None

@@ -1,16 +1,11 @@
-"""From the spool to the log: what a mail means, whom it is about, and that it is recorded once."""
+"""From the spool to the log: each mail is read, recorded once, and removed."""
 
 from __future__ import annotations
 
 import asyncio
-import datetime
-import multiprocessing
-import os
-import threading
+import time
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Final
 
@@ -18,157 +13,147 @@ import asyncpg
 import msgspec
 import structlog
 
-from mta.bounces import Kind, Letter, read_letter
-from mta.failure.qualify import BounceRule, Qualifier
-from mta.inbound.spool import Spool, Stored, read_stored
-from mta.message.verp import parse_verp
-from mta.model.failure import Category, FailureType
+from mta.failure.qualify import BounceRule
+from mta.inbound.meaning import Meaning, Trust
+from mta.inbound.readers import UNREADABLE, Readers
+from mta.inbound.spool import Spool, mails_in
 from mta.model.outcome import Status
-from mta.queue.connection import DATABASE_AWAY
-from mta.queue.feedback import Feedback, record
+from mta.queue.connection import DATABASE_AWAY, Conn
+from mta.queue.feedback import Feedback, Recorded, count, latest_numbers, record
 from mta.telemetry.waits import event_or_timeout
 
 BATCH: Final = 200
 LOOK_S: Final = 0.5
 # A bounce may be here before the commit of what it is about; after so long there is no such recipient.
 UNKNOWN_S: Final = 600.0
-_NO_COMPLAINT: Final = frozenset({"auth-failure", "not-spam", "dmarc"})
+AGAIN_S: Final = 20.0
+FORWARDED_HOURLY_MAX: Final = 500  # a storm of junk is not passed on to a person
 log = structlog.get_logger()
-
-
-class Understood(msgspec.Struct, frozen=True):
-    """``feedback`` None: it says nothing that is recorded. ``is_placed`` False: nobody knows whom it is about."""
-
-    path: str
-    kind: Kind
-    feedback: Feedback | None
-    is_placed: bool
-
-
-_qualifier: Qualifier | None = None  # of the process that reads; see `_begin`
-_key = b""
-
-
-def _begin(rules: Sequence[BounceRule], key: bytes) -> None:
-    global _qualifier, _key
-    _qualifier, _key = Qualifier(rules), key
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-
-
-def _end_with(parent: BaseProcess) -> None:
-    """A reader whose service was killed must not outlive it."""
-    parent.join()
-    os._exit(3)
-
-
-def _understand_all(paths: Sequence[str]) -> list[Understood]:
-    assert _qualifier is not None
-    return [_understand_file(path, _qualifier, _key) for path in paths]
-
-
-def _understand_file(path: str, qualifier: Qualifier, key: bytes) -> Understood:
-    try:
-        stored, mail = read_stored(Path(path))
-    except (msgspec.DecodeError, OSError):
-        return Understood(path, Kind.NOT_BOUNCE, None, False)
-    return understood(path, stored, read_letter(mail), qualifier, key)
-
-
-def understood(path: str, stored: Stored, letter: Letter, qualifier: Qualifier, key: bytes) -> Understood:
-    """Whom a letter is about is told by a return path of ours alone: that it was sent to, or that it returns."""
-    number = _number(stored, letter, key)
-    if letter.kind is Kind.AUTOREPLY:
-        return Understood(path, letter.kind, None, True)  # somebody is away: no news of the address
-    if number is None or letter.kind is Kind.NOT_BOUNCE:
-        return Understood(path, letter.kind, None, False)
-    at = datetime.datetime.fromtimestamp(stored.at_unix_s, datetime.UTC)
-    if letter.kind is Kind.FEEDBACK:
-        if letter.feedback_type in _NO_COMPLAINT:
-            return Understood(path, letter.kind, None, True)
-        complaint = Feedback(number, Status.COMPLAINED, at, reply=f"complaint: {letter.feedback_type}"[:500])
-        return Understood(path, letter.kind, complaint, True)
-    failed = [one for one in letter.recipients if not one.is_delayed]
-    if not failed:
-        return Understood(path, letter.kind, None, True)  # a warning: the far end goes on trying
-    evidence = failed[0].evidence  # a message has one recipient
-    verdict = qualifier.qualify(evidence._replace(stage=evidence.stage or "bounce"))
-    if verdict.category is Category.NOT_A_FAILURE:
-        return Understood(path, letter.kind, None, True)
-    kind = FailureType.SOFT if verdict.type is FailureType.NOT_DEFINED else verdict.type
-    bounce = Feedback(
-        *(number, Status.BOUNCED, at, kind, verdict.reason, verdict.category),
-        *(min(max(evidence.code, 0), 999), evidence.enhanced[:20], evidence.text.replace("\0", "")[:2_000]),
-    )
-    return Understood(path, letter.kind, bounce, True)
-
-
-def _number(stored: Stored, letter: Letter, key: bytes) -> int | None:
-    paths = [*stored.recipients, letter.returned.get("return-path", ""), letter.returned.get("x-envelope-from", "")]
-    for path in paths:
-        number = parse_verp(path.strip("<> ").partition("@")[0], key)
-        if number is not None:
-            return number
-    return None
 
 
 class Processor:
     """`run` is its only task; the reading is done in a process of its own."""
 
-    def __init__(self, spool: Spool, rules: Sequence[BounceRule], key: bytes) -> None:
+    def __init__(self, spool: Spool, rules: Sequence[BounceRule], trust: Trust, *, forwards: bool = False) -> None:
         self._spool = spool
+        self._readers = Readers(rules, trust)
+        self._wanted: Sequence[BounceRule] | None = None
+        self._forwards = forwards
+        self._forwarded: tuple[int, int] = (0, 0)  # of this hour
         self.counts: Counter[str] = Counter()
-        self._readers = ProcessPoolExecutor(
-            1, mp_context=multiprocessing.get_context("spawn"), initializer=_begin, initargs=(list(rules), key)
-        )
+
+    def use(self, rules: Sequence[BounceRule]) -> None:
+        """Other rules from now on; what is being read is read by those before."""
+        self._wanted = rules
 
     async def run(self, pool: asyncpg.Pool, stop_wanted: asyncio.Event) -> None:
         """Until told to stop; what is left then is done by the next one."""
+        is_away = False
         try:
             while not stop_wanted.is_set():
                 try:
-                    is_done = await self.step(pool) < BATCH
+                    is_done = await self.step(pool) == 0
+                    is_away = False
                 except DATABASE_AWAY as error:
-                    log.warning(
-                        "the database is away, mail waits in the spool", error=f"{type(error).__name__}: {error}"
-                    )
-                    is_done = True
+                    if not is_away:
+                        what = f"{type(error).__name__}: {error}"
+                        log.warning("the database is away, mail waits in the spool", error=what)
+                    is_done = is_away = True
                 if is_done:
                     await event_or_timeout(stop_wanted, LOOK_S)
         finally:
-            self._readers.shutdown(cancel_futures=True)
+            await asyncio.to_thread(self._readers.close)
 
     async def step(self, pool: asyncpg.Pool) -> int:
-        """Deals with the oldest mails; how many were dealt with."""
-        loop = asyncio.get_running_loop()
-        paths = [str(path) for path in await asyncio.to_thread(self._spool.waiting, BATCH)]
+        """Deals with the oldest files that are due; how many were looked at."""
+        paths = await asyncio.to_thread(self._spool.waiting, BATCH)
         if not paths:
             return 0
-        letters = await loop.run_in_executor(self._readers, _understand_all, paths)
-        items = [one.feedback for one in letters if one.feedback is not None]
-        unknown: frozenset[int] = frozenset()
-        if items:
-            async with pool.acquire(timeout=10) as conn:
-                recorded = await record(conn, items)
-            unknown = recorded.unknown
-            self.counts["recorded"] += recorded.fresh
-            self.counts["repeated"] += recorded.repeated - len(unknown)
-        return await asyncio.to_thread(self._clear, letters, unknown)
+        if self._wanted is not None:
+            self._readers.use(self._wanted)
+            self._wanted = None
+        found = await self._readers.read(paths)
+        meanings = [one for mails in found if mails is not None for one in mails]
+        async with pool.acquire(timeout=10) as conn, conn.transaction():
+            meanings = await _with_senders(conn, meanings)
+            items = [one.feedback for one in meanings if one.feedback is not None]
+            recorded = await record(conn, items) if items else Recorded(0, 0, frozenset())
+            verdicts = _verdicts(meanings, recorded.unknown)
+            counts = Counter(one.what for one, verdict in zip(meanings, verdicts, strict=True) if verdict is not None)
+            counts.update(f"unplaced: {verdict}" for verdict in verdicts if verdict)
+            counts += Counter({"recorded": recorded.fresh, "repeated": recorded.repeated})
+            if counts:
+                await count(conn, counts)
+        self.counts.update(counts)
+        rest = iter(verdicts)
+        of_files = [None if mails is None else [next(rest) for _ in mails] for mails in found]
+        await asyncio.to_thread(self._clear, paths, of_files)
+        return len(paths)
 
-    def _clear(self, letters: Sequence[Understood], unknown: frozenset[int]) -> int:
-        done = 0
-        now_s = datetime.datetime.now(datetime.UTC).timestamp()
-        for letter in letters:
-            path = Path(letter.path)
-            is_unknown = letter.feedback is not None and letter.feedback.number in unknown
-            if is_unknown and now_s - path.stat().st_mtime < UNKNOWN_S:
+    def _clear(self, paths: Sequence[Path], verdicts: Sequence[list[str | None] | None]) -> None:
+        is_aside = False
+        for path, of_mails in zip(paths, verdicts, strict=True):
+            if of_mails is None:
+                is_aside |= self._give_up(path)
                 continue
-            self.counts[letter.kind.value] += 1
-            done += 1
-            if letter.is_placed and not is_unknown:
-                path.unlink()
-            else:
-                self.counts["unplaced"] += 1
-                self._spool.set_aside(path)
-        return done
+            left: dict[int, tuple[Path, str]] = {}
+            for index, verdict in enumerate(of_mails):
+                if verdict is None:
+                    left[index] = (self._spool.new, "")
+                elif verdict == UNREADABLE:
+                    self._spool.set_aside(path, verdict)
+                    is_aside = True
+                elif verdict:
+                    left[index] = (self._spool.forward if self._may_forward() else self._spool.unplaced, verdict)
+                    is_aside = True
+            self._spool.settle(path, left, AGAIN_S)
+        if is_aside and (gone := self._spool.trim()):
+            log.warning("mails that were set aside are too many or too old, the oldest went", files=gone)
+
+    def _give_up(self, path: Path) -> bool:
+        """A file that readers do not survive; whether it was set aside. Of several mails the others shall be read."""
+        if mails_in(path.name) > 1:
+            self._spool.split(path)
+            return False
+        log.error("a mail cannot be read", file=path.name)
+        self._spool.set_aside(path, UNREADABLE)
+        return True
+
+    def _may_forward(self) -> bool:
+        if not self._forwards:
+            return False
+        hour, many = self._forwarded
+        now = int(time.monotonic() // 3600)
+        self._forwarded = (now, many + 1 if now == hour else 1)
+        return self._forwarded[1] <= FORWARDED_HOURLY_MAX
+
+
+def _verdicts(meanings: Sequence[Meaning], unknown: frozenset[tuple[int, Status]]) -> list[str | None]:
+    """For each mail: why it is set aside; empty: it is dealt with; None: it is looked at again later."""
+    verdicts: list[str | None] = []
+    for one in meanings:
+        if one.feedback is None or (one.feedback.number, one.feedback.status) not in unknown:
+            verdicts.append(one.aside)
+            continue
+        # The sender of an unsubscription is looked for in what was delivered: nothing more will be there later.
+        is_late = bool(one.sender) or time.time() - one.feedback.at.timestamp() >= UNKNOWN_S
+        verdicts.append("unknown-recipient" if is_late else None)
+    return verdicts
+
+
+async def _with_senders(conn: Conn, meanings: list[Meaning]) -> list[Meaning]:
+    """Those who leave and are known by their address alone, by the number of what they were sent last."""
+    senders = {one.sender for one in meanings if one.sender}
+    if not senders:
+        return meanings
+    numbers = await latest_numbers(conn, senders)
+    return [
+        msgspec.structs.replace(one, feedback=_numbered(one.feedback, numbers.get(one.sender, 0)))
+        if one.sender and one.feedback is not None
+        else one
+        for one in meanings
+    ]
+
+
+def _numbered(feedback: Feedback, number: int) -> Feedback:
+    return msgspec.structs.replace(feedback, number=number)

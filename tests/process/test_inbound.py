@@ -8,15 +8,23 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from mta.message.verp import ReturnPathSigner, base36
+from mta.inbound.meaning import Trust
+from mta.inbound.processor import Processor
+from mta.inbound.spool import Spool, Stored
+from mta.message.leaving import leaving_token
+from mta.message.verp import ReturnPathSigner, base36, parse_verp
 from mta.model.outcome import Reason
 from mta.queue import quarantine
+from mta.queue.feedback import record_unsubscribe
 from mta.queue.installation import verp_key
+from mta.settings.bounce_rules import load_bounce_rules
+from mta.settings.config import load_settings
 from tests.support.node import World, addresses
 from tests.support.outcomes import queue_says
 from tests.support.postgres import Database
@@ -58,7 +66,7 @@ class Service:
         return code
 
 
-def write_config(directory: Path, database: Database) -> Path:
+def write_config(directory: Path, database: Database, more: str = "") -> Path:
     config = directory / "back.toml"
     config.write_text(
         f"""
@@ -72,6 +80,7 @@ listen = ["127.0.0.1:0"]
 domains = ["{DOMAIN}"]
 spool_dir = "{directory / "spool"}"
 size_mbytes_max = 1
+{more}
 """
     )
     return config
@@ -135,6 +144,121 @@ async def test_what_comes_back_corrects_outcomes_and_reaches_the_quarantine(tmp_
         assert (await world.show(second)).excluded == 2
         assert await inbound.end() == 0
         assert await keeper.end() == 0
+
+
+async def test_whoever_wants_no_more_mail_gets_none(tmp_path: Path, database: Database) -> None:
+    maildir = tmp_path / "Maildir"
+    for name in ("tmp", "new", "cur"):
+        (maildir / name).mkdir(parents=True)
+    mailbox = f'[[inbound.mailbox]]\nkind = "maildir"\npath = "{maildir}"\nevery_s = 1'
+    config = write_config(tmp_path, database, mailbox)
+    async with sent(tmp_path, database, 6) as (world, delivery, paths):
+        clicked, mailed, named, by_box, stranger, stays = paths
+        async with database.pool.acquire() as conn:
+            key = await verp_key(conn)
+        number = {address: parse_verp(local, key) or 0 for address, local in paths.items()}
+
+        def message_id(address: str) -> str:
+            return f"{base36(number[address])}.{base36(delivery)}@shop.example"
+
+        def leave(sender: str, subject: str) -> bytes:
+            return f"From: <{sender}>\r\nTo: <unsubscribe@{DOMAIN}>\r\nSubject: {subject}\r\n\r\n".encode()
+
+        (maildir / "new" / "1700000000.M1P2.host").write_bytes(
+            f"Delivered-To: {paths[by_box]}@{DOMAIN}\r\n".encode() + bounce(by_box, "550 5.1.1 no such user", "5.1.1")
+        )
+        inbound = Service(config, "inbound", "run")
+        port = int(str((await inbound.start("running"))["listening"]).rpartition(":")[2].strip("]'"))
+        to = f"unsubscribe@{DOMAIN}"
+        mails = [
+            (to, leave("anybody@example.net", leaving_token(number[mailed], key))),
+            (to, leave(named.upper(), message_id(named))),
+            (to, leave("eve@example.net", message_id(stranger))),  # of somebody else
+            (to, leave(stays, "unsubscribe")),  # proves nothing
+        ]
+        assert await hand_in(port, mails, sessions=1) == [250] * 4
+        async with database.pool.acquire() as conn:
+            assert await record_unsubscribe(conn, leaving_token(number[clicked], key), key)
+
+        async def is_recorded() -> bool:
+            shown = await world.show(delivery)
+            return (shown.unsubscribed, shown.bounced) == (3, 1)
+
+        await queue_says("three have left, and one bounce was in the mailbox", is_recorded)
+        await queue_says("one cannot be placed", lambda: _has_files(tmp_path / "spool" / "unplaced", 1))
+        async with database.pool.acquire() as conn:
+            rows = await conn.fetch("SELECT address FROM mta.delivery_log WHERE status = 22")
+        assert {row["address"] for row in rows} == {clicked, mailed, named}
+        status = json.loads(await command("inbound", "status", "--config", str(config), "--json"))
+        assert (status["new"], status["unplaced"]) == (1, 1)  # that of the stranger is looked up for ten minutes
+        counted = {one["what"]: one["count"] for one in status["counted"]}
+        assert counted == {"bounce": 1, "unsubscription": 3, "recorded": 3, "unplaced: not-signed": 1}
+        (one,) = json.loads(await command("inbound", "unplaced", "--config", str(config), "--json"))
+        assert (one["why"], one["recipients"], one["subject"]) == ("not-signed", to, "unsubscribe")
+        assert await inbound.end() == 0
+        # Once the operator believes senders, what was filed is read again.
+        config.write_text(config.read_text().replace("[[inbound", "unsubscribe_by_sender = true\n[[inbound"))
+        await command("inbound", "again", one["file"])
+        second = Service(config, "inbound", "run")
+        await second.start("running")
+
+        async def has_left() -> bool:
+            return (await world.show(delivery)).unsubscribed == 4
+
+        await queue_says("the fourth has left", has_left)
+        assert (await world.audit(delivery)).is_clean
+        assert await second.end() == 0
+
+
+async def test_a_bounce_that_is_faster_than_its_outcome_is_recorded_later(tmp_path: Path, database: Database) -> None:
+    config = write_config(tmp_path, database)
+    async with sent(tmp_path, database, 2) as (world, delivery, paths):
+        early, known = paths
+        async with database.pool.acquire() as conn:  # as if its commit were still under way
+            rows = await conn.fetch("DELETE FROM mta.delivery_log WHERE address = $1 RETURNING *", early)
+        spool = Spool(tmp_path / "spool")
+        trust = Trust(await _key(database))
+        processor = Processor(spool, load_bounce_rules(load_settings(config).failures.rules_files), trust)
+        try:
+            for address in (early, known):
+                mail = bounce(address, "550 5.1.1 no such user", "5.1.1")
+                at_s = rows[0]["at"].timestamp() + 1
+                spool.put(Stored([f"{paths[address]}@{DOMAIN}"], "", "", max(at_s, time.time())), mail).result(10)
+            while await processor.step(database.pool):
+                pass
+            assert (await world.show(delivery)).bounced == 1
+            assert await _has_files(tmp_path / "spool" / "new", 1)
+            async with database.pool.acquire() as conn:
+                row = rows[0]
+                columns = ", ".join(row.keys())
+                places = ", ".join(f"${n}" for n in range(1, len(row) + 1))
+                await conn.execute(f"INSERT INTO mta.delivery_log ({columns}) VALUES ({places})", *row.values())
+            spool._postponed.clear()  # twenty seconds later
+            while await processor.step(database.pool):
+                pass
+            assert (await world.show(delivery)).bounced == 2
+            assert await _is_empty(tmp_path / "spool" / "new")
+        finally:
+            processor._readers.close()
+            spool.close()
+
+
+async def command(*arguments: str) -> bytes:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "mta.cli.main", *arguments), stdout=asyncio.subprocess.PIPE
+    )
+    said, _ = await process.communicate()
+    assert process.returncode == 0
+    return said
+
+
+async def _key(database: Database) -> bytes:
+    async with database.pool.acquire() as conn:
+        return await verp_key(conn)
+
+
+async def _has_files(directory: Path, count: int) -> bool:
+    return len(os.listdir(directory)) == count
 
 
 async def _is_empty(directory: Path) -> bool:
