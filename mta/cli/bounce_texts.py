@@ -10,6 +10,7 @@ import msgspec
 import typer
 
 from mta.cli.rules_common import operator
+from mta.cli.service import Config
 from mta.cli.terminal import AsJson, Dsn, out, parse_time, print_json, print_table, with_database
 from mta.failure.codes import OUR_FAULT_TYPE, REASONS, TYPES
 from mta.failure.judge import amended
@@ -18,9 +19,12 @@ from mta.model.errors import BadInput
 from mta.model.failure import Category, FailureType, Verdict
 from mta.model.outcome import Reason
 from mta.queue import failure_texts
+from mta.queue import requalify as past
 from mta.queue.connection import Conn
 from mta.queue.qualified import qualified_texts
+from mta.queue.requalify import Requalified
 from mta.settings.bounce_rules import load_bounce_rules, rule_files
+from mta.settings.config import load_settings
 
 _CATEGORIES: Final = {category.label: category for category in Category if category is not Category.NONE}
 _TYPES: Final = {"hard": FailureType.HARD, "soft": FailureType.SOFT, "ignored": FailureType.IGNORED}
@@ -87,20 +91,23 @@ def requalify(
     rules: Annotated[
         Path | None, typer.Option(help="The rules to go by; without it the shipped ones and yours.")
     ] = None,
+    config: Config = None,
     dsn: Dsn = "",
     as_json: AsJson = False,
 ) -> None:
-    """Look at past failures again, by today's rules and words; their lines in the log say so from then on."""
+    """Look at past failures again, by today's rules and words: their lines say so then, and addresses are corrected."""
     begin = parse_time(since, "--since")
     end = datetime.datetime.now(datetime.UTC) if until is None else parse_time(until, "--until")
     qualifier = Qualifier(load_bounce_rules(None if rules is None else rule_files(rules)))
 
-    async def work(conn: Conn) -> int:
-        said = amended(qualifier, await qualified_texts(conn))
-        return await failure_texts.requalify(conn, begin, end, said.qualify)
+    figures = load_settings(config).quarantine
+
+    async def work(conn: Conn) -> Requalified:
+        return await past.requalify(conn, begin, end, amended(qualifier, await qualified_texts(conn)).qualify, figures)
 
     changed = with_database(dsn, work)
     if as_json:
-        print_json({"changed": changed})
+        print_json({"changed": changed.lines, "addresses": changed.addresses})
     else:
-        out.print(f"{changed:,} lines mean something else now", highlight=False)
+        text = f"{changed.lines:,} lines mean something else now, {changed.addresses:,} addresses stand otherwise"
+        out.print(text, highlight=False)

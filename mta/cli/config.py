@@ -13,6 +13,7 @@ from mta.cli.terminal import AsJson, print_json
 from mta.model.errors import BadInput
 from mta.settings import Settings, load_rules, load_settings
 from mta.settings.dkim import read_key
+from mta.stream.streams import make_sink
 from mta.traffic.rules import RuleSet
 
 app = typer.Typer(help="Settings: check a file and all that it names.", no_args_is_help=True)
@@ -30,7 +31,7 @@ def check(
     file: Annotated[Path, typer.Argument(help="Settings, such as config/mta.toml.")],
     as_json: AsJson = False,
 ) -> None:
-    """Say what is wrong with settings, their rules and their signing keys; exit 1 when there is something."""
+    """Say what is wrong with settings, their rules, keys and event streams; exit 1 when there is something."""
     try:
         settings = load_settings(file)
     except BadInput as error:
@@ -63,6 +64,11 @@ def _faults_beside(settings: Settings) -> tuple[list[BadInput], RuleSet]:
     for entry in settings.signing.entries:
         try:
             read_key(entry)
+        except BadInput as error:
+            faults.append(error)
+    for stream in settings.streams:
+        try:
+            make_sink(stream)
         except BadInput as error:
             faults.append(error)
     return faults, rules

@@ -409,6 +409,8 @@ def _print_summary(summary: LoadSummary, is_seal_asked: bool) -> None:
         f"{summary.rows_read:,} rows read: {summary.appended:,} appended, {summary.already_there:,} there already, "
         f"{summary.bad:,} bad, {summary.refused:,} refused with a bad one of their part"
     )
+    if summary.excluded:
+        out.print(f"{summary.excluded:,} of them are not mailed: in quarantine or denylisted")
     if summary.queue_bytes:
         # What the outcomes will add, by the figures of docs/operating.md, "Sizing".
         log_bytes = summary.appended * LOG_BYTES_PER_RECIPIENT

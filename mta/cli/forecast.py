@@ -21,12 +21,12 @@ from mta.model.address import parse_mailbox
 from mta.model.dns import DnsSettings
 from mta.model.errors import BadInput
 from mta.model.site import MxHost, Route, Site
-from mta.queue import deliveries, events, history, rule_sets
+from mta.queue import deliveries, events, history, rule_sets, updates
 from mta.queue.connection import Conn
 from mta.queue.deliveries import Delivery
 from mta.queue.rule_sets import Applied, Bundle
 from mta.settings import Settings, load_rules
-from mta.settings.rules_file import parse_bundle
+from mta.settings.shipped import load_updated_rules, parse_updated_rules
 from mta.simulation.forecast import (
     DEFAULT_MESSAGE_S,
     DeliveryLoad,
@@ -70,6 +70,7 @@ class Known(msgspec.Struct, frozen=True):
     nodes: int
     at_unix_s: float  # when the backlog was as it says
     applied: tuple[Applied, Bundle] | None  # the rules in force
+    update: dict[str, str]  # texts in the place of shipped files
     events: int  # in force besides them
 
 
@@ -109,7 +110,7 @@ def command(
     given = None if rules is None else load_rules(rules)
     asked = [] if recipients is None else _read_recipients(recipients)
     known = with_database(dsn, lambda conn: _known(conn, delivery_id, asked, pool, settings))
-    rule_set, named = (given, str(rules)) if given is not None else _rules_in_force(known.applied, settings)
+    rule_set, named = (given, str(rules)) if given is not None else _rules_in_force(known, settings)
     told = _forecast(known, settings, rule_set, named, message_s)
     kept = None
     if delivery_id is not None:
@@ -120,13 +121,14 @@ def command(
         _show(told)
 
 
-def _rules_in_force(applied: tuple[Applied, Bundle] | None, settings: Settings) -> tuple[RuleSet, str]:
+def _rules_in_force(known: Known, settings: Settings) -> tuple[RuleSet, str]:
     """What the nodes obey, and what it is called; where nothing was applied yet, what they would begin with."""
-    if applied is not None:
-        return parse_bundle(applied[1].root, applied[1].texts), f"rule set {applied[0].id}"
+    if known.applied is not None:
+        applied, bundle = known.applied
+        return parse_updated_rules(bundle.root, bundle.texts, known.update), f"rule set {applied.id}"
     if settings.rules_file is None:
         return RuleSet(), "the built-in rule"
-    return load_rules(settings.rules_file), str(settings.rules_file)
+    return load_updated_rules(settings.rules_file, known.update), str(settings.rules_file)
 
 
 def _read_recipients(path: Path) -> list[Demand]:
@@ -170,6 +172,7 @@ async def _known(conn: Conn, delivery_id: int | None, asked: Sequence[Demand], p
         max(1, await history.living_nodes(conn)),
         at_unix_s,
         await rule_sets.in_force(conn),
+        await updates.texts_in_force(conn),
         len(await events.in_force(conn)),
     )
 

@@ -27,6 +27,8 @@ _NAMES: Final = (
     "quarantine",
     "bounce",
     "inbound",
+    "stream",
+    "deliverability",
     "monitor",
     "rules",
     "explain",

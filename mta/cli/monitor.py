@@ -1,4 +1,4 @@
-"""``mta monitor``: volume, errors, alerts, and why a delivery is slow."""
+"""``mta monitor``: volume, errors, rates by domain, alerts, and why a delivery is slow."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import msgspec
 import typer
 
 from mta.cli.daemon import Config, dsn_of, settings_of
+from mta.cli.monitor_domains import domains
 from mta.cli.terminal import AsJson, DeliveryId, Dsn, err, out, print_json, print_table, shown, with_database
 from mta.master.control import NoDaemon, ask
 from mta.model.errors import BadInput
+from mta.queue import faults
 from mta.queue import monitor as queries
 from mta.queue import slow as slowness
 from mta.queue.connection import Conn
@@ -141,20 +143,38 @@ def alerts(
 def check(
     success_min: Annotated[float, typer.Option(help="Of what has ended, so many % are to be delivered.")] = 80.0,
     outcomes_min: Annotated[int, typer.Option(help="Outcomes before a share of them says anything.")] = 50,
+    config: Config = None,
     dsn: Dsn = "",
     as_json: AsJson = False,
 ) -> None:
     """Raise what is to be raised now (nodes do so each minute by themselves), and print what is new."""
     bounds = queries.AlertBounds(outcomes_min=outcomes_min, success_percent_min=success_min)
-    _print_alerts("New alerts", with_database(dsn, lambda conn: queries.check_alerts(conn, bounds)), as_json)
+    of_faults = settings_of(config).alarms
+
+    async def work(conn: Conn) -> list[queries.Alert]:
+        found = await queries.check_alerts(conn, bounds)
+        new = await faults.look(conn, of_faults, is_turn_taken=True)
+        return found + (await queries.alerts(conn, limit=len(new), kind=queries.AlertKind.OUR_FAULT) if new else [])
+
+    _print_alerts("New alerts", with_database(dsn, work), as_json)
+
+
+app.command()(domains)
 
 
 def _print_alerts(title: str, found: list[queries.Alert], as_json: bool) -> None:
     if as_json:
-        print_json({"alerts": found})
+        plain = [{**msgspec.to_builtins(one), "category": one.category.label} for one in found]
+        print_json({"alerts": plain})
         return
-    rows = [(one.raised_at, one.kind.value, str(one.delivery_id), one.detail) for one in found]
-    print_table(title, ("at", "about", "delivery", "what"), rows)
+    rows = [
+        (
+            *(one.raised_at, one.kind.value, None if one.delivery_id is None else str(one.delivery_id), one.detail),
+            *(one.since, one.ended_at, one.reply or None),
+        )
+        for one in found
+    ]
+    print_table(title, ("at", "about", "delivery", "what", "since", "ended", "last reply"), rows)
 
 
 @app.command()

@@ -21,11 +21,13 @@ from mta.cli.rules_common import (
 )
 from mta.cli.terminal import AsJson, Dsn, out, print_json, print_table, shown, with_database
 from mta.model.errors import BadInput
-from mta.queue import rule_sets
+from mta.queue import rule_sets, updates
 from mta.queue.connection import Conn
 from mta.queue.rule_sets import Applied, Bundle, How
+from mta.queue.updates import Update
 from mta.settings.rules_file import parse_bundle
 from mta.settings.rules_named import named_tables
+from mta.settings.shipped import PROVIDERS, is_updated, parse_updated_rules
 from mta.traffic.findings import Severity
 from mta.traffic.lint import lint_rules
 from mta.traffic.rules import RuleSet
@@ -52,6 +54,8 @@ def apply(
     who = operator(by)
 
     async def work(conn: Conn) -> tuple[Applied, bool, list[Change]]:
+        texts = await updates.texts_in_force(conn)
+        parse_updated_rules(bundle.root, bundle.texts, texts)  # as the nodes will; raises for what they could not use
         before = await rule_sets.in_force(conn)
         applied, is_new = await rule_sets.apply(conn, bundle, How.APPLY, applied_by=who, note=note)
         return applied, is_new, _changes(before, rules)
@@ -83,6 +87,7 @@ def rollback(
             raise BadInput("rules", _NOTHING)
         chosen, bundle = await (rule_sets.before(conn, before[0].id) if set_id is None else rule_sets.get(conn, set_id))
         rules = parse_bundle(bundle.root, bundle.texts)
+        parse_updated_rules(bundle.root, bundle.texts, await updates.texts_in_force(conn))
         applied, is_new = await rule_sets.apply(
             conn, bundle, How.ROLLBACK, applied_by=who, note=note, restores=chosen.restores or chosen.id
         )
@@ -117,19 +122,22 @@ def history(
 def show(set_id: SetId = None, config: ConfigFile = None, dsn: Dsn = "", as_json: AsJson = False) -> None:
     """The texts of a set, as they were applied; without a number, of the one in force."""
 
-    async def work(conn: Conn) -> tuple[Applied, Bundle]:
+    async def work(conn: Conn) -> tuple[Applied, Bundle, Update | None]:
         found = await rule_sets.in_force(conn) if set_id is None else await rule_sets.get(conn, set_id)
         if found is None:
             raise BadInput("rules", _NOTHING)
-        return found
+        return *found, await updates.in_force(conn)
 
-    applied, bundle = with_database(_dsn(dsn, config), work)
+    applied, bundle, update = with_database(_dsn(dsn, config), work)
+    version = update.version if update is not None and is_updated(bundle.texts, update.texts) else None
     if as_json:
-        print_json({**_plain(applied), "texts": bundle.texts})
+        print_json({**_plain(applied), "texts": bundle.texts, "updated_by": version})
         return
     typer.echo(f"# rule set {applied.id}, {shown(applied.applied_at)}, {_how(applied)} by {applied.who}")
     for name in [bundle.root, *sorted(bundle.texts.keys() - {bundle.root})]:
         typer.echo(f"# file {name}")
+        if version is not None and name == PROVIDERS:
+            typer.echo(f"# (nodes read that of deliverability update {version} instead)")
         typer.echo(bundle.texts[name], nl=not bundle.texts[name].endswith("\n"))
 
 

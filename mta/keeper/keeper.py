@@ -12,18 +12,19 @@ import structlog
 
 from mta.failure.judge import BY_OPERATOR, Amended, amended
 from mta.failure.qualify import Qualifier, is_by_rule
+from mta.keeper.updating import Updating
 from mta.master.database import closing, connect
 from mta.model.errors import BadInput
 from mta.model.failure import Verdict
-from mta.queue import failure_texts, feed, quarantine
+from mta.queue import failure_texts, feed, quarantine, updates
 from mta.queue.connection import DATABASE_AWAY, Conn
 from mta.queue.qualified import qualified_texts
-from mta.settings.bounce_rules import load_bounce_rules
+from mta.queue.updates import Update
 from mta.settings.config import Settings
+from mta.settings.shipped import load_usable_bounce_rules
 from mta.telemetry.systemd import notify
 from mta.telemetry.waits import event_or_timeout
 
-POINTER: Final = "failures"
 LOCK: Final = 0x6D74614B  # "mtaK"
 LOOK_S: Final = 1.0
 STAND_BY_S: Final = 5.0
@@ -44,6 +45,8 @@ class Keeper:
         self._stop_wanted = asyncio.Event()
         self._qualifier = Qualifier(())
         self._released_at_s = float("-inf")
+        self._update: Update | None = None  # the newest that was seen
+        self._updating = Updating(settings, clock)
 
     def stop(self) -> None:
         self._stop_wanted.set()
@@ -51,13 +54,20 @@ class Keeper:
     def reload(self) -> None:
         """Reads the bounce rules anew; those in force stay where they cannot be used, and the log says why."""
         try:
-            self._qualifier = Qualifier(load_bounce_rules(self._settings.failures.rules_files))
+            self._qualifier = self._load()
         except BadInput as error:
             log.error("bounce rules cannot be used, those in force stay", error=str(error))
 
+    def _load(self) -> Qualifier:
+        texts, origin = ({}, "") if self._update is None else (self._update.texts, f"bundle {self._update.version}")
+        rules, error = load_usable_bounce_rules(self._settings.failures.rules_files, texts, origin)
+        if error is not None:
+            log.error("deliverability update cannot be used", error=str(error))
+        return Qualifier(rules)
+
     async def run(self) -> None:
         """Until told to stop; waits for a database that is away. Raises BadInput for rules that cannot be used."""
-        self._qualifier = Qualifier(load_bounce_rules(self._settings.failures.rules_files))
+        self._qualifier = self._load()
         while pool := await connect(self._settings, self._stop_wanted):
             try:
                 async with closing(pool):
@@ -76,22 +86,31 @@ class Keeper:
                     await event_or_timeout(self._stop_wanted, STAND_BY_S)
                     continue
                 log.info("keeping")
-                while not self._stop_wanted.is_set():
-                    notify("WATCHDOG=1")
-                    if await self.step(elected):
-                        await event_or_timeout(self._stop_wanted, LOOK_S)
+                async with self._updating.beside(pool) as check:
+                    while not self._stop_wanted.is_set():
+                        check()
+                        notify("WATCHDOG=1")
+                        if await self.step(elected):
+                            await event_or_timeout(self._stop_wanted, LOOK_S)
 
     async def step(self, conn: Conn) -> bool:
         """Deals with the next lines of the log; True when there are no more for now."""
-        after = await feed.pointer(conn, POINTER, from_the_beginning=True)
-        page = await feed.read(conn, after, where=quarantine.FOLLOWED)
-        if page.upto > after:
-            amended = await self._amended(conn) if page.lines else None
-            async with conn.transaction():
-                if amended is not None:
-                    await quarantine.apply(conn, page.lines, self._settings.quarantine)
-                    await failure_texts.count(conn, page.lines, amended.qualify, _is_qualified)
-                await feed.move(conn, POINTER, page.upto)
+        if await updates.newest_id(conn) != (0 if self._update is None else self._update.id):
+            self._update = await updates.in_force(conn)
+            self.reload()
+        async with conn.transaction():
+            # Locked: who looks at past failures again (`mta.queue.requalify`) does so before these lines or after them.
+            after = await feed.pointer(conn, quarantine.POINTER, from_the_beginning=True, is_locked=True)
+            if await feed.is_of_another_server(conn, after):
+                log.error("this database was restored from another server's dump: lines up to now are not looked at")
+                await feed.begin_anew(conn, quarantine.POINTER)
+                return True
+            page = await feed.read(conn, after, where=quarantine.FOLLOWED)
+            if page.lines:
+                await quarantine.apply(conn, page, after, self._settings.quarantine)
+                await failure_texts.count(conn, page.lines, (await self._amended(conn)).qualify, _is_qualified)
+            if page.upto > after:
+                await feed.move(conn, quarantine.POINTER, page.upto)
         now_s = asyncio.get_running_loop().time()
         if now_s - self._released_at_s >= RELEASE_S:
             self._released_at_s = now_s

@@ -1,4 +1,4 @@
-"""The daemon's eye on its deliveries: what is worth waking somebody for is said once."""
+"""The daemon's eye on deliveries, egresses and sender domains: what is worth waking somebody for is said once."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Final
 import asyncpg
 import structlog
 
-from mta.queue import monitor
+from mta.queue import faults, monitor
 from mta.queue.connection import DATABASE_AWAY
+from mta.queue.faults import FaultBounds
 
 PERIOD_S: Final = 60.0
 FORGET_PERIOD_S: Final = 3_600.0
@@ -19,8 +20,10 @@ log = structlog.get_logger()
 class Alerts:
     """Looks once a minute. Every node does: the database lets each alert be raised by one of them."""
 
-    def __init__(self, pool: asyncpg.Pool) -> None:
+    def __init__(self, pool: asyncpg.Pool, bounds: FaultBounds | None = None) -> None:
+        """``bounds``: of refusals for our own fault."""
         self._pool = pool
+        self._bounds = bounds
         self._forgot_s = 0.0
 
     async def run(self) -> None:
@@ -38,6 +41,18 @@ class Alerts:
         async with self._pool.acquire(timeout=10) as conn:
             for alert in await monitor.check_alerts(conn):
                 log.warning("alert", kind=alert.kind.value, delivery=alert.delivery_id, what=alert.detail)
+            for fault in await faults.look(conn, self._bounds):
+                log.warning(
+                    "alert",
+                    kind="our-fault",
+                    egress=fault.egress,
+                    sender=fault.sender,
+                    site=fault.site,
+                    category=fault.category.label,
+                    since=fault.since.isoformat(),
+                    what=fault.detail,
+                    reply=fault.reply,
+                )
             if now_s - self._forgot_s >= FORGET_PERIOD_S:
                 self._forgot_s = now_s
                 await monitor.forget_traffic(conn)

@@ -325,6 +325,7 @@ class Daemon:
         try:
             async with self._pool.acquire(timeout=10) as conn:
                 await nodes.end(conn, self.node.id, self._writer.sequence)
+                await self._sharing.end(conn)
         except DATABASE_AWAY as error:
             log.warning("the next start must end this run", error=f"{type(error).__name__}: {error}")
         else:

@@ -410,7 +410,7 @@ class Intake:
         addresses = [
             part.rows[position][0]
             for part in parts
-            if part.claimed.appended_at <= since
+            if book.view.has_waves or part.claimed.appended_at <= since
             for position in part.open_positions()
         ]
         return await quarantine.not_mailed(conn, addresses) if addresses else {}

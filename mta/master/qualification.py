@@ -1,7 +1,8 @@
 """What failures mean on this node: the rules' files and what operators said of single texts, handed on to the children.
 
 Rules are read at the start and at a reload; a file that cannot be used changes nothing. Texts stand in the database,
-are looked at now and then, and hold on every node.
+are looked at now and then, and hold on every node. So does a deliverability update, which is read in the place of the
+shipped file.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ import asyncpg
 import structlog
 
 from mta.failure.judge import Judge
-from mta.failure.qualify import Qualifier
+from mta.failure.qualify import BounceRule, Qualifier
 from mta.model.errors import BadInput
+from mta.queue import updates
 from mta.queue.connection import DATABASE_AWAY, Conn
 from mta.queue.qualified import qualified_texts
-from mta.settings.bounce_rules import load_bounce_rules
+from mta.queue.updates import Update
 from mta.settings.config import FailureSettings
+from mta.settings.shipped import load_usable_bounce_rules
 from mta.telemetry.waits import event_or_timeout
 from mta.wire import BounceRules, QualifiedText
 
@@ -34,13 +37,21 @@ class Qualification:
         self._settings = settings
         self._on_change = on_change
         self._news = asyncio.Event()
+        self._update: Update | None = None  # the newest that was seen
         self.frame = BounceRules([], [])
         self.judge = Judge(Qualifier(()))
 
     def read(self) -> None:
         """Reads the rules' files. Raises BadInput at the place; what was in force stays."""
-        rules = load_bounce_rules(self._settings.rules_files)
-        self._use(BounceRules(list(rules), self.frame.texts))
+        self._use(BounceRules(self._load(self._update), self.frame.texts))
+
+    def _load(self, update: Update | None) -> list[BounceRule]:
+        """With the update, where this program can read it. Raises BadInput for a file."""
+        texts, origin = ({}, "") if update is None else (update.texts, f"bundle {update.version}")
+        rules, error = load_usable_bounce_rules(self._settings.rules_files, texts, origin)
+        if error is not None:
+            log.error("deliverability update cannot be used", error=str(error))
+        return list(rules)
 
     def reload(self) -> None:
         """As `read`; what is wrong is logged."""
@@ -54,10 +65,25 @@ class Qualification:
         self._news.set()
 
     async def begin(self, conn: Conn) -> None:
-        """What operators said, before anything is sent."""
+        """What operators said and what an update brought, before anything is sent."""
+        await self._take_update(conn)
         texts = [QualifiedText(*row) for row in await qualified_texts(conn)]
         if texts != self.frame.texts:
             self._use(BounceRules(self.frame.rules, texts))
+
+    async def _take_update(self, conn: Conn) -> None:
+        if await updates.newest_id(conn) == (0 if self._update is None else self._update.id):
+            return
+        self._update = update = await updates.in_force(conn)
+        assert update is not None, "there is one"
+        try:
+            rules = await asyncio.to_thread(self._load, update)
+        except BadInput as error:
+            log.error("bounce rules cannot be used, those in force stay", error=str(error))
+            return
+        if rules != self.frame.rules:
+            self._use(BounceRules(rules, self.frame.texts))
+            log.info("bounce rules are of a deliverability update", version=update.version)
 
     async def run(self, pool: asyncpg.Pool) -> None:
         while True:

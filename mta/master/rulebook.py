@@ -2,6 +2,9 @@
 
 A node's own file becomes such a set when it is new at the start, or when the node is told to read it anew. A file that
 cannot be used changes nothing, nor does a set that this program cannot read. Files are read and parsed beside the loop.
+
+Where a set includes the shipped rules for providers, those of the deliverability update in force are read in their
+place; the set itself stays as it was applied.
 """
 
 from __future__ import annotations
@@ -16,10 +19,12 @@ import asyncpg
 import structlog
 
 from mta.model.errors import BadInput
-from mta.queue import rule_sets
+from mta.queue import rule_sets, updates
 from mta.queue.connection import DATABASE_AWAY, Conn
 from mta.queue.rule_sets import Applied, Bundle, How
+from mta.queue.updates import Update
 from mta.settings.rules_file import load_bundle, parse_bundle
+from mta.settings.shipped import is_updated, parse_updated_rules
 from mta.traffic.rules import RuleSet
 
 LOOK_S: Final = 0.8  # between looks at the database; NOTIFY is only sooner
@@ -53,6 +58,8 @@ class Rulebook:
         self._file: _Read | None = None  # as last read
         self._wanted: _Read | None = None  # read anew, to be applied
         self._looked_at = 0  # the newest set that was seen
+        self._update: Update | None = None  # the newest that was seen
+        self._held: tuple[str, str] | None = None  # digests of the set and of the update that make the rules
         self._has_begun = False
         self._is_away = False
         self._news = asyncio.Event()
@@ -78,6 +85,7 @@ class Rulebook:
 
     async def begin(self, conn: Conn) -> None:
         """With which rules the node starts: its file's when they are new, else those in force."""
+        self._update = await updates.in_force(conn)
         if self._file is None:
             found = await rule_sets.in_force(conn)
         else:
@@ -87,7 +95,7 @@ class Rulebook:
             return
         applied, bundle = found
         if self._file is not None and bundle.digest == self._file.bundle.digest:
-            self.rules, self.applied, self._looked_at = self._file.rules, applied, applied.id
+            await self._take(applied, bundle, lambda _: None, of_file=self._file.rules)
             return
         if self._file is not None:
             log.warning("rules file is not what is in force", file=str(self._path), rule_set=applied.id, by=applied.who)
@@ -133,29 +141,47 @@ class Rulebook:
             applied, _ = await rule_sets.apply(conn, wanted.bundle, How.SIGHUP, node=self._node)
             if self._wanted is wanted:
                 self._wanted = None
-            self._hold(applied, wanted.rules, self._adopt)
+            await self._take(applied, wanted.bundle, self._adopt, of_file=wanted.rules)
             log.info("rules reloaded", file=str(self._path), rule_set=applied.id)
-        if await rule_sets.newest_id(conn) != self._looked_at:
+        newest_update = await updates.newest_id(conn)
+        is_update_new = newest_update != (0 if self._update is None else self._update.id)
+        if is_update_new:
+            self._update = await updates.in_force(conn)
+        if is_update_new or await rule_sets.newest_id(conn) != self._looked_at:
             found = await rule_sets.in_force(conn)
             if found is not None:
                 await self._take(*found, self._adopt)
 
-    async def _take(self, applied: Applied, bundle: Bundle, adopt: Callable[[RuleSet], None]) -> None:
+    async def _take(
+        self, applied: Applied, bundle: Bundle, adopt: Callable[[RuleSet], None], *, of_file: RuleSet | None = None
+    ) -> None:
+        """``of_file``: what was read from the node's own file already, with its path in each origin."""
         self._looked_at = applied.id
         try:
-            rules = await asyncio.to_thread(parse_bundle, bundle.root, bundle.texts)
+            rules, update = await asyncio.to_thread(self._parsed, bundle, of_file)
         except BadInput as error:
             log.error("applied rules cannot be used", rule_set=applied.id, by=applied.who, error=str(error))
             return
-        if self._hold(applied, rules, adopt):
+        if self._hold(applied, (applied.digest, update), rules, adopt) and of_file is None:
             log.info("rules applied", rule_set=applied.id, how=applied.how.value, by=applied.who, file=applied.root)
 
-    def _hold(self, applied: Applied, rules: RuleSet, adopt: Callable[[RuleSet], None]) -> bool:
+    def _parsed(self, bundle: Bundle, of_file: RuleSet | None) -> tuple[RuleSet, str]:
+        """The rules of a set, and the digest of the update that is in them. Raises BadInput for the set itself."""
+        update = self._update
+        if update is not None and is_updated(bundle.texts, update.texts):
+            try:
+                origin = f"bundle {update.version}"
+                return parse_updated_rules(bundle.root, bundle.texts, update.texts, origin), update.digest
+            except BadInput as error:
+                log.error("deliverability update cannot be used", error=str(error))
+        return parse_bundle(bundle.root, bundle.texts) if of_file is None else of_file, ""
+
+    def _hold(self, applied: Applied, held: tuple[str, str], rules: RuleSet, adopt: Callable[[RuleSet], None]) -> bool:
         """True when these are other rules than before."""
-        before, self.applied = self.applied, applied
-        self._looked_at = applied.id
-        if before is not None and before.digest == applied.digest:
+        self.applied, self._looked_at = applied, applied.id
+        if self._held == held:
             return False
+        self._held = held
         self.rules = rules
         adopt(rules)
         return True

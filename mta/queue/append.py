@@ -29,7 +29,8 @@ SELECT state, sealed, content, CASE WHEN last_wave_at > now() THEN last_wave_at 
 FROM mta.delivery WHERE id = $1 FOR KEY SHARE
 """
 _FIND: Final = """
-SELECT key, append_id, recipients, digest FROM mta.delivery_append WHERE delivery_id = $1 AND key = ANY($2::text[])
+SELECT key, append_id, recipients, digest, excluded
+FROM mta.delivery_append WHERE delivery_id = $1 AND key = ANY($2::text[])
 """
 # Sorted, so that two appends of the same keys wait for one another instead of locking each other out.
 _RESERVE: Final = """
@@ -38,6 +39,8 @@ SELECT $1, key, recipients, digest
 FROM unnest($2::text[], $3::int[], $4::bytea[]) AS part (key, recipients, digest) ORDER BY key
 ON CONFLICT DO NOTHING RETURNING key, append_id
 """
+# Who is not to be mailed was settled as the parts came (mta.exclude_appended).
+_EXCLUDED: Final = "SELECT append_id, excluded FROM mta.delivery_append WHERE append_id = ANY($1) AND excluded > 0"
 _NOTIFY: Final = "SELECT pg_notify('mta', $1)"
 _COLUMNS: Final = ("delivery_id", "append_id", "fields", "count", "recipients")
 
@@ -49,6 +52,7 @@ class AppendResult(msgspec.Struct, frozen=True):
     append_id: int
     recipients: int
     is_new: bool
+    excluded: int = 0  # of them: in quarantine or denylisted, so they have their outcome already
 
 
 async def append_parts(
@@ -112,7 +116,12 @@ async def _insert(
     columns = (*_COLUMNS, *set_)
     await conn.copy_records_to_table("delivery_part", schema_name="mta", columns=columns, records=records)
     await conn.execute(_NOTIFY, f"append {delivery_id}")
-    results = {part.key: AppendResult(part.key, append_ids[part.key], part.count, True) for part in new}
+    rows = await conn.fetch(_EXCLUDED, list(append_ids.values()))
+    excluded = {row["append_id"]: row["excluded"] for row in rows}
+    results = {}
+    for part in new:
+        append_id = append_ids[part.key]
+        results[part.key] = AppendResult(part.key, append_id, part.count, True, excluded.get(append_id, 0))
     # The others were appended by somebody else between our look and our insert, and are committed by now.
     return results | await _find(conn, delivery_id, {part.key: part for part in fresh if part.key not in append_ids})
 
@@ -122,10 +131,10 @@ async def _find(conn: Conn, delivery_id: int, by_key: dict[str, PackedPart]) -> 
     if not by_key:
         return {}
     found = {}
-    for key, append_id, recipients, digest in await conn.fetch(_FIND, delivery_id, list(by_key)):
+    for key, append_id, recipients, digest, excluded in await conn.fetch(_FIND, delivery_id, list(by_key)):
         if digest != by_key[key].digest:
             raise BadInput(f"part {key}", f"was appended to delivery {delivery_id} before with other content")
-        found[key] = AppendResult(key, append_id, recipients, False)
+        found[key] = AppendResult(key, append_id, recipients, False, excluded)
     return found
 
 

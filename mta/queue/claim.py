@@ -32,6 +32,7 @@ class DeliveryView(msgspec.Struct, frozen=True):
     is_simulated: bool
     deadline: datetime | None = None
     keeps_quarantined: bool = False  # a proof: it excludes nobody
+    has_waves: bool = False  # then its parts are dated by their waves, not by when they were appended
 
 
 class ClaimedPart(msgspec.Struct, frozen=True):
@@ -61,7 +62,7 @@ class ClaimedPart(msgspec.Struct, frozen=True):
 _ACTIVE = """
 SELECT d.id, d.state, d.sealed, d.priority, d.weight, d.egress_pool, d.in_doubt_policy, d.retry::text,
        d.started_at, d.valid_until, extract(epoch FROM p.due_at - clock_timestamp())::float8 AS due_in_s,
-       d.is_simulated, d.deadline, d.keeps_quarantined
+       d.is_simulated, d.deadline, d.keeps_quarantined, d.waves IS NOT NULL AS has_waves
 FROM mta.delivery d
 LEFT JOIN LATERAL (
     SELECT due_at FROM mta.delivery_part
@@ -73,7 +74,8 @@ ORDER BY d.id
 """
 _ONE = """
 SELECT id, state, sealed, priority, weight, egress_pool, in_doubt_policy, retry::text, started_at, valid_until,
-       NULL::float8 AS due_in_s, is_simulated, deadline, keeps_quarantined
+       NULL::float8 AS due_in_s, is_simulated, deadline, keeps_quarantined,
+       waves IS NOT NULL AS has_waves
 FROM mta.delivery WHERE id = $1
 """
 _CONTENT = "SELECT content FROM mta.delivery WHERE id = $1"

@@ -42,15 +42,6 @@ UPDATE mta.failure_text SET status = $2, type = $3, reason = $4, category = $5, 
        qualified_at = now()
 WHERE encode(digest, 'hex') LIKE $1 || '%' RETURNING digest
 """
-_PAST: Final = """
-SELECT at, delivery_id, number, attempt, status, code, enhanced, reply, mx_host, type, reason, category
-FROM mta.delivery_log
-WHERE at >= $1 AND at < $2 AND status NOT IN (1, 5) AND status IN (2, 10, 20)
-"""
-_CORRECT: Final = """
-UPDATE mta.delivery_log SET type = $6, reason = $7, category = $8
-WHERE at = $1 AND delivery_id = $2 AND number = $3 AND attempt = $4 AND status = $5
-"""
 
 
 class FailureText(msgspec.Struct, frozen=True):
@@ -120,21 +111,3 @@ async def qualify(conn: Conn, key: str, verdict: Verdict, by_whom: str, *, is_ig
                 "key", f"{key}: {'no text has' if not found else f'{len(found)} texts have'} a key like this"
             )
         await conn.execute("SELECT pg_notify($1, '')", CHANNEL)
-
-
-async def requalify(
-    conn: Conn, since: datetime.datetime, until: datetime.datetime, qualify: Callable[[Evidence], Verdict]
-) -> int:
-    """Looks at the failures of a time again; how many lines mean something else now, and say so from now on.
-
-    The one place where a line of the log is changed: an operator asks for it, and no sender reads those lines.
-    """
-    corrections = []
-    async with conn.transaction():
-        async for row in conn.cursor(_PAST, since, until, prefetch=5_000):
-            verdict = qualify(Evidence(row["code"], row["enhanced"], row["reply"], "", row["mx_host"]))
-            if (verdict.type, verdict.reason, verdict.category) != (row["type"], row["reason"], row["category"]):
-                line = (row["at"], row["delivery_id"], row["number"], row["attempt"], row["status"])
-                corrections.append((*line, verdict.type, verdict.reason, verdict.category))
-        await conn.executemany(_CORRECT, corrections)
-    return len(corrections)

@@ -28,6 +28,7 @@ class LoadSummary(msgspec.Struct):
     parts: int = 0
     appended: int = 0  # by this run
     already_there: int = 0  # by an earlier run with the same keys
+    excluded: int = 0  # of both: in quarantine or denylisted, not to be mailed
     bad: int = 0
     refused: int = 0  # good rows that were refused with a bad one of their part
     queue_bytes: int = 0  # what was appended takes in the queue, as stored
@@ -75,6 +76,7 @@ def _count(summary: LoadSummary, source_part: SourcePart) -> None:
 async def _append(conn: Conn, delivery_id: int, batch: list[PackedPart], summary: LoadSummary) -> None:
     for part, result in zip(batch, await append_parts(conn, delivery_id, batch), strict=True):
         summary.parts += 1
+        summary.excluded += result.excluded
         if result.is_new:
             summary.appended += result.recipients
             summary.queue_bytes += len(part.recipients)

@@ -12,6 +12,7 @@ from typing import Final
 
 import msgspec
 
+from mta.model.failure import Category
 from mta.queue.connection import Conn
 
 ERRORS_MIN: Final = 50  # on a path in an hour; fewer are everyday
@@ -183,6 +184,7 @@ class AlertKind(enum.StrEnum):
     FAILED = "failed"  # a delivery has ended and nothing of it was delivered
     SLOW = "slow"  # at its pace so far it takes longer than it may
     LOW_SUCCESS = "low-success"  # too small a part of what has ended was delivered
+    OUR_FAULT = "our-fault"  # an egress or a sender domain is refused for what is no address's fault
 
 
 class AlertBounds(msgspec.Struct, frozen=True):
@@ -195,13 +197,21 @@ class AlertBounds(msgspec.Struct, frozen=True):
 
 
 class Alert(msgspec.Struct, frozen=True):
-    """One alert. ``key`` is what it is about: it is raised once."""
+    """One alert. ``key`` is what it is about: it is raised once. Of no delivery (`mta.queue.faults`): more is set."""
 
     key: str
     kind: AlertKind
-    delivery_id: int
+    delivery_id: int | None
     detail: str
     raised_at: datetime.datetime | None = None
+    egress: str = ""
+    sender: str = ""  # domain
+    site: str = ""
+    category: Category = Category.NONE
+    reply: str = ""  # a sample
+    since: datetime.datetime | None = None
+    seen_at: datetime.datetime | None = None
+    ended_at: datetime.datetime | None = None
 
 
 # Of deliveries that have waves only what is due by now counts as their work.
@@ -223,7 +233,10 @@ INSERT INTO mta.alert (key, kind, delivery_id, detail)
 SELECT * FROM unnest($1::text[], $2::text[], $3::bigint[], $4::text[])
 ON CONFLICT DO NOTHING RETURNING key, kind, delivery_id, detail, raised_at
 """
-_ALERTS: Final = "SELECT key, kind, delivery_id, detail, raised_at FROM mta.alert ORDER BY raised_at DESC LIMIT $1"
+_ALERTS: Final = """
+SELECT key, kind, delivery_id, detail, raised_at, egress, sender, site, category, reply, since, seen_at, ended_at
+FROM mta.alert WHERE $2::text IS NULL OR kind = $2 ORDER BY raised_at DESC LIMIT $1
+"""
 
 
 class Judged(msgspec.Struct, frozen=True):
@@ -282,6 +295,6 @@ async def check_alerts(conn: Conn, bounds: AlertBounds | None = None) -> list[Al
     return [msgspec.convert(dict(row), Alert) for row in await conn.fetch(_RAISE, *columns)]
 
 
-async def alerts(conn: Conn, *, limit: int = 100) -> list[Alert]:
-    """Those that were raised, the latest first."""
-    return [msgspec.convert(dict(row), Alert) for row in await conn.fetch(_ALERTS, limit)]
+async def alerts(conn: Conn, *, limit: int = 100, kind: AlertKind | None = None) -> list[Alert]:
+    """Those that were raised (all, or of a kind), the latest first."""
+    return [msgspec.convert(dict(row), Alert) for row in await conn.fetch(_ALERTS, limit, kind)]

@@ -1,24 +1,13 @@
-"""Addresses that are not mailed any more: how they come there, how they are looked up, and how operators set them.
+"""Addresses that are not mailed any more: kept by what the log says, looked up, and set by operators.
 
-==================================  =========================================================================
-what happened                       what becomes of the address
-==================================  =========================================================================
-hard failure                        in quarantine, at once
-soft failure                        counted, once a day at most; in quarantine at the fifth
-failure of our own fault, ignored   nothing
-more than 10 days without one       counted from one again
-delivered                           nothing is counted any more
-complaint, unsubscription           denylisted
-mailbox full, 30 days ago           released, whether counted or in quarantine
-on the allowlist                    nothing, whatever happens
-==================================  =========================================================================
-
-All times are those of the log, so that it makes no difference when somebody gets round to reading it. Nothing but a
-full mailbox leaves quarantine by itself, and nothing the denylist (campaign-mta §5).
+What an outcome does to its address is said by `mta.failure.standing`; here it is applied, each line once. Time releases
+a full mailbox, and forgets errors after a quiet while; nothing else leaves quarantine by itself, and nothing the
+denylist (campaign-mta §5).
 """
 
 from __future__ import annotations
 
+import copy
 import datetime
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Final
@@ -26,13 +15,16 @@ from typing import Final
 import asyncpg
 import msgspec
 
+from mta.failure.standing import Heard, QuarantineRules, Standing, after
 from mta.model.address import parse_mailbox
 from mta.model.errors import BadInput
-from mta.model.failure import OUR_FAULT, Category, FailureType
+from mta.model.failure import Category, FailureType
 from mta.model.outcome import Reason, Status
 from mta.model.quarantine import AddressStatus, folded
 from mta.queue.connection import Conn
+from mta.queue.feed import Page
 
+POINTER: Final = "failures"  # the name of who reads the log for it (mta.queue.feed)
 IMPORT_ROWS: Final = 10_000
 SHOWN_MAX: Final = 1_000
 _TEXT_CHARS_MAX: Final = 500
@@ -43,29 +35,61 @@ AND (status IN ({Status.FAILED:d}, {Status.DEFERRED:d}, {Status.BOUNCED:d}, {Sta
      OR (status = {Status.DELIVERED:d}
          AND EXISTS (SELECT FROM mta.quarantine q WHERE q.address = lower(delivery_log.address) AND q.status = 1)))
 """
-_FAILED: Final = "SELECT mta.address_failed($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"
-_DELIVERED: Final = """
-UPDATE mta.quarantine SET status = 2, errors = 0, counted_at = NULL, changed_at = $2, known_at = now(), changed_by = ''
-WHERE address = $1 AND status = 1 AND counted_at <= $2
+_LOWER: Final = "SELECT a, lower(a) FROM unnest($1::text[]) AS a"
+_STORED: Final = (
+    *("status", "errors", "counted_at", "reason", "category", "text", "delivery_id", "number"),
+    *("created_at", "changed_at", "changed_by"),
+)
+# Locked in one order, as everybody here does.
+_KNOWN: Final = """
+SELECT address, status, errors, counted_at, reason, category, text, delivery_id, number, created_at, changed_at,
+       changed_by
+FROM mta.quarantine WHERE address = ANY($1::text[]) ORDER BY address FOR UPDATE
 """
-_DENY: Final = """
-INSERT INTO mta.quarantine AS q (address, status, reason, text, delivery_id, number, created_at, changed_at)
-VALUES ($1, 3, $2, $3, $4, $5, $6, $6)
-ON CONFLICT (address) DO UPDATE SET status = 3, reason = excluded.reason, text = excluded.text,
-    delivery_id = excluded.delivery_id, number = excluded.number, changed_at = excluded.changed_at, known_at = now(),
-    changed_by = ''
-WHERE q.status NOT IN (3, 5)
+# Of those who failed in the same lines: they had no counted errors yet when the lines were read.
+_DELIVERED: Final = f"""
+SELECT at, delivery_id, number, status, reason, type, category, code, enhanced, address, reply
+FROM mta.delivery_log JOIN unnest($3::text[]) AS f (failed) ON f.failed = lower(address)
+WHERE tx > $1 AND tx <= $2 AND status = {Status.DELIVERED:d}
+"""  # noqa: S608 - a number of the program
+_GIVEN: Final = """
+unnest($1::text[], $2::smallint[], $3::int[], $4::timestamptz[], $5::smallint[], $6::smallint[], $7::text[],
+       $8::bigint[], $9::bigint[], $10::timestamptz[], $11::timestamptz[], $12::text[])
+AS g (address, status, errors, counted_at, reason, category, text, delivery_id, number, created_at, changed_at,
+      changed_by)
 """
-_RELEASE_FULL: Final = """
-UPDATE mta.quarantine SET status = 2, errors = 0, counted_at = NULL, changed_at = $1, known_at = now(), changed_by = ''
-WHERE status IN (1, 4) AND reason = 5 AND changed_by = ''
-  AND coalesce(counted_at, changed_at) <= $1::timestamptz - $2::interval
+_INSERT: Final = f"""
+INSERT INTO mta.quarantine (address, status, errors, counted_at, reason, category, text, delivery_id, number,
+                            created_at, changed_at, changed_by)
+SELECT * FROM {_GIVEN} ON CONFLICT (address) DO NOTHING RETURNING address
+"""  # noqa: S608 - put together from constants
+_UPDATE: Final = f"""
+UPDATE mta.quarantine q SET
+    status = g.status, errors = g.errors, counted_at = g.counted_at, reason = g.reason, category = g.category,
+    text = g.text, delivery_id = g.delivery_id, number = g.number, changed_at = g.changed_at, changed_by = g.changed_by,
+    known_at = CASE WHEN q.status <> g.status THEN now() ELSE q.known_at END
+FROM {_GIVEN} WHERE q.address = g.address
+"""  # noqa: S608 - put together from constants
+_RELEASE: Final = """
+WITH due AS (
+    SELECT address FROM mta.quarantine WHERE {which} ORDER BY address FOR UPDATE
+)
+UPDATE mta.quarantine q
+SET status = 2, errors = 0, counted_at = NULL, changed_at = $1, known_at = now(), changed_by = ''
+FROM due WHERE q.address = due.address
 """
-_RELEASE_QUIET: Final = """
-UPDATE mta.quarantine SET status = 2, errors = 0, counted_at = NULL, changed_at = $1, known_at = now(), changed_by = ''
-WHERE status = 1 AND counted_at < $1::timestamptz - $2::interval
+_RELEASE_FULL: Final = _RELEASE.format(
+    which="""status IN (1, 4) AND reason = 5 AND changed_by = ''
+      AND CASE status WHEN 4 THEN changed_at ELSE counted_at END <= $1::timestamptz - $2::interval"""
+)
+_RELEASE_QUIET: Final = _RELEASE.format(which="status = 1 AND counted_at < $1::timestamptz - $2::interval")
+# What operators said stays for a while: errors of before are covered by it, and somebody may ask who it was.
+_FORGET: Final = """
+DELETE FROM mta.quarantine
+WHERE status = 2
+  AND changed_at < $1::timestamptz - CASE changed_by WHEN '' THEN interval '1 day' ELSE interval '90 days' END
 """
-_FORGET: Final = "DELETE FROM mta.quarantine WHERE status = 2 AND changed_at < $1::timestamptz - interval '1 day'"
+_COUNTS: Final = "SELECT status, count(*) FROM mta.quarantine GROUP BY status ORDER BY status"
 _NOT_MAILED: Final = "SELECT address, status FROM mta.not_mailed($1)"
 _LATEST: Final = "SELECT max(known_at) FROM mta.quarantine WHERE status IN (3, 4)"
 _COLUMNS: Final = """
@@ -75,40 +99,15 @@ FROM mta.quarantine
 _SEARCH: Final = (
     _COLUMNS
     + """
-WHERE ($1::smallint IS NULL OR status = $1) AND ($2::text IS NULL OR address LIKE $2)
+WHERE ($1::smallint IS NULL OR status = $1) AND ($2::text IS NULL OR substring(address FROM '[^@]*$') = $2)
   AND ($3::text IS NULL OR strpos(lower(text), lower($3)) > 0)
   AND ($4::timestamptz IS NULL OR changed_at >= $4) AND ($5::timestamptz IS NULL OR changed_at < $5)
-ORDER BY changed_at DESC, address
 """
 )
-_SET: Final = """
-INSERT INTO mta.quarantine AS q (address, status, reason, text, changed_by)
-SELECT address, $2, $3, $4, $5 FROM unnest($1::text[]) AS given (address)
-ON CONFLICT (address) DO UPDATE SET status = excluded.status, reason = excluded.reason, text = excluded.text,
-    errors = 0, counted_at = NULL, changed_at = now(), known_at = now(), changed_by = excluded.changed_by
-WHERE q.status <> excluded.status
-"""
-_OUTAGE: Final = """
-UPDATE mta.quarantine
-SET status = 2, errors = 0, counted_at = NULL, changed_at = now(), known_at = now(), changed_by = $5
-WHERE status IN (1, 4) AND strpos(address, '@') > 1
-  AND ($1::text IS NULL OR strpos(lower(text), lower($1)) > 0) AND ($2::text IS NULL OR address LIKE '%@' || $2)
-  AND coalesce(counted_at, changed_at) >= $3 AND coalesce(counted_at, changed_at) < $4
-"""
-_REASON_OF: Final[Mapping[AddressStatus, Reason]] = {
-    AddressStatus.DENYLISTED: Reason.DENYLISTED,
-    AddressStatus.QUARANTINED: Reason.QUARANTINED,
-    AddressStatus.ALLOWLISTED: Reason.ERROR_IGNORED,
-}
-
-
-class QuarantineRules(msgspec.Struct, frozen=True):
-    """``[quarantine]`` of the settings: what is counted, and for how long."""
-
-    errors_max: int = 5  # of so many counted soft errors an address is quarantined
-    count_every_s: int = 86_400  # an error counts when the last counted one is at least so much older
-    quiet_s: int = 10 * 86_400  # after so long without one, counting begins anew
-    mailbox_full_s: int = 30 * 86_400  # a full mailbox is released after it
+_NEWEST: Final = _SEARCH + "ORDER BY changed_at DESC, address LIMIT $6"
+_SET: Final = "SELECT mta.quarantine_set($1, $2, $3, $4)"
+_OUTAGE: Final = "SELECT mta.quarantine_outage($1, $2, $3, $4, $5)"
+_REASON_OF: Final = {AddressStatus.DENYLISTED: Reason.DENYLISTED, AddressStatus.QUARANTINED: Reason.QUARANTINED}
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -127,48 +126,85 @@ class Entry(msgspec.Struct, frozen=True):
     changed_by: str
 
 
-def counts(line: Mapping[str, object] | asyncpg.Record) -> bool:
-    """Whether a line of the log is a failure that counts against its address."""
-    return line["type"] in (FailureType.SOFT, FailureType.HARD) and line["category"] not in OUR_FAULT
-
-
-async def apply(conn: Conn, lines: Sequence[asyncpg.Record], rules: QuarantineRules) -> None:
-    """What lines of the log (`FOLLOWED`, in the order of the feed) mean for their addresses."""
-    every, quiet = datetime.timedelta(seconds=rules.count_every_s), datetime.timedelta(seconds=rules.quiet_s)
-    failed: list[tuple[object, ...]] = []
+async def apply(conn: Conn, page: Page, after_tx: int, rules: QuarantineRules) -> None:
+    """What a page of the log (`FOLLOWED`, read after ``after_tx``) means for addresses; in the caller's transaction."""
+    lines = list(page.lines)
+    lower = await _lower(conn, lines)
+    failed = {lower[line["address"]] for line in lines if heard(line).counts}
+    if failed:
+        more = await conn.fetch(_DELIVERED, after_tx, page.upto, list(failed))
+        lower |= await _lower(conn, more)
+        lines += more
+    by_address: dict[str, list[Heard]] = {}
     for line in sorted(lines, key=lambda line: line["at"]):
-        status, address = line["status"], line["address"]
-        if status in (Status.COMPLAINED, Status.UNSUBSCRIBED):
-            denied = (
-                folded(address),
-                Reason.DENYLISTED,
-                line["reply"],
-                line["delivery_id"],
-                line["number"],
-                line["at"],
-            )
-            await conn.execute(_DENY, *denied)
-        elif status == Status.DELIVERED:
-            # In their order, so that an error after a success begins anew.
-            await conn.executemany(_FAILED, failed)
-            failed.clear()
-            await conn.execute(_DELIVERED, folded(address), line["at"])
-        elif counts(line):
-            is_hard = line["type"] == FailureType.HARD and status != Status.DEFERRED
-            said = f"{line['code'] or ''} {line['enhanced']} {line['reply']}".strip()[:_TEXT_CHARS_MAX]
-            failed.append(
-                (
-                    *(address, is_hard, line["reason"], line["category"], said, line["delivery_id"], line["number"]),
-                    *(line["at"], rules.errors_max, every, quiet),
-                )
-            )
-    await conn.executemany(_FAILED, failed)
+        by_address.setdefault(lower[line["address"]], []).append(heard(line))
+    await hear(conn, by_address, rules)
+
+
+async def hear(conn: Conn, by_address: Mapping[str, Sequence[Heard]], rules: QuarantineRules) -> None:
+    """What was heard of addresses (in the database's lower case), each in its order; in the caller's transaction."""
+    left = dict(by_address)
+    while left:
+        known = await locked(conn, left)
+        changed: dict[str, Standing] = {}
+        for address, of_address in left.items():
+            standing = copy.copy(known.get(address))
+            for one in of_address:
+                standing = after(standing, one, rules)
+            if standing is not None:
+                changed[address] = standing
+        # Whom an operator has set since we looked is looked at again.
+        left = {address: left[address] for address in await store(conn, known, changed)}
+
+
+async def locked(conn: Conn, addresses: Iterable[str]) -> dict[str, Standing]:
+    """What is known of these addresses; it stays so until the end of the transaction."""
+    rows = await conn.fetch(_KNOWN, list(addresses))
+    return {row["address"]: _standing(row) for row in rows}
+
+
+async def store(conn: Conn, known: Mapping[str, Standing], changed: Mapping[str, Standing]) -> list[str]:
+    """Stores what is another than it was (`locked`). Answers those that somebody else has made meanwhile."""
+    fresh = {address: one for address, one in changed.items() if address not in known}
+    await _write(conn, _UPDATE, {a: one for a, one in changed.items() if a in known and one != known[a]})
+    inserted = {row["address"] for row in await _write(conn, _INSERT, fresh)}
+    return [address for address in fresh if address not in inserted]
+
+
+async def _lower(conn: Conn, lines: Iterable[asyncpg.Record]) -> dict[str, str]:
+    """Their addresses as the database folds them."""
+    return {row[0]: row[1] for row in await conn.fetch(_LOWER, list({line["address"] for line in lines}))}
+
+
+def heard(line: asyncpg.Record) -> Heard:
+    """A line of the log, as far as it matters here."""
+    text = f"{line['code'] or ''} {line['enhanced']} {line['reply']}"
+    return Heard(
+        line["at"],
+        Status(line["status"]),
+        FailureType(line["type"]),
+        Reason(line["reason"]),
+        Category(line["category"]),
+        " ".join(text.split())[:_TEXT_CHARS_MAX],
+        line["delivery_id"],
+        line["number"],
+    )
+
+
+def _standing(row: asyncpg.Record) -> Standing:
+    return msgspec.convert({name: row[name] for name in Standing.__struct_fields__}, Standing)
+
+
+async def _write(conn: Conn, query: str, standings: Mapping[str, Standing]) -> list[asyncpg.Record]:
+    of_all = sorted(standings.items())
+    columns = [[getattr(standing, name) for _, standing in of_all] for name in _STORED]
+    return await conn.fetch(query, [address for address, _ in of_all], *columns) if of_all else []
 
 
 async def release(conn: Conn, now: datetime.datetime, rules: QuarantineRules) -> int:
     """What time heals, and rows of which nothing is to be known any more; how many addresses are released."""
-    full = await conn.execute(_RELEASE_FULL, now, datetime.timedelta(seconds=rules.mailbox_full_s))
-    quiet = await conn.execute(_RELEASE_QUIET, now, datetime.timedelta(seconds=rules.quiet_s))
+    full = await conn.execute(_RELEASE_FULL, now, rules.mailbox_full)
+    quiet = await conn.execute(_RELEASE_QUIET, now, rules.quiet)
     await conn.execute(_FORGET, now)
     return _affected(full) + _affected(quiet)
 
@@ -186,6 +222,11 @@ async def latest(conn: Conn) -> datetime.datetime | None:
     return found
 
 
+async def counts(conn: Conn) -> dict[AddressStatus, int]:
+    """How many addresses, and domains, there are of each status."""
+    return {AddressStatus(status): count for status, count in await conn.fetch(_COUNTS)}
+
+
 # --- operators -----------------------------------------------------------------------------------
 
 
@@ -198,6 +239,7 @@ def checked(address: str, where: str) -> str:
 
 
 async def find(conn: Conn, address: str) -> Entry | None:
+    """Of an address itself, or of ``@domain``."""
     row = await conn.fetchrow(_COLUMNS + "WHERE address = $1", checked(address, "address"))
     return None if row is None else msgspec.convert(dict(row), Entry)
 
@@ -213,8 +255,7 @@ async def search(
     limit: int = SHOWN_MAX,
 ) -> list[Entry]:
     """The newest changes first."""
-    like = None if domain is None else f"%@{_plain(domain)}"
-    rows = await conn.fetch(_SEARCH + "LIMIT $6", status, like, text, since, until, limit)
+    rows = await conn.fetch(_NEWEST, status, None if domain is None else _domain(domain), text, since, until, limit)
     return [msgspec.convert(dict(row), Entry) for row in rows]
 
 
@@ -226,17 +267,19 @@ async def export(conn: Conn, status: AddressStatus | None = None) -> AsyncIterat
 
 
 async def put(conn: Conn, addresses: Iterable[str], status: AddressStatus, text: str, by_whom: str) -> int:
-    """Sets addresses (as `checked` gives them) to a status by hand; how many were another."""
+    """Sets addresses (as `checked` gives them) to a status by hand; how many were another, or were set by the rules.
+
+    Of somebody who is VALID and unknown nothing is to be known.
+    """
     changed = 0
-    batch: set[str] = set()
-    reason = _REASON_OF.get(status, Reason.NOT_DEFINED)
+    batch: list[str] = []
     for address in addresses:
-        batch.add(address)
+        batch.append(address)
         if len(batch) >= IMPORT_ROWS:
-            changed += _affected(await conn.execute(_SET, sorted(batch), status, reason, text, by_whom))
+            changed += await conn.fetchval(_SET, batch, status, text, by_whom)
             batch.clear()
     if batch:
-        changed += _affected(await conn.execute(_SET, sorted(batch), status, reason, text, by_whom))
+        changed += await conn.fetchval(_SET, batch, status, text, by_whom)
     return changed
 
 
@@ -255,12 +298,14 @@ async def outage(
     """
     if not (text or domain):
         raise BadInput("outage", "name a text, a domain, or both")
-    found = await conn.execute(_OUTAGE, text, None if domain is None else _plain(domain), since, until, by_whom)
-    return _affected(found)
+    if since >= until:
+        raise BadInput("outage", "begins when it is over, or later")
+    found: int = await conn.fetchval(_OUTAGE, since, until, text, None if domain is None else _domain(domain), by_whom)
+    return found
 
 
-def _plain(domain: str) -> str:
-    return checked(f"@{domain.removeprefix('@')}", "domain").removeprefix("@").replace("_", r"\_").replace("%", r"\%")
+def _domain(domain: str) -> str:
+    return checked(f"@{domain.removeprefix('@')}", "domain").removeprefix("@")
 
 
 def _affected(tag: str) -> int:

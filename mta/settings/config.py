@@ -17,16 +17,20 @@ import msgspec
 from mta.dns.names import canonical_domain, is_host_name, literal_address
 from mta.dns.nameservers import check_trust, endpoints
 from mta.dns.networks import AddressPolicy
+from mta.failure.standing import QuarantineRules
 from mta.model.dns import DnsSettings
 from mta.model.egress import Egress, EgressPool
 from mta.model.errors import BadInput
 from mta.model.masks import mask_fault
 from mta.model.tls import TlsSettings
-from mta.queue.quarantine import QuarantineRules
+from mta.queue.faults import FaultBounds
+from mta.settings.alarms import AlarmsTable, alarm_settings
 from mta.settings.bounce_rules import SHIPPED, rule_files
+from mta.settings.deliverability import DeliverabilitySettings, deliverability_settings
 from mta.settings.dkim import SigningSettings, SigningTable, signing_settings
 from mta.settings.inbound import InboundSettings, InboundTable, inbound_settings
 from mta.settings.rules_file import EGRESS_ID_MAX
+from mta.settings.streams import StreamSettings, stream_settings
 from mta.settings.toml_lines import KeyPath
 from mta.settings.toml_source import TomlSource, shown
 
@@ -125,9 +129,12 @@ class Settings(msgspec.Struct, frozen=True):
     failures: FailureSettings
     quarantine: QuarantineRules
     inbound: InboundSettings
+    deliverability: DeliverabilitySettings
+    alarms: FaultBounds
     egresses: tuple[Egress, ...]
     pools: dict[str, EgressPool]  # holds DEFAULT_POOL, always
     rules_file: Path | None  # None: no file, the built-in rule holds for every host
+    streams: tuple[StreamSettings, ...] = ()
 
     @property
     def journal_dir(self) -> Path:
@@ -164,8 +171,10 @@ _TABLES: Final[dict[str, type[msgspec.Struct]]] = {
     "failures": FailureSettings,
     "quarantine": QuarantineRules,
     "inbound": InboundTable,
+    "deliverability": DeliverabilitySettings,
+    "alarms": AlarmsTable,
 }
-TABLE_NAMES: Final = (*_TABLES, "egress", "pools", "dkim")
+TABLE_NAMES: Final = (*_TABLES, "egress", "pools", "dkim", "stream")
 
 
 def load_settings(
@@ -198,12 +207,15 @@ def load_settings(
             "node": _node(source, tables["node"], base, host_name),
             "tls": _tls(source, tables["tls"], tables["dns"], base),
             "inbound": inbound_settings(source, tables["inbound"], base),
+            "deliverability": deliverability_settings(source, tables["deliverability"], base),
+            "alarms": alarm_settings(source, tables["alarms"]),
             "failures": _failures(source, tables["failures"], base),
             "database": _database(source, tables["database"], environment),
         },
         egresses=egresses,
         pools=_pools(source, egresses),
         rules_file=None if rules.file is None else _path(source, ("rules", "file"), rules.file, base),
+        streams=stream_settings(source, base),
     )
 
 

@@ -13,8 +13,8 @@ TEXT = (ROOT / "docs" / "rfc.md").read_text()
 STATES = {"implemented", "partly", "deviates", "sink"}
 _CITATION = re.compile(r"\bRFC (\d{3,5})\b")
 _SLOPPY = re.compile(
-    r"\bRFC ?-?\d+,? (?:section|sec\.?|chapter) |\bRFC(?:-|_)?(?!822;)\d{3,5}\b|\brfc ?(?!822)\d{3,5}\b"
-)  # rfc822 is a word of MIME
+    r"\bRFC ?-?\d+,? (?:section|sec\.?|chapter) |\bRFC(?:-|_)?(?!822[;.\\])\d{3,5}\b|\brfc ?(?!822)\d{3,5}\b"
+)  # rfc822 is a word of MIME, RFC822.SIZE one of IMAP
 
 
 def citations() -> dict[str, set[str]]:

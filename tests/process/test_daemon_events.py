@@ -96,7 +96,7 @@ async def test_a_word_reaches_both_nodes_outlives_a_kill_and_ends_on_both(tmp_pa
 
 
 async def test_recipients_in_memory_go_back_to_the_queue_and_others_go_on(tmp_path: Path, database: Database) -> None:
-    script = '[[rule]]\nstep = "dot"\ndelay_ms = 30\n'
+    script = '[[rule]]\nstep = "dot"\ndelay_ms = 10\n'
     rules = '[[rule]]\nname = "one"\nmx = "*"\nscope = "path"\nconnections_max = 1\n'
     async with World(tmp_path, database, script=script, zones=one_host_zones(2)) as world:
         node = world.node(children=1, rules=rules)

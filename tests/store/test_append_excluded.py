@@ -32,7 +32,8 @@ async def test_excluded_recipients_are_settled_with_their_reason(database: Datab
         delivery_id = await deliveries.create(conn, NewDelivery(name="t", content=content_json()))
         for _ in range(2):  # the same append again is the same append
             if way == "python":
-                await append_parts(conn, delivery_id, [Part("k", ("first",), ROWS)])
+                answers = await append_parts(conn, delivery_id, [Part("k", ("first",), ROWS)])
+                assert [(one.recipients, one.excluded) for one in answers] == [(4, 2)]
             else:
                 rows = json.dumps([list(row) for row in ROWS])
                 await conn.execute("SELECT mta.append_part($1, 'k', '{first}', $2::jsonb)", delivery_id, rows)
@@ -92,3 +93,25 @@ async def test_an_address_that_is_lifted_is_mailed_by_the_next_append(database: 
         delivery_id = await deliveries.create(conn, NewDelivery(name="t", content=content_json()))
         await append_parts(conn, delivery_id, [Part("k", ("first",), ROWS)])
         assert (await deliveries.show(conn, delivery_id)).excluded == 1
+
+
+async def test_an_address_on_the_allowlist_is_mailed_though_its_domain_is_not(database: Database) -> None:
+    async with database.pool.acquire() as conn:
+        await quarantine.put(conn, ["@d.test"], AddressStatus.DENYLISTED, "", "me")
+        await quarantine.put(conn, ["ann@d.test"], AddressStatus.ALLOWLISTED, "", "me")
+        delivery_id = await deliveries.create(conn, NewDelivery(name="t", content=content_json()))
+        answers = await append_parts(conn, delivery_id, [Part("k", ("first",), ROWS)])
+        assert [one.excluded for one in answers] == [3]
+        assert {row["reason"] for row in await conn.fetch("SELECT reason FROM mta.delivery_log")} == {Reason.DENYLISTED}
+
+
+async def test_what_is_rolled_back_excluded_nobody(database: Database) -> None:
+    await quarantined(database)
+    async with database.pool.acquire() as conn:
+        delivery_id = await deliveries.create(conn, NewDelivery(name="t", content=content_json()))
+        transaction = conn.transaction()
+        await transaction.start()
+        await append_parts(conn, delivery_id, [Part("k", ("first",), ROWS)])
+        await transaction.rollback()
+        assert await conn.fetchval("SELECT count(*) FROM mta.delivery_log") == 0
+        assert (await deliveries.show(conn, delivery_id)).excluded == 0
