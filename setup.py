@@ -8,8 +8,11 @@ module they are gone. docs/performance.md tells what this gains.
 from __future__ import annotations
 
 import os
+import shutil
+from pathlib import Path
 
 from setuptools import setup
+from setuptools.command.build_py import build_py
 
 COMPILED = (
     "mta/smtp/envelope.py",
@@ -69,4 +72,18 @@ if os.environ.get("MTA_COMPILE") == "1":
 else:
     extensions = []
 
-setup(ext_modules=extensions)
+
+class BuildWithConfig(build_py):
+    """A wheel has the shipped rules and the example configuration in ``mta/config``; a checkout has them beside it."""
+
+    def run(self) -> None:
+        super().run()
+        if self.editable_mode:
+            return
+        to = Path(self.build_lib) / "mta" / "config"
+        to.mkdir(parents=True, exist_ok=True)
+        for path in sorted((Path(__file__).parent / "config").glob("*.toml")):
+            shutil.copyfile(path, to / path.name)
+
+
+setup(ext_modules=extensions, cmdclass={"build_py": BuildWithConfig})

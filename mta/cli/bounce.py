@@ -12,11 +12,13 @@ import typer
 
 from mta.bounces import Kind, read_letter
 from mta.cli import bounce_texts
+from mta.cli.service import Config
 from mta.cli.terminal import err
 from mta.failure.qualify import Qualifier
 from mta.failure.reply_text import classify_replies
 from mta.model.failure import Evidence, FailureType, Verdict
 from mta.settings.bounce_rules import load_bounce_rules, rule_files
+from mta.settings.config import load_settings
 
 app = typer.Typer(help="What refusals, and mail that came back, mean.", no_args_is_help=True)
 MAIL_BYTES_MAX: Final = 64 << 20
@@ -50,9 +52,11 @@ def classify(
     rules: Annotated[
         Path | None, typer.Option(help="The rules to go by; without it the shipped ones and your own.")
     ] = None,
+    config: Config = None,
 ) -> None:
     """Print what mails or replies mean, one JSON object a recipient. Exit code 1 when a file could not be read."""
-    qualifier = Qualifier(load_bounce_rules(None if rules is None else rule_files(rules)))
+    files_of_rules = load_settings(config).failures.rules_files if rules is None else rule_files(rules)
+    qualifier = Qualifier(load_bounce_rules(files_of_rules))
     is_all_read = True
     write = sys.stdout.buffer
     if replies is not None:

@@ -18,13 +18,14 @@ from mta.failure.qualify import Qualifier
 from mta.model.errors import BadInput
 from mta.model.failure import Category, FailureType, Verdict
 from mta.model.outcome import Reason
-from mta.queue import failure_texts
+from mta.queue import failure_texts, updates
 from mta.queue import requalify as past
 from mta.queue.connection import Conn
 from mta.queue.qualified import qualified_texts
 from mta.queue.requalify import Requalified
 from mta.settings.bounce_rules import load_bounce_rules, rule_files
 from mta.settings.config import load_settings
+from mta.settings.shipped import load_updated_bounce_rules
 
 _CATEGORIES: Final = {category.label: category for category in Category if category is not Category.NONE}
 _TYPES: Final = {"hard": FailureType.HARD, "soft": FailureType.SOFT, "ignored": FailureType.IGNORED}
@@ -98,12 +99,14 @@ def requalify(
     """Look at past failures again, by today's rules and words: their lines say so then, and addresses are corrected."""
     begin = parse_time(since, "--since")
     end = datetime.datetime.now(datetime.UTC) if until is None else parse_time(until, "--until")
-    qualifier = Qualifier(load_bounce_rules(None if rules is None else rule_files(rules)))
-
-    figures = load_settings(config).quarantine
+    settings = load_settings(config)
+    files = settings.failures.rules_files if rules is None else rule_files(rules)
+    load_bounce_rules(files)  # what is wrong with them is said before anything is asked
 
     async def work(conn: Conn) -> Requalified:
-        return await past.requalify(conn, begin, end, amended(qualifier, await qualified_texts(conn)).qualify, figures)
+        texts = await updates.texts_in_force(conn) if rules is None else {}
+        judge = amended(Qualifier(load_updated_bounce_rules(files, texts)), await qualified_texts(conn))
+        return await past.requalify(conn, begin, end, judge.qualify, settings.quarantine)
 
     changed = with_database(dsn, work)
     if as_json:

@@ -27,7 +27,10 @@ from mta.settings.toml_lines import KeyPath
 from mta.settings.toml_source import FILE_BYTES_MAX, TomlSource, decode, one_of, read_whole, shown
 from mta.traffic.findings import Check, Finding, Severity
 
-SHIPPED: Final = Path(mta.__file__).resolve().parents[1] / "config" / "bounce-rules.toml"
+_HOME: Final = Path(mta.__file__).resolve().parent
+# Installed, the shipped files lie in the package (setup.py puts them there); in a checkout, beside it.
+_INSTALLED: Final = _HOME / "config" / "bounce-rules.toml"
+SHIPPED: Final = _INSTALLED if _INSTALLED.exists() else _HOME.parent / "config" / "bounce-rules.toml"
 RULES_MAX: Final = 2_000
 PATTERN_CHARS_MAX: Final = 2_000
 PATTERNS_PER_RULE_MAX: Final = 200
@@ -58,9 +61,14 @@ class BounceRuleTable(msgspec.Struct, kw_only=True):
     samples: list[str] = []
 
 
-def rule_files(shipped: Path = SHIPPED) -> list[Path]:
+def own_file(shipped: Path) -> Path:
+    """Where an operator's own rules stand: beside this file."""
+    return shipped.with_suffix(".local.toml")
+
+
+def rule_files(shipped: Path = SHIPPED, own: Path | None = None) -> list[Path]:
     """The operator's own file, if there is one, then the shipped one: the order in which rules are asked."""
-    own = shipped.with_suffix(".local.toml")
+    own = own_file(shipped) if own is None else own
     return [own, shipped] if own.exists() else [shipped]
 
 
@@ -268,6 +276,7 @@ __all__ = [
     "BadInput",
     "lint_bounce_rules",
     "load_bounce_rules",
+    "own_file",
     "parse_bounce_rules",
     "read_texts",
     "rule_files",

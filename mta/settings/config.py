@@ -25,7 +25,7 @@ from mta.model.masks import mask_fault
 from mta.model.tls import TlsSettings
 from mta.queue.faults import FaultBounds
 from mta.settings.alarms import AlarmsTable, alarm_settings
-from mta.settings.bounce_rules import SHIPPED, rule_files
+from mta.settings.bounce_rules import SHIPPED, own_file, rule_files
 from mta.settings.deliverability import DeliverabilitySettings, deliverability_settings
 from mta.settings.dkim import SigningSettings, SigningTable, signing_settings
 from mta.settings.inbound import InboundSettings, InboundTable, inbound_settings
@@ -105,14 +105,15 @@ class SmtpSettings(msgspec.Struct, frozen=True):
 
 
 class FailureSettings(msgspec.Struct, frozen=True):
-    """What failures mean. ``bounce_rules`` empty: the shipped set. Own rules are in a file beside it."""
+    """What failures mean: the shipped rules, and ``own``, which need not be there and goes before them."""
 
-    bounce_rules: str = ""
+    shipped: Path = SHIPPED
+    own: Path = own_file(SHIPPED)
 
     @property
     def rules_files(self) -> list[Path]:
         """In the order in which rules are tried."""
-        return rule_files(Path(self.bounce_rules) if self.bounce_rules else SHIPPED)
+        return rule_files(self.shipped, self.own)
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -139,6 +140,12 @@ class Settings(msgspec.Struct, frozen=True):
     @property
     def journal_dir(self) -> Path:
         return Path(self.node.journal_dir)
+
+
+class _FailuresTable(msgspec.Struct):
+    """``bounce_rules`` empty: the shipped set."""
+
+    bounce_rules: str = ""
 
 
 class _EgressTable(msgspec.Struct):
@@ -168,7 +175,7 @@ _TABLES: Final[dict[str, type[msgspec.Struct]]] = {
     "tls": TlsSettings,
     "signing": SigningTable,
     "rules": _RulesTable,
-    "failures": FailureSettings,
+    "failures": _FailuresTable,
     "quarantine": QuarantineRules,
     "inbound": InboundTable,
     "deliverability": DeliverabilitySettings,
@@ -233,10 +240,12 @@ def _node(source: TomlSource, node: NodeSettings, base: Path, host_name: str) ->
     return NodeSettings(name=name, journal_dir=str(_path(source, ("node", "journal_dir"), node.journal_dir, base)))
 
 
-def _failures(source: TomlSource, failures: FailureSettings, base: Path) -> FailureSettings:
+def _failures(source: TomlSource, failures: _FailuresTable, base: Path) -> FailureSettings:
+    """Own rules stand beside the file that is named; where the shipped set is meant, beside this configuration."""
     if not failures.bounce_rules:
-        return failures
-    return FailureSettings(str(_path(source, ("failures", "bounce_rules"), failures.bounce_rules, base)))
+        return FailureSettings(own=own_file(base / SHIPPED.name))
+    shipped = _path(source, ("failures", "bounce_rules"), failures.bounce_rules, base)
+    return FailureSettings(shipped, own_file(shipped))
 
 
 def _database(source: TomlSource, database: DatabaseSettings, environment: Mapping[str, str]) -> DatabaseSettings:
