@@ -64,8 +64,12 @@ class Row:
 
     @property
     def waiting(self) -> int:
-        """Appended, and without a final outcome."""
-        return self.left - self.ahead
+        """Appended, and without a final outcome.
+
+        Whose recipients a piece of a delivery has is drawn only when it is claimed, and ``ahead`` counts on its fair
+        part: a few may be done before they count as appended.
+        """
+        return max(0, self.left - self.ahead)
 
     def halve(self) -> None:
         self.steps = [a + b for a, b in zip(self.steps[::2], self.steps[1::2], strict=True)]

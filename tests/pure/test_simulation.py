@@ -170,6 +170,13 @@ def test_recipients_that_are_appended_over_time_do_not_wait_before() -> None:
     assert 1_000 < told.ended_s < 1_080
 
 
+def test_no_queue_is_shorter_than_empty_where_several_providers_share_what_is_appended() -> None:
+    providers = [provider(name) for name in "abcd"]
+    told = played(scenario([rule()], *providers, recipients=997, delivery={"over_s": 3_000.0}))
+    assert told.delivered == 997
+    assert min(min(series.queue) for series in told.series) == 0
+
+
 def test_a_small_delivery_is_not_stuck_behind_a_large_one() -> None:
     made = scenario([rule(connections_max=4)], provider("a"))
     deliveries = (
