@@ -56,8 +56,8 @@ async def database(postgres: EmbeddedPostgres) -> AsyncIterator[Database]:
     try:
         yield Database(dsn, pool)
     finally:
-        # The database itself goes with the server: dropping it would cost a checkpoint a test.
         await asyncio.wait_for(pool.close(), 10)
+        await support.drop_database(postgres, name)
 
 
 @pytest.fixture

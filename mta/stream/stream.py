@@ -17,6 +17,7 @@ from mta.queue.connection import DATABASE_AWAY, Conn, connection
 from mta.queue.streams import Place, Reader, StreamRow, Wanted
 from mta.settings.streams import OnRefused, StreamSettings
 from mta.stream.sink import Away, Batch, Refused, Sink, batches, one_line
+from mta.telemetry.waits import event_or_timeout
 
 LINES_MAX: Final = 2_000  # read at a time, or a whole batch where that is more
 AGAIN_S_MIN: Final = 1.0  # between tries of a sink that is away, doubling
@@ -205,11 +206,7 @@ class Stream:
         return asyncio.get_running_loop().time()
 
     async def _wait(self, seconds: float) -> None:
-        try:
-            async with asyncio.timeout(seconds):
-                await self._stop.wait()
-        except TimeoutError:
-            return  # time to look
+        await event_or_timeout(self._stop, seconds)
 
 
 def file_batch(directory: Path, stream: str, batch: Batch) -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import msgspec
 
 from mta.queue import deliveries
 from tests.support.content import content_json
+from tests.support.launch import launch
 from tests.support.node import WAIT_S, Node, World, addresses, one_host_zones, until
 from tests.support.outcomes import accepted_for, log_of, queue_says, value
 from tests.support.postgres import Database
@@ -38,11 +38,8 @@ other = ["second"]
 
 
 async def traffic(database: Database, *arguments: str) -> dict[str, Any]:
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "mta.cli.main", "traffic", *arguments, "--json"),
-        stdout=asyncio.subprocess.PIPE,
-        env={**os.environ, "MTA_DATABASE_URL": database.dsn},
-    )
+    environment = {**os.environ, "MTA_DATABASE_URL": database.dsn}
+    process = await launch("traffic", *arguments, "--json", env=environment)
     printed, _ = await asyncio.wait_for(process.communicate(), WAIT_S)
     assert process.returncode == 0
     answer: dict[str, Any] = msgspec.json.decode(printed)
@@ -96,7 +93,7 @@ async def test_a_word_reaches_both_nodes_outlives_a_kill_and_ends_on_both(tmp_pa
 
 
 async def test_recipients_in_memory_go_back_to_the_queue_and_others_go_on(tmp_path: Path, database: Database) -> None:
-    script = '[[rule]]\nstep = "dot"\ndelay_ms = 10\n'
+    script = '[[rule]]\nstep = "dot"\ndelay_ms = 30\n'
     rules = '[[rule]]\nname = "one"\nmx = "*"\nscope = "path"\nconnections_max = 1\n'
     async with World(tmp_path, database, script=script, zones=one_host_zones(2)) as world:
         node = world.node(children=1, rules=rules)

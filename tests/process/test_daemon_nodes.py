@@ -6,12 +6,12 @@ import asyncio
 import json
 import os
 import signal
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from mta.model.outcome import Status
+from tests.support.launch import launch
 from tests.support.node import WAIT_S, World, addresses
 from tests.support.outcomes import accepted_for, all_back_in_the_queue, statuses, value
 from tests.support.postgres import Database
@@ -76,10 +76,8 @@ async def test_a_daemon_that_waits_for_its_database_says_so_and_can_be_stopped(
     async with World(tmp_path, database) as world:
         node = world.node(children=1)
         dsn = "postgresql://nobody@127.0.0.1:1/nothing"
-        command = [sys.executable, "-m", "mta.cli.main", "run", "--config", str(node.config), "--log-json"]
-        process = await asyncio.create_subprocess_exec(
-            *command, stderr=asyncio.subprocess.PIPE, env={**os.environ, "MTA_DATABASE_URL": dsn}
-        )
+        command = ("run", "--config", str(node.config), "--log-json")
+        process = await launch(*command, env={**os.environ, "MTA_DATABASE_URL": dsn})
         try:
             assert process.stderr is not None
             said = json.loads(await asyncio.wait_for(process.stderr.readline(), WAIT_S))
@@ -123,11 +121,7 @@ async def test_what_operators_are_shown_agrees_with_what_happened(tmp_path: Path
 
 async def mta(database: Database, *arguments: str) -> Any:
     """What the program prints with ``--json``."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "mta.cli.main", *arguments, "--json"),
-        stdout=asyncio.subprocess.PIPE,
-        env={**os.environ, "MTA_DATABASE_URL": database.dsn},
-    )
+    process = await launch(*arguments, "--json", env={**os.environ, "MTA_DATABASE_URL": database.dsn})
     printed, _ = await asyncio.wait_for(process.communicate(), WAIT_S)
     assert process.returncode == 0
     text = printed.decode()

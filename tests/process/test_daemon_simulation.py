@@ -29,7 +29,7 @@ step = "rcpt"
 local_part = "probe*"
 delay_ms = 20
 """
-EACH_SECOND = '{"first_count": 100, "first_period_s": 1, "then_period_s": 1}'
+EACH_SECOND = '{"first_count": 100, "first_period_s": 1, "then_period_s": 1, "greylist_s": 1}'
 
 
 @pytest.mark.parametrize("hidden", [(), ("PIPELINING",)], ids=["pipelining", "lockstep"])

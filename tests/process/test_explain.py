@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from mta.master.control import ask
+from tests.support.launch import launch
 from tests.support.node import Node, World, addresses
 from tests.support.outcomes import queue_says, value
 from tests.support.postgres import Database
@@ -24,12 +23,8 @@ messages_per_hour_max = 120
 
 
 async def explained(node: Node, world: World, what: str, *options: str) -> str:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        *("-m", "mta.cli.main", "explain", what, "--config", str(node.config), "--dsn", world.database.dsn, *options),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        env={**os.environ, "COLUMNS": "250"},
+    process = await launch(
+        *("explain", what, "--config", str(node.config), "--dsn", world.database.dsn, *options),
     )
     told, errors = await process.communicate()
     assert process.returncode == 0, errors.decode()

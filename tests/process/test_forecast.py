@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
+from tests.support.launch import launch
 from tests.support.node import Node, World, addresses
 from tests.support.postgres import Database
 
@@ -23,17 +23,7 @@ messages_per_second_max = 100
 
 async def say(node: Node, *words: str) -> Any:
     """The last line of what a command prints, as JSON."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "mta.cli.main",
-        *words,
-        "--config",
-        str(node.config),
-        "--json",
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
+    process = await launch(*words, "--config", str(node.config), "--json")
     out, err = await asyncio.wait_for(process.communicate(), 60)
     assert process.returncode == 0, err.decode()
     return json.loads(out.splitlines()[-1])

@@ -7,7 +7,6 @@ import contextlib
 import json
 import os
 import signal
-import sys
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -25,6 +24,7 @@ from mta.queue.feedback import record_unsubscribe
 from mta.queue.installation import verp_key
 from mta.settings.bounce_rules import load_bounce_rules
 from mta.settings.config import load_settings
+from tests.support.launch import launch
 from tests.support.node import World, addresses
 from tests.support.outcomes import queue_says
 from tests.support.postgres import Database
@@ -37,12 +37,12 @@ class Service:
     """A command of ours in a process of its own, with its log."""
 
     def __init__(self, config: Path, *command: str) -> None:
-        self._command = (sys.executable, "-m", "mta.cli.main", *command, "--config", str(config), "--log-json")
+        self._command = (*command, "--config", str(config), "--log-json")
         self.log: list[dict[str, object]] = []
 
     async def start(self, ready: str) -> dict[str, object]:
         """Returns the log entry that says that it runs."""
-        self.process = await asyncio.create_subprocess_exec(*self._command, stderr=asyncio.subprocess.PIPE)
+        self.process = await launch(*self._command)
         assert self.process.stderr is not None
         async with asyncio.timeout(60):
             async for line in self.process.stderr:
@@ -51,7 +51,7 @@ class Service:
                 if entry["event"] == ready:
                     self._reader = asyncio.create_task(self._read())
                     return entry
-        raise AssertionError(f"{self._command[3]} ended: {self.log}")
+        raise AssertionError(f"{self._command[0]} ended: {self.log}")
 
     async def _read(self) -> None:
         assert self.process.stderr is not None
@@ -244,9 +244,7 @@ async def test_a_bounce_that_is_faster_than_its_outcome_is_recorded_later(tmp_pa
 
 
 async def command(*arguments: str) -> bytes:
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "mta.cli.main", *arguments), stdout=asyncio.subprocess.PIPE
-    )
+    process = await launch(*arguments)
     said, _ = await process.communicate()
     assert process.returncode == 0
     return said

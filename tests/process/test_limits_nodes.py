@@ -23,6 +23,7 @@ connections_max = {CONNECTIONS}
 messages_per_second_max = {A_SECOND}
 """
 LEASE_S = 3
+QUICK_RETRY = '{"first_period_s": 1}'  # of who is in doubt
 IN_HAND = 60  # recipients of a node, about, so that none takes the whole delivery before the others have begun
 
 
@@ -64,7 +65,7 @@ async def test_the_limits_hold_for_all_nodes_together(tmp_path: Path, database: 
 async def test_the_limits_hold_when_a_node_is_killed_in_the_middle(tmp_path: Path, database: Database) -> None:
     async with world_of(tmp_path, database) as world:
         nodes = await started(world, 4)
-        delivery = await world.deliver(addresses(350), part_recipients=10)
+        delivery = await world.deliver(addresses(350), part_recipients=10, retry=QUICK_RETRY)
         await until("some are at the sink", lambda: len(world.record().accepted) >= 100)
         await nodes[0].kill()
         accepted = len(world.record().accepted)

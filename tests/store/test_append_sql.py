@@ -210,7 +210,7 @@ async def test_nobody_may_append_unasked(conn: asyncpg.Connection) -> None:
 
 
 async def test_the_examples_of_the_documentation_work_as_they_stand(conn: asyncpg.Connection) -> None:
-    role, one, many = re.findall(r"```sql\n(.*?)```", DOCS.read_text(), re.DOTALL)
+    role, one, many, correction = re.findall(r"```sql\n(.*?)```", DOCS.read_text(), re.DOTALL)
     made = await new_delivery(conn)
     assert made == 1
     await conn.execute(role)
@@ -224,6 +224,8 @@ async def test_the_examples_of_the_documentation_work_as_they_stand(conn: asyncp
             await conn.execute("SELECT * FROM mta.delivery_part")
     finally:
         await conn.execute("RESET ROLE; DROP OWNED BY shop; DROP ROLE shop")
+    await conn.execute(correction)
+    assert await conn.fetchval("SELECT text FROM mta.quarantine WHERE address = 'ann@example.com'") == "account closed"
     parts = await conn.fetch("SELECT recipients FROM mta.delivery_part ORDER BY id")
     assert [json.loads(part[0]) for part in parts] == [
         [["ann@example.com", "order 4711", ["Ann", "19.90"]]],

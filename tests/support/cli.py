@@ -1,15 +1,14 @@
-"""The real program in a process of its own, as an operator types it."""
+"""The real program in a process of its own, as an operator types it; see `tests.support.launch`."""
 
 from __future__ import annotations
 
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[2]
+from tests.support.launch import COLUMNS, ROOT, run
 
 
 class Cli:
@@ -18,16 +17,8 @@ class Cli:
         self.directory = directory
 
     def run(self, *arguments: str, expect: int = 0, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [sys.executable, "-m", "mta.cli.main", *arguments],
-            env={**os.environ, "MTA_DATABASE_URL": self.dsn, "PYTHONPATH": str(ROOT), "COLUMNS": "200"},
-            cwd=self.directory,
-            input=stdin,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        environment = {**os.environ, "MTA_DATABASE_URL": self.dsn, "PYTHONPATH": str(ROOT), "COLUMNS": COLUMNS}
+        done = run(arguments, environment, self.directory, stdin)
         assert done.returncode == expect, (arguments, done.returncode, done.stdout, done.stderr)
         assert "Traceback" not in done.stderr
         return done

@@ -9,7 +9,6 @@ import asyncio
 import json
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from mta.sink.nameserver import ThreadedNameserver
 from mta.sink.processes import SinkOptions, SinkProcesses
 from mta.sink.record import Record
 from tests.support.content import content_json
+from tests.support.launch import Launched, launch
 from tests.support.postgres import Database
 
 WAIT_S = 60.0  # a bound for what takes a second or two; reached only when something is broken
@@ -59,29 +59,19 @@ class Node:
     name: str
     directory: Path
     config: Path
-    process: asyncio.subprocess.Process | None = None
+    process: Launched | None = None
     _log: list[dict[str, object]] = field(default_factory=list)
     _reader: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Starts the daemon and returns when it says that it runs."""
         self._log.clear()
-        self.process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "mta.cli.main",
-            "run",
-            "--config",
-            str(self.config),
-            "--log-json",
-            stderr=asyncio.subprocess.PIPE,
-        )
+        self.process = await launch("run", "--config", str(self.config), "--log-json")
         self._reader = asyncio.create_task(self._read_log(self.process))
         await until(f"node {self.name} runs; it said {self._log}", lambda: self.said("running") or self.has_ended)
         assert not self.has_ended, f"node {self.name} ended at once: {self._log}"
 
-    async def _read_log(self, process: asyncio.subprocess.Process) -> None:
-        assert process.stderr is not None
+    async def _read_log(self, process: Launched) -> None:
         with (self.directory / f"{self.name}.log").open("ab") as file:
             async for line in process.stderr:
                 file.write(line)

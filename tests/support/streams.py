@@ -10,7 +10,6 @@ import hmac
 import json
 import os
 import signal
-import sys
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 import asyncpg
 
 from mta.model.outcome import Status
+from tests.support.launch import launch
 
 SECRET = b"0123456789abcdef0123456789abcdef"
 SECRET_TEXT = "whsec_" + base64.b64encode(SECRET).decode()
@@ -175,15 +175,8 @@ class Keep:
         self.log: list[dict[str, Any]] = []
 
     async def start(self) -> None:
-        self.process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "mta.cli.main",
-            "keep",
-            "--config",
-            str(self._config),
-            "--log-json",
-            stderr=asyncio.subprocess.PIPE,
+        self.process = await launch(
+            *("keep", "--config", str(self._config), "--log-json"),
             env={key: value for key, value in os.environ.items() if "proxy" not in key.lower()},
         )
         self._reader = asyncio.create_task(self._read())

@@ -1,0 +1,144 @@
+"""Runs the program in processes of their own that need not load it (`tests.support.zygote`)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO
+
+ROOT = Path(__file__).parents[2]
+COLUMNS = "200"  # of a terminal
+WAIT_S = 60.0
+
+
+class _Zygote:
+    """The process that has loaded the program; started with the first command, ends with this process."""
+
+    def __init__(self) -> None:
+        self._requests: socket.socket | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._lock = threading.Lock()
+
+    def begin(
+        self, arguments: Sequence[str], environment: Mapping[str, str], directory: Path, files: Sequence[int]
+    ) -> socket.socket:
+        """Starts a command with these standard files. Its process id comes, then its exit code, a line each."""
+        request = {"arguments": arguments, "environment": dict(environment), "directory": str(directory)}
+        ours, its = socket.socketpair()
+        with its, self._lock:
+            socket.send_fds(self._started(), [json.dumps(request).encode()], [*files, its.fileno()])
+        return ours
+
+    def _started(self) -> socket.socket:
+        if self._requests is None:
+            self._requests, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            with its:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", "tests.support.zygote", str(its.fileno())],
+                    env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": COLUMNS},
+                    cwd=ROOT,
+                    pass_fds=[its.fileno()],
+                    stdin=subprocess.DEVNULL,
+                )
+        return self._requests
+
+
+_zygote = _Zygote()
+
+
+def run(
+    arguments: Sequence[str], environment: Mapping[str, str], directory: Path, stdin: str | None = None
+) -> subprocess.CompletedProcess[str]:
+    """A command to its end. TimeoutError after a minute, and the command is killed."""
+    with contextlib.ExitStack() as stack:
+        given, out, err = (stack.enter_context(tempfile.TemporaryFile()) for _ in range(3))
+        given.write((stdin or "").encode())
+        given.seek(0)
+        answers = stack.enter_context(
+            _zygote.begin(arguments, environment, directory, [file.fileno() for file in (given, out, err)])
+        )
+        answers.settimeout(WAIT_S)
+        lines = stack.enter_context(answers.makefile("rb"))
+        pid = int(lines.readline())
+        try:
+            code = int(lines.readline())
+        except TimeoutError:
+            os.kill(pid, signal.SIGKILL)
+            raise
+        return subprocess.CompletedProcess([*arguments], code, _text(out), _text(err))
+
+
+def _text(file: IO[bytes]) -> str:
+    file.seek(0)
+    return file.read().decode()
+
+
+class Launched:
+    """A command that runs, as `asyncio.subprocess.Process` has it."""
+
+    def __init__(self, pid: int, stdout: asyncio.StreamReader, stderr: asyncio.StreamReader) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+        self.stdout = stdout
+        self.stderr = stderr
+        self._ended = asyncio.Event()
+        self._watch: asyncio.Task[None] | None = None
+
+    def watch(self, answers: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._watch = asyncio.create_task(self._watched(answers, writer))
+
+    async def _watched(self, answers: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            self.returncode = int(await answers.readline())
+        finally:
+            self._ended.set()
+            writer.close()
+
+    def send_signal(self, number: int) -> None:
+        if self.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    async def wait(self) -> int:
+        await self._ended.wait()
+        assert self.returncode is not None, "whoever watched it is gone"
+        return self.returncode
+
+    async def communicate(self) -> tuple[bytes, bytes]:
+        out, err, _ = await asyncio.gather(self.stdout.read(), self.stderr.read(), self.wait())
+        return out, err
+
+
+async def launch(*arguments: str, env: Mapping[str, str] | None = None) -> Launched:
+    """``mta`` with these arguments; its output is to be read, as it stops when nobody does."""
+    (out, its_out), (err, its_err) = os.pipe(), os.pipe()
+    environment = {"COLUMNS": COLUMNS, **os.environ} if env is None else env
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    answers = await asyncio.to_thread(_zygote.begin, arguments, environment, Path.cwd(), [nothing, its_out, its_err])
+    for file in (nothing, its_out, its_err):
+        os.close(file)
+    reader, writer = await asyncio.open_connection(sock=answers)
+    pid = int(await asyncio.wait_for(reader.readline(), WAIT_S))
+    launched = Launched(pid, await _reader(out), await _reader(err))
+    launched.watch(reader, writer)
+    return launched
+
+
+async def _reader(file: int) -> asyncio.StreamReader:
+    loop = asyncio.get_running_loop()
+    reader = asyncio.StreamReader()
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(file, "rb"))
+    return reader
