@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import importlib.util
 import sys
 from collections.abc import Sequence
-from typing import Final
+from typing import Annotated, Final
 
 import asyncpg
 import typer
@@ -41,6 +42,21 @@ _NAMES: Final = (
 )
 MODULES: Final = {name: f"mta.cli.{name}" for name in _NAMES}
 EXIT_NOT_DONE: Final = 2
+VERSION: Final = "--version"
+
+
+def _print_version(is_wanted: bool) -> None:
+    if is_wanted:
+        typer.echo(f"mta {importlib.metadata.version('mta')}")
+        raise typer.Exit
+
+
+def _root(
+    version: Annotated[
+        bool, typer.Option(VERSION, help="Print the version and end.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """All is done by its commands."""
 
 
 def build_app(argv: Sequence[str]) -> typer.Typer:
@@ -53,8 +69,10 @@ def build_app(argv: Sequence[str]) -> typer.Typer:
         add_completion=False,
     )
     # A root of its own, so that a lone command keeps its name.
-    app.callback()(lambda: None)
-    wanted = [argv[0]] if argv and argv[0] in MODULES else list(MODULES)
+    app.callback()(_root)
+    wanted = list(MODULES)
+    if argv and (argv[0] in MODULES or argv[0] == VERSION):
+        wanted = [name for name in MODULES if name == argv[0]]
     for name in wanted:
         if importlib.util.find_spec(MODULES[name]) is None:
             continue

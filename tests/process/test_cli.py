@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 from pathlib import Path
 
@@ -32,6 +33,10 @@ async def test_an_empty_database_is_migrated_and_says_its_status(postgres: Embed
     status = cli.json("db", "status")
     assert status["is_current"] is True
     assert len(status["log_partitions"]) == 5
+
+
+def test_the_version_is_that_of_the_package(cli: Cli) -> None:
+    assert cli.run("--version").stdout == f"mta {importlib.metadata.version('mta')}\n"
 
 
 def test_a_delivery_from_file_to_audit(cli: Cli) -> None:
