@@ -216,7 +216,7 @@ def load_settings(
             "inbound": inbound_settings(source, tables["inbound"], base),
             "deliverability": deliverability_settings(source, tables["deliverability"], base),
             "alarms": alarm_settings(source, tables["alarms"]),
-            "failures": _failures(source, tables["failures"], base),
+            "failures": FailureSettings() if path is None else _failures(source, tables["failures"], base),
             "database": _database(source, tables["database"], environment),
         },
         egresses=egresses,

@@ -11,7 +11,7 @@ from mta.model.egress import Egress
 from mta.model.errors import BadInput
 from mta.model.tls import Dane, TlsSettings
 from mta.settings import Settings, load_rules, load_settings
-from mta.settings.config import TABLE_NAMES
+from mta.settings.config import TABLE_NAMES, FailureSettings
 
 CONFIG = Path(__file__).parents[2] / "config"
 TWO = """\
@@ -45,7 +45,10 @@ def refused(tmp_path: Path, text: str) -> str:
 
 def test_nothing_set_gives_the_defaults(tmp_path: Path) -> None:
     settings = load(tmp_path, "")
-    assert settings == load_settings(environment={}, host_name="Node-1.example.com")
+    without_file = load_settings(environment={}, host_name="Node-1.example.com")
+    # Own bounce rules stand beside the file, where there is one.
+    assert settings.failures == FailureSettings(own=tmp_path / "bounce-rules.local.toml")
+    assert msgspec.structs.replace(settings, failures=without_file.failures) == without_file
     assert settings.node.name == "Node-1.example.com"
     assert settings.egresses == (Egress("default", 1, "node-1.example.com"),)
     assert settings.pools["default"].egresses == settings.egresses
