@@ -10,10 +10,16 @@ from pathlib import Path
 
 import asyncpg
 import pytest
+from hypothesis import settings
 
 from mta.queue.embedded import EmbeddedPostgres
 from tests.support import postgres as support
 from tests.support.postgres import Database
+
+
+# How fast the machine is today is no property of the code.
+settings.register_profile("mta", deadline=None)
+settings.load_profile("mta")
 
 
 def pytest_configure(config: pytest.Config) -> None:

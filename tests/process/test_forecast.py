@@ -35,7 +35,7 @@ async def test_a_forecast_of_a_steady_delivery_is_within_a_tenth_of_what_happens
     async with World(tmp_path, database) as world:
         node = world.node(rules=RATE)
         await node.start()
-        delivery = await world.deliver(addresses(1_500))
+        delivery = await world.deliver(addresses(2_000))
         told = await say(node, "forecast", str(delivery), "--message-s", "0.005")
         assert told["recipients"] > 1_000
         assert told["bottlenecks"][0]["rule"] == "steady"

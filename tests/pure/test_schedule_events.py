@@ -163,6 +163,17 @@ def test_without_a_share_nothing_is_begun_and_the_wish_is_told() -> None:
     assert held["m60"].held == 100
 
 
+def test_who_waits_too_long_for_a_share_goes_back_and_is_sent_later() -> None:
+    world = shared()
+    # Nothing of the messages: the pace at which the lane could be through with them is nought.
+    world.schedule.set_shares({("r", "c"): 2}, world.now_s)
+    world.put("a.test", 200)
+    world.run(2 * world.bounds.message_age_s)
+    assert not world.sent
+    world.schedule.set_shares(None, world.now_s)
+    finish(world, 900)
+
+
 def test_what_no_other_node_uses_is_not_shared() -> None:
     world = World([Rule("r", "*", connections_max=5)], sites={"a.test": A})
     world.schedule.set_shares({}, world.now_s, common_egresses=[7])
