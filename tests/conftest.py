@@ -16,7 +16,6 @@ from mta.queue.embedded import EmbeddedPostgres
 from tests.support import postgres as support
 from tests.support.postgres import Database
 
-
 # How fast the machine is today is no property of the code.
 settings.register_profile("mta", deadline=None)
 settings.load_profile("mta")

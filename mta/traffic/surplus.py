@@ -67,7 +67,7 @@ def pace(lane: Lane[Any], groups: Sequence[Group]) -> float:
     )
     if not is_bounded:
         return max(lane.rate_per_s, PACE_MIN)
-    # Of a limit that holds several sites, those who wait for it get about equal parts. Other nodes may have all of it now.
+    # Of a limit that holds several sites, those who wait for it get about equal parts. Other nodes may have all of it.
     hoped = sum(limit.quota.rate_per_s / max(1, limit.waiting) for limit in limits if limit.quota)
     return hoped or PACE_MIN
 
