@@ -100,8 +100,8 @@ class Connections:
                 least = min(least, limit.credits(now_s, size_bytes))
         return least
 
-    def _dry_limit(self, hop: Hop, now_s: float, size_bytes: int) -> Limit | None:
-        """What has no credits; of several, that which will have none for longest."""
+    def _dry_limit(self, hop: Hop, now_s: float, size_bytes: int) -> tuple[Limit | None, float]:
+        """What has no credits, and when it will; of several, that which will have none for longest."""
         dry: Limit | None = None
         dry_until_s = -math.inf
         for limit in hop.limits:
@@ -111,19 +111,20 @@ class Connections:
                 at_s = limit.credits_at_s(now_s, size_bytes)
                 if at_s > dry_until_s:
                     dry, dry_until_s = limit, at_s
-        return dry
+        return dry, dry_until_s
 
     def open_session_for(self, group: Group, now_s: float, size_bytes: int = 0) -> Session | None:
         """A session that there is already and that may be given something now."""
         while (session := group.next_free()) is not None:
             dry: Limit | None = None
+            until_s = now_s
             if session.limit.counts_messages or len(session.hop.limits) > 1:
-                dry = self._dry_limit(session.hop, now_s, size_bytes)
+                dry, until_s = self._dry_limit(session.hop, now_s, size_bytes)
             if dry is not None:
                 # Out of the way until there are credits: another session may count on another limit.
                 group.unlist_first()
                 session.dry_up(dry)
-                self._turns.alarms.set(dry, dry.credits_at_s(now_s, size_bytes))
+                self._turns.alarms.set(dry, until_s)
             elif session.path.suspended_until_s > now_s or self._must_yield(session, now_s):
                 self.close(session)
             else:
@@ -169,10 +170,10 @@ class Connections:
         if not path.is_open(now_s):
             gates.append(path)
             return self._why_not_by(path, now_s)
-        dry = self._dry_limit(hop, now_s, size_bytes)
+        dry, until_s = self._dry_limit(hop, now_s, size_bytes)
         if dry is not None:
             gates.append(dry)
-            self._turns.alarms.set(dry, dry.credits_at_s(now_s, size_bytes))
+            self._turns.alarms.set(dry, until_s)
             return dry.wait_for_credits(now_s, size_bytes)
         for limit in hop.limits:
             opens_s = limit.opens_at_s(now_s)
