@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -25,8 +27,13 @@ DOCUMENTS = sorted((ROOT / "docs").glob("*.md")) + [path for path in [ROOT / "RE
 SECTIONS = dict(re.findall(r"^##+ (.*?)\n(.*?)(?=^##+ |\Z)", TEXT, re.MULTILINE | re.DOTALL))
 
 
-def events() -> Iterator[tuple[str, str, str]]:
+@functools.cache
+def events() -> tuple[tuple[str, str, str], ...]:
     """(where, level, event) of every line that the program may log."""
+    return tuple(_events())
+
+
+def _events() -> Iterator[tuple[str, str, str]]:
     for path in sorted((ROOT / "mta").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             match node:
@@ -45,7 +52,7 @@ def rows(section: str) -> dict[str, str]:
 
 
 def test_events_are_found_at_all() -> None:
-    assert len(list(events())) > 20
+    assert len(events()) > 20
 
 
 @pytest.mark.parametrize(
@@ -135,11 +142,16 @@ def command_lines() -> list[tuple[str, str]]:
     return found
 
 
+@functools.cache
+def _root() -> Any:
+    return typer.main.get_command(build_app([]))
+
+
 @pytest.mark.parametrize(("document", "line"), sorted(set(command_lines())))
 def test_each_command_in_the_documents_can_be_typed(document: str, line: str) -> None:
     words = line.split()
     assert words[0] in MODULES, f"{document}: mta {line}"
-    command = typer.main.get_command(build_app([]))
+    command = _root()
     # Typer may bring a click of its own, so a group is known by what it has.
     while (commands := getattr(command, "commands", None)) and words and words[0] in commands:
         command, words = commands[words[0]], words[1:]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -49,9 +51,14 @@ def unknown_in(root: click.Command, words: list[str]) -> str | None:
     return None
 
 
+@functools.cache
+def root() -> Any:
+    return typer.main.get_command(build_app([]))
+
+
 @pytest.mark.parametrize("words", commands_named("mta"), ids=" ".join)
 def test_a_command_that_is_named_exists_with_its_options(words: list[str]) -> None:
-    assert unknown_in(typer.main.get_command(build_app([])), words) is None
+    assert unknown_in(root(), words) is None
 
 
 @pytest.mark.parametrize("words", commands_named("python -m bench"), ids=" ".join)
@@ -70,9 +77,8 @@ def test_the_makefile_has_the_targets_that_are_named_and_explains_each() -> None
 
 
 def test_a_word_that_is_no_command_would_be_noticed() -> None:
-    root = typer.main.get_command(build_app([]))
-    assert unknown_in(root, ["delivery", "launch"]) == "launch"
-    assert unknown_in(root, ["demo", "--quickly"]) == "--quickly"
+    assert unknown_in(root(), ["delivery", "launch"]) == "launch"
+    assert unknown_in(root(), ["demo", "--quickly"]) == "--quickly"
 
 
 def test_links_lead_somewhere() -> None:
