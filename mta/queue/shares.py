@@ -66,7 +66,8 @@ FROM unnest($2::text[], $3::text[], $4::bigint[], $5::bigint[], $6::bigint[], $7
 ON CONFLICT (key, kind, node) DO UPDATE
 SET most = excluded.most, share = excluded.share, wanted = excluded.wanted, least = excluded.least
 """
-# A node that was alone had no shares: what it has used stands in its counters ("key", "key#b" of bytes, "key#o").
+# A node that was alone on an egress had no shares there: what it has used stands in its counters ("key", "key#b" of
+# bytes, "key#o").
 _SHARES_OF_LOST = """
 WITH used AS (
     SELECT split_part(q.key, '#', 1) AS key, coalesce(nullif(split_part(q.key, '#', 2), ''), 'm') || span AS kind,
@@ -154,8 +155,10 @@ async def _peers(conn: Conn, name: str) -> tuple[list[Peer], float]:
     rows = await conn.fetch(_NODES)
     now_s = max(row["now_s"] for row in rows)
     for row in rows:
-        if row["name"] != name and not row["is_living"] and not row["is_bound"]:
-            # It was alone and is dead. Whoever finds it so first puts down its shares, once for all.
+        is_told = row["is_bound"] and {*row["egress_ids"]} <= {*row["bound_ids"]}
+        if row["name"] != name and not row["is_living"] and not is_told:
+            # It was alone, on some egress at least, and is dead. Whoever finds it so first puts down its shares, once
+            # for all.
             await conn.execute(_SHARES_OF_LOST, row["name"], _SPANS_S, BUCKET_S, now_s - DEAD_MARGIN_S)
             await conn.execute(_BIND_LOST, row["name"])
     kinds = {row["node"]: row["kinds"] for row in await conn.fetch(_KINDS_OF)}

@@ -91,12 +91,13 @@ class Book:
         return found
 
     def die(self, name: str, used: Mapping[LimitKind, int], now_s: float) -> None:
-        """Its lease is over. ``used``: by its counters; those are its shares if it was alone."""
+        """Its lease is over. ``used``: by its counters; those are its shares where it was alone."""
         member = self._members[name]
         member.died_s = now_s
-        if member.bound_ids is None:
+        if member.bound_ids is None or not member.egress_ids <= member.bound_ids:
             member.bound_ids = member.egress_ids
-            member.shares = {at: Standing(name, amount, amount, 0) for at, amount in used.items()}
+            for at, amount in used.items():
+                member.shares.setdefault(at, Standing(name, amount, amount, 0))
 
     def shares(self, at: LimitKind) -> dict[str, int]:
         """What nodes have of a limit."""
