@@ -7,7 +7,7 @@ import time
 import pytest
 
 from mta.bounces import Kind, read_letter
-from mta.bounces.mime import opened
+from mta.bounces.mime import FIELD_BYTES, _bounded, opened
 from tests.support.returning import absence, bounce, complaint
 
 HEAD = "From: Mail Delivery System <MAILER-DAEMON@mx.example.net>\nTo: return@shop.example\n"
@@ -174,3 +174,19 @@ def test_a_report_behind_a_large_attachment_is_found() -> None:
 def test_a_broken_charset_and_a_mailbox_line_are_read_over() -> None:
     mail = b"From ann Mon Jan  4 00:00:00 2027\nSubject: =?no-such?Q?caf=E9?=\nFrom: x@d.example\n\n\xe9\n"
     assert opened(mail).headers["from"] == "x@d.example"
+
+
+def test_a_boundary_of_any_length_costs_no_pattern_of_its_length() -> None:
+    """The parser of the standard library compiles a pattern of it: a second for 260 KB."""
+    folded = b"\r\n".join([b' boundary="', *[b" ." * 500] * 500, b'"'])
+    mail = (
+        b"From: MAILER-DAEMON@mx.example\r\nContent-Type: multipart/report;" + folded + b"\r\n\r\nIt did not work.\r\n"
+    )
+    assert max(len(field) for field in _bounded(mail).split(b"\n\n")[0].split(b"\nContent-")) <= FIELD_BYTES
+    assert read_letter(mail).kind is Kind.NOT_BOUNCE
+
+
+def test_a_mail_of_very_many_boundaries_is_read_as_text_however_they_are_written() -> None:
+    parts = b"".join(b'--x\nContent-Type: multipart/mixed; boundary*0="b%d"\n\n' % number for number in range(60))
+    assert _bounded(b"Subject: hello\n\n" + parts).startswith(b"Subject:")
+    assert not _bounded(b"Subject: hello\nX-Other: 1\n\n" + parts).partition(b"\n\n")[0].count(b"X-Other")
