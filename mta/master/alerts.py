@@ -20,7 +20,7 @@ log = structlog.get_logger()
 class Alerts:
     """Looks once a minute. Every node does: the database lets each alert be raised by one of them."""
 
-    def __init__(self, pool: asyncpg.Pool, bounds: FaultBounds | None = None) -> None:
+    def __init__(self, pool: asyncpg.Pool, bounds: FaultBounds) -> None:
         """``bounds``: of refusals for our own fault."""
         self._pool = pool
         self._bounds = bounds

@@ -294,7 +294,7 @@ class Daemon:
                 tasks.create_task(self._rulebook.run(self._pool), name="rules"),
                 tasks.create_task(self._qualification.run(self._pool), name="qualification"),
                 tasks.create_task(self._control(self._writer).run(), name="control"),
-                tasks.create_task(Alerts(self._pool).run(), name="alerts"),
+                tasks.create_task(Alerts(self._pool, self._settings.alarms).run(), name="alerts"),
             ]
             intake = tasks.create_task(self.intake.run(), name="intake")
             self.started.set()
