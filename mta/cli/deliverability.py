@@ -171,14 +171,14 @@ def rollback(
         if to is not None and not to.texts:
             to = None
         if to is not None:
-            await check_texts(conn, settings, to.texts, f"bundle {to.version}")
+            await check_texts(conn, settings, to.texts, to.origin)
         return await updates.roll_back(conn, to, who)
 
     done = with_database(dsn_of(dsn, settings), work)
     if as_json:
         print_json({"update": _plain(done)})
     else:
-        out.print(f"bundle {done.version} is in force again on all nodes" if done.texts else _NONE)
+        out.print(f"{done.origin} is in force again on all nodes" if done.texts else _NONE)
 
 
 @app.command()

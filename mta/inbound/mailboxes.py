@@ -16,9 +16,8 @@ import os
 import poplib
 import re
 import ssl
-import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,7 +26,7 @@ import structlog
 from mta.inbound.spool import Spool, Stored
 from mta.model.errors import BadInput
 from mta.settings.inbound import AfterReading, MailboxKind, MailboxTable, MailboxTls
-from mta.settings.toml_source import decode, read_whole
+from mta.settings.toml_source import decode, only_owner_and_group, read_whole
 from mta.telemetry.waits import event_or_timeout
 
 TIMEOUT_S: Final = 60.0
@@ -40,8 +39,6 @@ _SIZE: Final = re.compile(rb"RFC822\.SIZE (\d+)")
 _UID: Final = re.compile(rb"^\d{1,10}$")
 AWAY: Final = (OSError, imaplib.IMAP4.error, poplib.error_proto, EOFError)
 log = structlog.get_logger()
-
-Keep = Callable[[bytes], None]  # returns once the mail is on disk
 
 
 class MailboxReader:
@@ -203,16 +200,11 @@ def _tls(table: MailboxTable) -> ssl.SSLContext:
 
 
 def _password(table: MailboxTable) -> str:
-    octets, _ = read_whole(Path(table.password_file), 4_096, _refusal)
+    octets, _ = read_whole(Path(table.password_file), 4_096, only_owner_and_group("a password"))
     password = decode(octets, table.password_file).rstrip("\r\n")
     if not password or "\n" in password or "\r" in password:
         raise BadInput(table.password_file, "holds no password on one line")
     return password
-
-
-def _refusal(known: os.stat_result) -> str:
-    mode = stat.S_IMODE(known.st_mode)
-    return f"can be read by everybody or written by others (mode {mode:04o}): chmod 0600" if mode & 0o027 else ""
 
 
 def _quoted(name: str) -> str:

@@ -18,16 +18,16 @@ from mta.inbound.meaning import Trust
 from mta.inbound.processor import Processor
 from mta.inbound.spool import Spool
 from mta.master.database import closing, connect
+from mta.master.qualification import bounce_rules
 from mta.model.errors import BadInput
 from mta.queue import updates
-from mta.queue.connection import DATABASE_AWAY, Conn
+from mta.queue.connection import DATABASE_AWAY
 from mta.queue.feedback import count
 from mta.queue.installation import verp_key
 from mta.queue.updates import Update
 from mta.settings.bounce_rules import load_bounce_rules
 from mta.settings.config import Settings
 from mta.settings.inbound import InboundSettings
-from mta.settings.shipped import load_usable_bounce_rules
 from mta.telemetry.systemd import notify
 from mta.telemetry.waits import event_or_timeout
 
@@ -58,7 +58,8 @@ class Inbound:
         async with closing(pool):
             async with pool.acquire() as conn:
                 key = await verp_key(conn)
-                rules = await self._rules(conn)
+                self._update = await updates.in_force(conn)
+            rules = await self._rules()
             spool = await asyncio.to_thread(_spool, settings)
             try:
                 await self._serve(pool, spool, rules, key)
@@ -89,23 +90,18 @@ class Inbound:
         finally:
             await listener.stop()
 
-    async def _rules(self, conn: Conn) -> tuple[BounceRule, ...]:
-        """Those of the files, with a deliverability update in the place of the shipped one."""
-        self._update = await updates.in_force(conn)
-        texts, origin = ({}, "") if self._update is None else (self._update.texts, f"bundle {self._update.version}")
-        files = self._settings.failures.rules_files
-        rules, error = await asyncio.to_thread(load_usable_bounce_rules, files, texts, origin)
-        if error is not None:
-            log.error("deliverability update cannot be used", error=str(error))
-        return rules
+    async def _rules(self) -> tuple[BounceRule, ...]:
+        return await asyncio.to_thread(bounce_rules, self._settings.failures, self._update)
 
     async def _follow_updates(self, pool: asyncpg.Pool, processor: Processor) -> None:
         while not self._stop_wanted.is_set():
             await event_or_timeout(self._stop_wanted, TELL_S)
             try:
                 async with pool.acquire(timeout=10) as conn:
-                    if await updates.newest_id(conn) != (0 if self._update is None else self._update.id):
-                        processor.use(await self._rules(conn))
+                    update = await updates.newer_than(conn, self._update)
+                if update is not None:
+                    self._update = update
+                    processor.use(await self._rules())
             except DATABASE_AWAY as error:
                 log.debug("updates are not looked for", error=f"{type(error).__name__}: {error}")
             except BadInput as error:

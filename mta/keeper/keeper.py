@@ -14,6 +14,7 @@ from mta.failure.judge import BY_OPERATOR, Amended, amended
 from mta.failure.qualify import Qualifier, is_by_rule
 from mta.keeper.updating import Updating
 from mta.master.database import closing, connect
+from mta.master.qualification import bounce_rules
 from mta.model.errors import BadInput
 from mta.model.failure import Verdict
 from mta.queue import failure_texts, feed, quarantine, updates
@@ -21,7 +22,6 @@ from mta.queue.connection import DATABASE_AWAY, Conn
 from mta.queue.qualified import qualified_texts
 from mta.queue.updates import Update
 from mta.settings.config import Settings
-from mta.settings.shipped import load_usable_bounce_rules
 from mta.telemetry.systemd import notify
 from mta.telemetry.waits import event_or_timeout
 
@@ -59,11 +59,7 @@ class Keeper:
             log.error("bounce rules cannot be used, those in force stay", error=str(error))
 
     def _load(self) -> Qualifier:
-        texts, origin = ({}, "") if self._update is None else (self._update.texts, f"bundle {self._update.version}")
-        rules, error = load_usable_bounce_rules(self._settings.failures.rules_files, texts, origin)
-        if error is not None:
-            log.error("deliverability update cannot be used", error=str(error))
-        return Qualifier(rules)
+        return Qualifier(bounce_rules(self._settings.failures, self._update))
 
     async def run(self) -> None:
         """Until told to stop; waits for a database that is away. Raises BadInput for rules that cannot be used."""
@@ -95,8 +91,8 @@ class Keeper:
 
     async def step(self, conn: Conn) -> bool:
         """Deals with the next lines of the log; True when there are no more for now."""
-        if await updates.newest_id(conn) != (0 if self._update is None else self._update.id):
-            self._update = await updates.in_force(conn)
+        if (update := await updates.newer_than(conn, self._update)) is not None:
+            self._update = update
             self.reload()
         async with conn.transaction():
             # Locked: who looks at past failures again (`mta.queue.requalify`) does so before these lines or after them.

@@ -30,6 +30,16 @@ LOOK_S: Final = 60.0
 log = structlog.get_logger()
 
 
+def bounce_rules(settings: FailureSettings, update: Update | None) -> tuple[BounceRule, ...]:
+    """Those of the files, with the update in the place of the shipped one where this program can read it. Raises
+    BadInput for a file."""
+    texts, origin = ({}, "") if update is None else (update.texts, update.origin)
+    rules, error = load_usable_bounce_rules(settings.rules_files, texts, origin)
+    if error is not None:
+        log.error("deliverability update cannot be used", error=str(error))
+    return rules
+
+
 class Qualification:
     """Owned by the master's loop. ``frame`` and ``judge`` are of the rules and texts in force."""
 
@@ -46,12 +56,7 @@ class Qualification:
         self._use(BounceRules(self._load(self._update), self.frame.texts))
 
     def _load(self, update: Update | None) -> list[BounceRule]:
-        """With the update, where this program can read it. Raises BadInput for a file."""
-        texts, origin = ({}, "") if update is None else (update.texts, f"bundle {update.version}")
-        rules, error = load_usable_bounce_rules(self._settings.rules_files, texts, origin)
-        if error is not None:
-            log.error("deliverability update cannot be used", error=str(error))
-        return list(rules)
+        return list(bounce_rules(self._settings, update))
 
     def reload(self) -> None:
         """As `read`; what is wrong is logged."""
@@ -72,10 +77,10 @@ class Qualification:
             self._use(BounceRules(self.frame.rules, texts))
 
     async def _take_update(self, conn: Conn) -> None:
-        if await updates.newest_id(conn) == (0 if self._update is None else self._update.id):
+        update = await updates.newer_than(conn, self._update)
+        if update is None:
             return
-        self._update = update = await updates.in_force(conn)
-        assert update is not None, "there is one"
+        self._update = update
         try:
             rules = await asyncio.to_thread(self._load, update)
         except BadInput as error:

@@ -143,11 +143,10 @@ class Rulebook:
                 self._wanted = None
             await self._take(applied, wanted.bundle, self._adopt, of_file=wanted.rules)
             log.info("rules reloaded", file=str(self._path), rule_set=applied.id)
-        newest_update = await updates.newest_id(conn)
-        is_update_new = newest_update != (0 if self._update is None else self._update.id)
-        if is_update_new:
-            self._update = await updates.in_force(conn)
-        if is_update_new or await rule_sets.newest_id(conn) != self._looked_at:
+        update = await updates.newer_than(conn, self._update)
+        if update is not None:
+            self._update = update
+        if update is not None or await rule_sets.newest_id(conn) != self._looked_at:
             found = await rule_sets.in_force(conn)
             if found is not None:
                 await self._take(*found, self._adopt)
@@ -170,8 +169,7 @@ class Rulebook:
         update = self._update
         if update is not None and is_updated(bundle.texts, update.texts):
             try:
-                origin = f"bundle {update.version}"
-                return parse_updated_rules(bundle.root, bundle.texts, update.texts, origin), update.digest
+                return parse_updated_rules(bundle.root, bundle.texts, update.texts, update.origin), update.digest
             except BadInput as error:
                 log.error("deliverability update cannot be used", error=str(error))
         return parse_bundle(bundle.root, bundle.texts) if of_file is None else of_file, ""

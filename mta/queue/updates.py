@@ -84,6 +84,11 @@ class Update(msgspec.Struct, frozen=True):
     restores: int | None
     texts: dict[str, str]
 
+    @property
+    def origin(self) -> str:
+        """What errors call it."""
+        return f"bundle {self.version}"
+
 
 class Attempt(msgspec.Struct, frozen=True):
     """One row of the history. ``by_whom`` is empty for the schedule."""
@@ -109,10 +114,10 @@ class Candidate(msgspec.Struct, frozen=True):
     texts: dict[str, str]
 
 
-async def newest_id(conn: Conn) -> int:
-    """Of the update in force; 0 when none was ever applied."""
-    found: int | None = await conn.fetchval(_NEWEST_ID)
-    return found or 0
+async def newer_than(conn: Conn, seen: Update | None) -> Update | None:
+    """The update in force, where it is another than the one that was ``seen``. A look costs one number."""
+    newest: int | None = await conn.fetchval(_NEWEST_ID)
+    return None if newest == (None if seen is None else seen.id) else await in_force(conn)
 
 
 async def in_force(conn: Conn) -> Update | None:

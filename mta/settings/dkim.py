@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -14,14 +13,12 @@ from mta.model.address import parse_domain
 from mta.model.errors import BadInput
 from mta.model.limits import FRAME_BYTES_MAX
 from mta.settings.toml_lines import KeyPath
-from mta.settings.toml_source import TomlSource, read_whole, shown
+from mta.settings.toml_source import TomlSource, only_owner_and_group, read_whole, shown
 
 DKIM_ENTRIES_MAX: Final = 5_000
 KEY_FILE_BYTES_MAX: Final = 8 * 1024  # an RSA key of 4096 bits has 3.3 KB, and may have a comment
 # All keys go to a child in one frame.
 assert DKIM_ENTRIES_MAX * (KEY_FILE_BYTES_MAX + 1024) < FRAME_BYTES_MAX
-# Neither may a stranger read it, nor anybody but its owner exchange it: 0600, 0640, 0400, 0440 pass.
-_MODE_REFUSED: Final = stat.S_IWGRP | stat.S_IRWXO
 
 
 class DkimEntry(msgspec.Struct, frozen=True):
@@ -129,15 +126,8 @@ class KeyFile:
 def read_key(entry: DkimEntry) -> KeyFile:
     """The key of an entry. Raises BadInput, with the entry's line and the file, when it cannot or must not be used."""
     try:
-        pem, known = read_whole(entry.key, KEY_FILE_BYTES_MAX, _refusal)
+        pem, known = read_whole(entry.key, KEY_FILE_BYTES_MAX, only_owner_and_group("a private key"))
         key = load_key(pem, str(entry.key))
     except BadInput as error:
         raise BadInput(entry.where, f"dkim.key: {error.where} {error.what}") from None
     return KeyFile(pem, key, _stamp(known))
-
-
-def _refusal(known: os.stat_result) -> str:
-    mode = stat.S_IMODE(known.st_mode)
-    if mode & _MODE_REFUSED:
-        return f"has mode {mode:04o}: a private key is readable by its owner and group at most (chmod 0600, or 0640)"
-    return ""

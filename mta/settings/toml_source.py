@@ -146,6 +146,19 @@ def _bounds(meta: msgspec.Meta) -> str:
     return ""
 
 
+def only_owner_and_group(what: str) -> Callable[[os.stat_result], str]:
+    """For ``read_whole``, of a file that holds a secret, which is ``what``: no stranger may read it, and nobody but its
+    owner exchange it. 0600, 0640, 0400, 0440 pass."""
+
+    def refusal(known: os.stat_result) -> str:
+        mode = stat.S_IMODE(known.st_mode)
+        if mode & (stat.S_IWGRP | stat.S_IRWXO):
+            return f"has mode {mode:04o}: {what} is readable by its owner and group at most (chmod 0600, or 0640)"
+        return ""
+
+    return refusal
+
+
 def read_whole(
     path: Path, bytes_max: int, refusal: Callable[[os.stat_result], str] = lambda _: ""
 ) -> tuple[bytes, os.stat_result]:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import stat
 from collections.abc import Iterable, Iterator
-from os import stat_result
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -16,11 +14,9 @@ import msgspec
 from mta.model.errors import BadInput
 from mta.model.event import Event, make_event
 from mta.queue.streams import Place, Slice, place_of
-from mta.settings.toml_source import read_whole
+from mta.settings.toml_source import only_owner_and_group, read_whole
 
 SECRET_FILE_BYTES_MAX: Final = 8 * 1024
-# Neither may a stranger read it, nor anybody but its owner exchange it.
-_MODE_REFUSED: Final = stat.S_IWGRP | stat.S_IRWXO
 encoded = msgspec.json.Encoder().encode  # an event as one line of JSON
 
 
@@ -113,7 +109,7 @@ def event_of(line: asyncpg.Record, names: dict[int, str]) -> Event:
 def read_secret(path: str, where: str, key: str) -> str:
     """The text of a file that only its owner and group can read, without space around it. Raises BadInput."""
     try:
-        content, _ = read_whole(Path(path), SECRET_FILE_BYTES_MAX, _refusal)
+        content, _ = read_whole(Path(path), SECRET_FILE_BYTES_MAX, only_owner_and_group("a secret"))
         text = content.decode("ascii").strip()
     except BadInput as error:
         raise BadInput(where, f"stream.{key}: {error.where} {error.what}") from None
@@ -122,13 +118,6 @@ def read_secret(path: str, where: str, key: str) -> str:
     if not text:
         raise BadInput(where, f"stream.{key}: {path} is empty")
     return text
-
-
-def _refusal(known: stat_result) -> str:
-    mode = stat.S_IMODE(known.st_mode)
-    if mode & _MODE_REFUSED:
-        return f"has mode {mode:04o}: a secret is readable by its owner and group at most (chmod 0600, or 0640)"
-    return ""
 
 
 def extra(modules: Iterable[str], name: str, where: str) -> list[Any]:
