@@ -57,10 +57,6 @@ class Window:
     def _leaves_at_s(self, bucket: int) -> float:
         return (bucket + 1) * self.width_s + self.span_s
 
-    def leaves_s(self) -> float:
-        """When the oldest bucket leaves; inf when there is none."""
-        return self._leaves_at_s(self._buckets[0][0]) if self._buckets else math.inf
-
     def expire(self, now_s: float) -> None:
         buckets = self._buckets
         while buckets and self._leaves_at_s(buckets[0][0]) <= now_s:
@@ -107,17 +103,13 @@ class Quota:
     (never attempted: as if never taken). O(1) amortised; at most some 60 pairs of integers of memory a window.
     """
 
-    __slots__ = ("_free", "_look_s", "_shares", "in_flight", "windows")
+    __slots__ = ("_shares", "in_flight", "windows")
 
     windows: list[Window]
 
     def __init__(self, ceilings: Iterable[Ceiling], shares: Mapping[int, int] | None = None) -> None:
         self.in_flight = 0
         self.windows = []
-        # What the windows leave free, before what is in flight, as it is until then: it is asked for several times in
-        # each decision, and changes but once in it.
-        self._free = 0
-        self._look_s = -math.inf
         self._shares: Mapping[int, int] | None = shares
         self.set_ceilings(ceilings)
 
@@ -146,7 +138,6 @@ class Quota:
         self._shares = shares
         for window in self.windows:
             window.share = UNLIMITED if shares is None else shares.get(window.span_s, 0)
-        self._look_s = -math.inf
 
     def _left(self) -> int:
         left = UNLIMITED
@@ -158,17 +149,9 @@ class Quota:
 
     def available(self, now_s: float) -> int:
         """How much may be handed out now."""
-        if now_s >= self._look_s:
-            self._look(now_s)
-        free = self._free - self.in_flight
-        return free if free > 0 else 0
-
-    def _look(self, now_s: float) -> None:
-        self._look_s = math.inf
         for window in self.windows:
             window.expire(now_s)
-            self._look_s = min(self._look_s, window.leaves_s())
-        self._free = self._left() + self.in_flight
+        return max(0, self._left())
 
     def take(self, n: int) -> None:
         """Hands out ``n`` credits, at most what ``available`` has just said."""
@@ -191,7 +174,6 @@ class Quota:
             for window in self.windows:
                 window.expire(now_s)
                 window.add(now_s, n)
-            self._look_s = -math.inf
 
     def carry(self, n: int) -> None:
         """``n`` were in flight already when this limit came to hold for them, even if they exceed it."""
@@ -202,7 +184,6 @@ class Quota:
         for window in self.windows:
             if source := _best_source(other.windows, window.span_s):
                 window.merge(source.counts())
-        self._look_s = -math.inf
 
     def _land(self, n: int) -> None:
         if n < 0 or n > self.in_flight:
@@ -258,7 +239,6 @@ class Quota:
         for window in self.windows:
             window.merge(counts)
             window.expire(now_s)
-        self._look_s = -math.inf
 
     def _bounds(self) -> str:
         return ", ".join(f"{window.bound} in {window.span_s} s" for window in self.windows)
