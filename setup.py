@@ -48,6 +48,7 @@ COMPILED = (
     "mta/simulation/backlog.py",
     "mta/simulation/tally.py",
     "mta/simulation/provider.py",
+    "mta/simulation/reactions.py",
     "mta/simulation/judge.py",
     "mta/simulation/node.py",
     "mta/simulation/engine.py",

@@ -19,6 +19,7 @@ from mta.simulation.scenario import DeliveryModel
 from mta.simulation.tally import Row
 from mta.traffic.egress import EgressChooser
 from mta.traffic.fair import FairQueue, effective_weight
+from mta.traffic.ready import Stream
 
 APPENDS_MAX: Final = 96  # a delivery that is appended over time comes in so many pieces
 _DUE_STEP_S: Final = 1.0  # what comes back is due at whole steps
@@ -48,7 +49,9 @@ class Errand:
         "first_done_s",
         "id",
         "is_over",
+        "message_bytes",
         "model",
+        "stream",
         "valid_until_s",
         "waiting",
         "weight",
@@ -56,8 +59,10 @@ class Errand:
 
     def __init__(self, number: int, model: DeliveryModel, chooser: EgressChooser) -> None:
         self.id = number
+        self.stream = Stream(number, ())
         self.model = model
         self.chooser = chooser
+        self.message_bytes: int = model.message_bytes
         self.weight = effective_weight(model.priority, model.weight)
         self.valid_until_s = model.start_s + model.validity_s
         self.waiting = model.recipients  # without a final outcome

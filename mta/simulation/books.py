@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from itertools import count
+import math
 from typing import Any
 
 from mta.simulation.backlog import Backlog, Errand, Part, Place
@@ -11,28 +11,52 @@ from mta.simulation.tally import Tally
 from mta.traffic.retry import RetrySchedule
 
 
-class Agenda:
-    """What happens next, under a clock that jumps. Times are seconds since the start of the simulation."""
+class Due:
+    """Something that happens at a moment, and what was put down for the same moment after it."""
 
-    __slots__ = ("_entries", "_numbers", "now_s")
+    __slots__ = ("kind", "last", "then", "what")
+
+    def __init__(self, kind: int, what: Any) -> None:
+        self.kind = kind
+        self.what = what
+        self.then: Due | None = None
+        self.last: Due | None = None  # kept by the first one; none while it is alone
+
+
+class Agenda:
+    """What happens next, under a clock that jumps. Times are seconds since the start of the simulation.
+
+    Moments are plain numbers in a heap, and what happens then is beside it: nothing else need be compared.
+    """
+
+    __slots__ = ("_due", "_moments", "now_s")
 
     def __init__(self) -> None:
         self.now_s = 0.0
-        self._entries: list[tuple[float, int, int, Any]] = []
-        self._numbers = count()
+        self._moments: list[float] = []
+        self._due: dict[float, Due] = {}
 
     def at(self, at_s: float, kind: int, what: Any) -> None:
-        heapq.heappush(self._entries, (at_s, next(self._numbers), kind, what))
+        due = Due(kind, what)
+        first = self._due.get(at_s)
+        if first is None:
+            self._due[at_s] = due
+            heapq.heappush(self._moments, at_s)
+        else:
+            (first.last or first).then = due
+            first.last = due
 
     def next_s(self) -> float:
-        return self._entries[0][0] if self._entries else float("inf")
+        return self._moments[0] if self._moments else math.inf
 
-    def pop_due(self) -> tuple[int, Any] | None:
-        """The next that is due by now, as (kind, what)."""
-        if not self._entries or self._entries[0][0] > self.now_s:
+    def pop_due(self) -> Due | None:
+        """The first of the earliest moment that is due by now; the others follow as its ``then``."""
+        if not self._moments or self._moments[0] > self.now_s:
             return None
-        _, _, kind, what = heapq.heappop(self._entries)
-        return kind, what
+        moment_s: float = heapq.heappop(self._moments)
+        due = self._due[moment_s]
+        del self._due[moment_s]
+        return due
 
 
 class Books:

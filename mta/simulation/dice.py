@@ -1,7 +1,7 @@
 """A small generator of chances: the same seed gives the same chances on every machine.
 
-SplitMix64 (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators"): one multiplication chain a
-draw, and any seed is a good one. Not for secrets.
+Two multiplicative generators of 31 bits, taken together (L'Ecuyer 1988, "Efficient and portable combined random number
+generators", CACM 31(6)): its period is 2e18, and no product in it needs more than a machine word. Not for secrets.
 """
 
 from __future__ import annotations
@@ -9,36 +9,41 @@ from __future__ import annotations
 import math
 from typing import Final
 
-_WORD: Final = (1 << 64) - 1
-_GOLDEN: Final = 0x9E3779B97F4A7C15
-_MIX_A: Final = 0xBF58476D1CE4E5B9
-_MIX_B: Final = 0x94D049BB133111EB
-_FRACTION: Final = 1.0 / (1 << 53)
-NEVER: Final = 2**62  # further away than any count of messages
+_MODULUS_A: Final = 2_147_483_563
+_MODULUS_B: Final = 2_147_483_399
+_FACTOR_A: Final = 40_014
+_FACTOR_B: Final = 40_692
+_STATES: Final = _MODULUS_A - 1  # that a word can have: 1 to so many
+_FRACTION: Final = 1.0 / _MODULUS_A
+_SPREAD: Final = 0x9E3779B97F4A7C15  # seeds that follow each other begin far apart
+NEVER: Final = 2**60  # further away than any count of messages
 
 
 class Dice:
     """All draws come from the one seed, in order."""
 
-    __slots__ = ("_state",)
+    __slots__ = ("_a", "_b")
 
     def __init__(self, seed: int) -> None:
-        self._state = seed & _WORD
+        spread = (seed + 1) * _SPREAD % (1 << 64)
+        self._a = spread % (_MODULUS_A - 1) + 1
+        self._b = (spread >> 31) % (_MODULUS_B - 1) + 1
+        for _ in range(8):
+            self.word()
 
     def word(self) -> int:
-        """64 even bits."""
-        self._state = (self._state + _GOLDEN) & _WORD
-        mixed = self._state
-        mixed = ((mixed ^ (mixed >> 30)) * _MIX_A) & _WORD
-        mixed = ((mixed ^ (mixed >> 27)) * _MIX_B) & _WORD
-        return mixed ^ (mixed >> 31)
+        """One of 2**31 - 86 numbers from 1 on, all as likely."""
+        self._a = self._a * _FACTOR_A % _MODULUS_A
+        self._b = self._b * _FACTOR_B % _MODULUS_B
+        word = self._a - self._b
+        return word if word > 0 else word + _STATES
 
     def uniform(self) -> float:
-        """In [0, 1)."""
-        return (self.word() >> 11) * _FRACTION
+        """In (0, 1)."""
+        return self.word() * _FRACTION
 
     def below(self, bound: int) -> int:
-        """0 .. bound - 1."""
+        """0 .. bound - 1; ``bound`` is small beside 2**31."""
         return self.word() % bound
 
     def shuffle(self, names: list[str]) -> None:

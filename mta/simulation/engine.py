@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 
 from mta.model.site import MxHost, Site, site_key
 from mta.simulation.backlog import Backlog, Errand, Place, append_times
-from mta.simulation.books import Agenda, Books
+from mta.simulation.books import Agenda, Books, Due
 from mta.simulation.bottleneck import IN_QUEUE, Cause, why
 from mta.simulation.dice import Dice
 from mta.simulation.judge import Judge
@@ -195,7 +195,7 @@ class World:
                 agenda.now_s = self.scenario.duration_s
                 break
             while (due := agenda.pop_due()) is not None:
-                self._happen(due[0], due[1])
+                self._happen_all(due)
             for node in self.nodes:
                 if node.is_touched or node.next_due_s <= agenda.now_s:
                     node.pump()
@@ -231,6 +231,11 @@ class World:
         if self.books.back_at_s < math.inf:
             self._claim_by(self.books.back_at_s)
             self.books.back_at_s = math.inf
+
+    def _happen_all(self, due: Due | None) -> None:
+        while due is not None:
+            self._happen(due.kind, due.what)
+            due = due.then
 
     def _happen(self, kind: int, what: object) -> None:
         if kind == DONE:

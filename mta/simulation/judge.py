@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 
 from mta.simulation.dice import Dice
 from mta.traffic.limits import DAY_S, SECOND_S, Limits
-from mta.traffic.rules import QuietHours, Rule, RuleSet, Scope, WarmUp, limit_key, path_key
+from mta.traffic.rules import Rule, RuleSet, Scope, WarmUp, limit_key, path_key
 
 DETAILS_MAX: Final = 20
 _EVEN: Final = 1  # of a die's word
@@ -80,20 +80,22 @@ class Account:
         self.bytes_ = [_Tape(f"bytes in {span} s", span, most) for span, most in limits.byte_ceilings()]
         self.begun = [_Tape(f"connections begun in {span} s", span, most) for span, most in limits.opening_ceilings()]
 
-    @property
-    def counts_messages(self) -> bool:
-        return bool(self.messages or self.bytes_)
 
+class Docket:
+    """What one kind of connection is judged by: the same for all connections of a rule, an egress and a peer.
 
-class Docket(NamedTuple):
-    """What one kind of connection is judged by: the same for all connections of a rule, an egress and a peer."""
+    ``counting``: of its accounts, those that count messages or bytes. ``is_fine``: a limit of a second is among them.
+    """
 
-    accounts: tuple[Account, ...]
-    counting: tuple[Account, ...]  # of them, those that count messages or bytes
-    per_connection: int | None
-    quiet: QuietHours | None
-    key: str
-    is_fine: bool  # a limit of a second is among them
+    __slots__ = ("accounts", "counting", "is_fine", "key", "per_connection", "quiet")
+
+    def __init__(self, accounts: tuple[Account, ...], rule: Rule, key: str) -> None:
+        self.accounts = accounts
+        self.counting = tuple([account for account in accounts if account.messages or account.bytes_])
+        self.per_connection = rule.messages_per_connection_max
+        self.quiet = rule.quiet_hours
+        self.key = key
+        self.is_fine = any(tape.span_s <= SECOND_S for account in accounts for tape in account.messages)
 
 
 class Judge:
@@ -116,14 +118,7 @@ class Judge:
         if found is None:
             rule = self._rules.match(mx_host, egress_id, site, domain_class)
             accounts = self._accounts_of(rule, egress_id, peer)
-            found = Docket(
-                accounts,
-                tuple(account for account in accounts if account.counts_messages),
-                rule.messages_per_connection_max,
-                rule.quiet_hours,
-                limit_key(rule, egress_id, peer),
-                any(tape.span_s <= SECOND_S for account in accounts for tape in account.messages),
-            )
+            found = Docket(accounts, rule, limit_key(rule, egress_id, peer))
             self._dockets[mx_host, egress_id, site, domain_class, peer] = found
         return found
 

@@ -50,7 +50,9 @@ class Batch:
         self.lane = action.lane
         self.stream = action.stream
         self.taken = taken
-        self.amount = sum([len(positions) for _, positions in taken])
+        self.amount = 0
+        for _, positions in taken:
+            self.amount += len(positions)
         self.retry = retry
         self.handed_s = handed_s
         self.is_early = False  # for the judge: it leaves at once
@@ -62,6 +64,7 @@ class Connection:
     __slots__ = (
         "account",
         "docket",
+        "idle_s",
         "idle_since_s",
         "is_busy",
         "is_closing",
@@ -75,6 +78,7 @@ class Connection:
         "provider",
         "queue",
         "session",
+        "session_s",
         "used",
     )
 
@@ -84,6 +88,9 @@ class Connection:
         self.provider: Provider = place.provider
         self.account = account
         self.docket = docket
+        timeouts = session.hop.rule.timeouts
+        self.idle_s: float = timeouts.idle_s
+        self.session_s: float = timeouts.session_s
         self.ladder = ""  # of the warm-up plan that holds for it
         self.queue: deque[Batch] = deque()
         self.is_open = False
@@ -156,7 +163,7 @@ class Node:
             return
         chooser = self._reactions.chooser(errand.chooser, place.site.key)
         lane = self.schedule.lane(place.site, chooser, place.domain)
-        stream = Stream(errand.id, ())
+        stream = errand.stream
         # As parts come: what is given back of them goes by the part, each with a time of its own.
         for begin in range(0, messages, PART_RECIPIENTS):
             part = Part(errand, place, attempt, first_s)
@@ -216,11 +223,12 @@ class Node:
         errand = action.taken[0][0].errand
         retry = self._retries.get(session.id)
         self.out += action.amount
+        size_bytes = errand.message_bytes
         for taken in [action.taken] if not connection.docket.is_fine else self._pieces(connection, action.taken):
             batch = Batch(action, taken, retry, self._agenda.now_s)
             connection.used += batch.amount
             batch.is_early = self._judge.handed(
-                connection.docket, batch.amount, connection.used, errand.model.message_bytes, self._agenda.now_s
+                connection.docket, batch.amount, connection.used, size_bytes, self._agenda.now_s
             )
             connection.queue.append(batch)
         if connection.is_open and not connection.is_busy:
@@ -276,7 +284,7 @@ class Node:
     def _begin(self, connection: Connection) -> None:
         """The next batch is under way."""
         now_s = self._agenda.now_s
-        if now_s - connection.opened_s >= connection.session.hop.rule.timeouts.session_s:
+        if now_s - connection.opened_s >= connection.session_s:
             self._lose(connection, "")
             return
         connection.is_busy = True
@@ -301,7 +309,9 @@ class Node:
     def _decide(self, connection: Connection, batch: Batch) -> str:
         """Outcomes of a batch; the cause when the provider ended the connection."""
         now_s = self._agenda.now_s
-        used = connection.used - batch.amount - sum(other.amount for other in connection.queue)
+        used = connection.used - batch.amount
+        for other in connection.queue:
+            used -= other.amount
         attempted = 0
         ends = ""
         back: list[tuple[Part, int]] = []
@@ -346,7 +356,7 @@ class Node:
     def _report(self, connection: Connection, batch: Batch, attempted: int, now_s: float) -> None:
         """As the collector does."""
         errand = batch.taken[0][0].errand
-        size_bytes = errand.model.message_bytes
+        size_bytes = errand.message_bytes
         returned = batch.amount - attempted
         self.out -= batch.amount
         connection.used -= returned
@@ -370,14 +380,13 @@ class Node:
         connection.idle_since_s = self._agenda.now_s
         if not connection.is_watched:
             connection.is_watched = True
-            idle_s = connection.session.hop.rule.timeouts.idle_s
-            self._agenda.at(self._agenda.now_s + idle_s, IDLE, connection)
+            self._agenda.at(self._agenda.now_s + connection.idle_s, IDLE, connection)
 
     def idle(self, connection: Connection) -> None:
         connection.is_watched = False
         if connection.is_over or connection.is_closing or connection.queue:
             return
-        ends_s = connection.idle_since_s + connection.session.hop.rule.timeouts.idle_s
+        ends_s = connection.idle_since_s + connection.idle_s
         if ends_s <= self._agenda.now_s + 1e-9:
             self._lose(connection, "")
         else:

@@ -6,7 +6,7 @@ It knows nothing of our rules. It counts by our source address what arrives, as 
 from __future__ import annotations
 
 from collections import deque
-from typing import Final, NamedTuple
+from typing import Final
 
 from mta.simulation.dice import Chances, Dice, Latency
 from mta.simulation.scenario import Outage, OutageKind, ProviderModel
@@ -18,18 +18,30 @@ _GRAINS: Final = 64  # a provider's window is counted in so many pieces
 NOTHING: Final[tuple[tuple[str, int], ...]] = ()
 
 
-class Fate(NamedTuple):
+class Fate:
     """What became of the messages of one batch, in order: so many delivered, then failed, deferred, never begun.
 
-    ``ends``: the connection is lost with this cause; empty: it goes on.
+    ``failed``, ``deferred``: (reply, messages). ``ends``: the connection is lost with this cause; empty: it goes on.
+    ``refused``: of them, those that exceeded a limit of the provider or met its block.
     """
 
-    delivered: int
-    failed: tuple[tuple[str, int], ...]  # (reply, messages)
-    deferred: tuple[tuple[str, int], ...]
-    returned: int
-    ends: str
-    refused: int  # of them, those that exceeded a limit of the provider or met its block
+    __slots__ = ("deferred", "delivered", "ends", "failed", "refused", "returned")
+
+    def __init__(
+        self,
+        delivered: int,
+        failed: tuple[tuple[str, int], ...],
+        deferred: tuple[tuple[str, int], ...],
+        returned: int,
+        ends: str,
+        refused: int,
+    ) -> None:
+        self.delivered = delivered
+        self.failed = failed
+        self.deferred = deferred
+        self.returned = returned
+        self.ends = ends
+        self.refused = refused
 
 
 class _Rate:
@@ -89,6 +101,8 @@ class Provider:
         "_deferred",
         "_failed",
         "_grey",
+        "_greylist_s",
+        "_has_outages",
         "_message",
         "connections",
         "connections_most",
@@ -98,6 +112,8 @@ class Provider:
 
     def __init__(self, model: ProviderModel, dice: Dice) -> None:
         self.model = model
+        self._greylist_s = model.greylist_s
+        self._has_outages = bool(model.outages)
         self._accounts: dict[str, Account] = {}
         self._connect = Latency(model.connect_s, model.spread, dice)
         self._message = Latency(model.message_s, model.spread, dice)
@@ -171,7 +187,7 @@ class Provider:
         ``waited_s``: since their first attempt; below 0: this is it.
         """
         model = self.model
-        if model.outages and self.outage(now_s) is not None:
+        if self._has_outages and self.outage(now_s) is not None:
             return Fate(0, NOTHING, NOTHING, messages, "the connection was lost", 0)
         block = model.block
         if block is not None and now_s < account.blocked_until_s:
@@ -204,7 +220,9 @@ class Provider:
         deferred = self._deferred.hits(messages - failed)
         left = messages - failed - deferred
         grey = 0
-        if model.greylist_s > 0.0 and waited_s < model.greylist_s:
+        if left == messages and self._greylist_s <= 0.0:
+            return Fate(messages, NOTHING, NOTHING, 0, "", 0)
+        if self._greylist_s > 0.0 and waited_s < self._greylist_s:
             # Who is known to be grey is refused again; before the first attempt nobody is.
             grey = self._grey.hits(left) if waited_s < 0.0 else left
         whys: list[tuple[str, int]] = []
