@@ -20,7 +20,7 @@ from mta.smtp.envelope import Stage
 from mta.wire import Batch, BatchPart, ChildFrame, Open, Opened, OpenFailed, SessionClosed
 
 # One under way and the next: its commands go out in the write that ends the body before it.
-DEPTH = 2
+DEPTH: Final = 2
 _DELIVERED: Final = Status.DELIVERED
 TLS_POLICIES: dict[str, TlsPolicy] = {
     "disabled": "disabled",

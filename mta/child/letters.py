@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NoReturn, Protocol
+from typing import Final, NoReturn, Protocol
 
 import msgspec
 
@@ -15,9 +15,9 @@ from mta.smtp.envelope import Envelope, Probe
 from mta.wire import Batch, BatchPart, Open
 
 Row = tuple[str, str | None, list[str] | None]
-_rows_decoder = msgspec.json.Decoder(list[tuple[str, str | None, list[str]]])
-_raw_rows_decoder = msgspec.json.Decoder(list[tuple[str, str | None, msgspec.Raw]])
-_values_decoder = msgspec.json.Decoder(list[str])
+_rows_decoder: Final = msgspec.json.Decoder(list[tuple[str, str | None, list[str]]])
+_raw_rows_decoder: Final = msgspec.json.Decoder(list[tuple[str, str | None, msgspec.Raw]])
+_values_decoder: Final = msgspec.json.Decoder(list[str])
 
 
 class CarriedBy(Protocol):

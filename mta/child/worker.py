@@ -13,7 +13,7 @@ import os
 import resource
 import socket
 from pathlib import Path
-from typing import cast
+from typing import Final, cast
 
 import structlog
 
@@ -55,10 +55,10 @@ from mta.wire import (
 )
 from mta.wire import Template as TemplateFrame
 
-REPORT_DELAY_S = 0.010
-REPORT_OUTCOMES = 400  # then a report goes at once
-SWEEP_S = 1.0
-_PAGE_BYTES = resource.getpagesize()
+REPORT_DELAY_S: Final = 0.010
+REPORT_OUTCOMES: Final = 400  # then a report goes at once
+SWEEP_S: Final = 1.0
+_PAGE_BYTES: Final = resource.getpagesize()
 
 log = structlog.get_logger()
 

@@ -28,21 +28,21 @@ NXDOMAIN: Final = 3
 NOTIMP: Final = 4
 RCODE_NAMES: Final = {1: "FORMERR", 2: "SERVFAIL", 4: "NOTIMP", 5: "REFUSED", 9: "NOTAUTH"}
 
-_IN = 1
-_NS = 2
+_IN: Final = 1
+_NS: Final = 2
 _QR, _AA, _TC, _RD, _AD = 0x8000, 0x0400, 0x0200, 0x0100, 0x0020
-_OPCODE = 0x7800
-_HEADER = Struct("!6H")
-_QUESTION_TAIL = Struct("!2H")
-_RECORD = Struct("!HHIH")
-_POINTER_TO_QUESTION = 0xC00C
-_UINT16 = Struct("!H")
-_UINT32 = Struct("!I")
-_ID_AND_FLAGS = Struct("!2H")
-_TLSA = Struct("!3B")  # RFC 6698 §2.1
+_OPCODE: Final = 0x7800
+_HEADER: Final = Struct("!6H")
+_QUESTION_TAIL: Final = Struct("!2H")
+_RECORD: Final = Struct("!HHIH")
+_POINTER_TO_QUESTION: Final = 0xC00C
+_UINT16: Final = Struct("!H")
+_UINT32: Final = Struct("!I")
+_ID_AND_FLAGS: Final = Struct("!2H")
+_TLSA: Final = Struct("!3B")  # RFC 6698 §2.1
 # Root name, type OPT, our payload size, no flags, no options (RFC 6891 §6.1.2).
-_OPT = b"\0" + _RECORD.pack(41, EDNS_PAYLOAD_BYTES, 0, 0)
-_PLAIN_NAME = re.compile(rb"[\x21-\x5b\x5d-\x7e]+")
+_OPT: Final = b"\0" + _RECORD.pack(41, EDNS_PAYLOAD_BYTES, 0, 0)
+_PLAIN_NAME: Final = re.compile(rb"[\x21-\x5b\x5d-\x7e]+")
 
 
 class BadPacket(Exception):  # noqa: N818 - says what was received

@@ -23,6 +23,7 @@ import random
 import socket
 from collections import OrderedDict, deque
 from collections.abc import Sequence
+from typing import Final
 
 import msgspec
 
@@ -30,13 +31,14 @@ from mta.dns import message
 from mta.dns.answer import Answer, Found, RecordType
 from mta.dns.nameservers import Endpoint
 
-_PORTS_PER_SERVER = 4
-_PORT_QUERIES_MAX = 2_000  # then a fresh source port takes its place
-_PACKETS_PER_WAKE_MAX = 16  # then the event loop's other duties get their turn
-_PACKET_BYTES_MAX = 65_535
-_RECEIVE_BUFFER_BYTES = 1 << 20  # answers to a burst of several hundred questions
-_REPEAT_AFTER_S = (0.5, 1.0)  # each after the one before; a recursive server may be at work for longer, and joins them
-_TCP_MAX = 64  # connections at once; few answers are that long
+_PORTS_PER_SERVER: Final = 4
+_PORT_QUERIES_MAX: Final = 2_000  # then a fresh source port takes its place
+_PACKETS_PER_WAKE_MAX: Final = 16  # then the event loop's other duties get their turn
+_PACKET_BYTES_MAX: Final = 65_535
+_RECEIVE_BUFFER_BYTES: Final = 1 << 20  # answers to a burst of several hundred questions
+# Each after the one before; a recursive server may be at work for longer, and joins them.
+_REPEAT_AFTER_S: Final = (0.5, 1.0)
+_TCP_MAX: Final = 64  # connections at once; few answers are that long
 
 
 class TransportStatistics(msgspec.Struct, frozen=True):

@@ -46,7 +46,7 @@ class Decision(NamedTuple):
     is_greylisted: bool = False
 
 
-_ENHANCED_REASONS = {
+_ENHANCED_REASONS: Final = {
     "1.1": Reason.USER_UNKNOWN,
     "1.2": Reason.INVALID_DOMAIN,
     "1.3": Reason.USER_UNKNOWN,
@@ -58,10 +58,10 @@ _ENHANCED_REASONS = {
 _ACCEPTED: Final = Kind.ACCEPTED
 _DELIVERED: Final = Status.DELIVERED
 _NOT_DEFINED: Final = Reason.NOT_DEFINED
-_BEFORE_CONTENT = frozenset({Stage.RSET, Stage.MAIL, Stage.RCPT, Stage.DATA})
-_CONTENT = frozenset({Stage.BODY, Stage.DOT})
-SERVICE_CLOSING = 421  # RFC 5321 §3.8
-RETURNED = Decision(None, Reason.NOT_DEFINED, Reply(0))  # no attempt was made
+_BEFORE_CONTENT: Final = frozenset({Stage.RSET, Stage.MAIL, Stage.RCPT, Stage.DATA})
+_CONTENT: Final = frozenset({Stage.BODY, Stage.DOT})
+SERVICE_CLOSING: Final = 421  # RFC 5321 §3.8
+RETURNED: Final = Decision(None, Reason.NOT_DEFINED, Reply(0))  # no attempt was made
 
 
 def triage(kind: Kind, stage: Stage, reply: Reply | None, cause: str) -> Decision:

@@ -263,7 +263,7 @@ class Answers:
             count_waiting((lane,), delivery_id, counted)
             if (waiting := counted.total() - before) == 0:
                 continue
-            weights.update(dict.fromkeys(daemon.schedule._groups_of(lane), waiting))
+            weights.update(dict.fromkeys(lane.groups.values(), waiting))
             if lane.wait is not None:
                 told = (waiting, lane.wait.detail)
                 details[lane.wait.reason.value] = max(details.get(lane.wait.reason.value, told), told)

@@ -11,7 +11,7 @@ import random
 import time
 from collections.abc import Callable, Iterable
 from datetime import datetime
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from mta.failure.triage import NOT_JUDGED
 from mta.master.books import BatchBook, DeliveryBook, LeasedPart
@@ -27,10 +27,10 @@ from mta.traffic.retry import RetrySchedule
 from mta.traffic.schedule import Schedule
 from mta.wire import Outcome, Report
 
-SURPLUS_STEP_S = 5  # surplus of one site that is due at about the same time shares parts
+SURPLUS_STEP_S: Final = 5  # surplus of one site that is due at about the same time shares parts
 _BYTES_DELIVERED, _BYTES_OTHER = TRAFFIC_AT["bytes_delivered"], TRAFFIC_AT["bytes_other"]
-_random = random.SystemRandom()
-SITE_PART_MIN = 8  # deferrals of one site in a flush that make a part of their own
+_random: Final = random.SystemRandom()
+SITE_PART_MIN: Final = 8  # deferrals of one site in a flush that make a part of their own
 
 
 class _Later(NamedTuple):
@@ -416,4 +416,4 @@ def _new_parts(later: dict[_Later, tuple[list[int], list[Row]]]) -> list[NewPart
     return parts
 
 
-NEW_PART_RECIPIENTS_MAX = 2_000  # what a node takes into memory at once when it comes back
+NEW_PART_RECIPIENTS_MAX: Final = 2_000  # what a node takes into memory at once when it comes back

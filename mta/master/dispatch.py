@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from itertools import count
+from typing import Final
 
 import msgspec
 
@@ -23,8 +24,8 @@ from mta.traffic.schedule import CloseSession, GiveBack, HandOut, OpenSession, S
 from mta.wire import Batch, BatchPart, Close, Forget, Open, Recall, Template
 
 # A part's rows are below PART_BYTES_MAX, so a batch stays below twice this, and far below a frame's bound.
-BATCH_BYTES_MAX = PART_BYTES_MAX
-_pack = msgspec.json.Encoder().encode
+BATCH_BYTES_MAX: Final = PART_BYTES_MAX
+_pack: Final = msgspec.json.Encoder().encode
 
 
 class Dispatch:

@@ -73,7 +73,7 @@ class Routing:
 
     def _route_all(self, part: LeasedPart, by_domain: dict[str, list[int]]) -> None:
         cached, held, domain_class = self._resolver.cached, self._holds.domain, self._schedule.domain_class
-        lanes: dict[tuple[Site, tuple[object, ...], str], tuple[str, list[int]]] = {}
+        lanes: dict[tuple[str, str, str], tuple[Site, str, list[int]]] = {}
         for domain, positions in by_domain.items():
             if (effect := held(domain)) is not None:
                 self._put_off(part, positions, domain, effect)
@@ -81,17 +81,17 @@ class Routing:
             route = cached(domain)
             if isinstance(route, Site):
                 of_domain = domain_class(domain)
-                key = (route, self._chooser(part, route, of_domain).eligible(domain), of_domain)
+                key = (route.key, self._chooser(part, route, of_domain).eligible_names(domain), of_domain)
                 lane = lanes.get(key)
                 if lane is None:
-                    lanes[key] = (domain, positions)
+                    lanes[key] = (route, domain, positions)
                 else:
-                    lane[1].extend(positions)
+                    lane[2].extend(positions)
             elif route is None:
                 self._ask(domain, part, positions)
             else:
                 self._no_route(part, positions, route)
-        for (site, _, _), (domain, positions) in lanes.items():
+        for site, domain, positions in lanes.values():
             self._ready(part, site, domain, positions)
 
     def _put_off(self, part: LeasedPart, positions: list[int], domain: str, effect: Effect) -> None:

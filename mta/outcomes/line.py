@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime
+from typing import Final
 
 from mta.failure.triage import NOT_JUDGED
 
-COLUMNS = (
+COLUMNS: Final = (
     "at",
     "delivery_id",
     "number",
@@ -32,12 +33,12 @@ COLUMNS = (
     "category",
 )
 # Columns of a line as it was before volume was recorded, and before failures were qualified.
-_BEFORE_BYTES = COLUMNS.index("bytes")
-_BEFORE_TYPE = COLUMNS.index("type")
+_BEFORE_BYTES: Final = COLUMNS.index("bytes")
+_BEFORE_TYPE: Final = COLUMNS.index("type")
 
 # PostgreSQL's COPY text format: these four would end a value or a row, NUL cannot be stored at all.
-_NEEDS_ESCAPE = re.compile(r"[\\\t\n\r\x00\ud800-\udfff]")
-_ESCAPES = {"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r", "\x00": "\\\\x00"}
+_NEEDS_ESCAPE: Final = re.compile(r"[\\\t\n\r\x00\ud800-\udfff]")
+_ESCAPES: Final = {"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r", "\x00": "\\\\x00"}
 
 
 def escaped(text: str) -> str:

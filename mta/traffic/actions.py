@@ -1,4 +1,8 @@
-"""What the schedule tells its owner to do, and the bounds that the owner sets."""
+"""What the schedule tells its owner to do, and the bounds that the owner sets.
+
+Actions are made for every batch: they are classes of their own, as a tuple with names costs several times as much to
+make and to read where this is compiled.
+"""
 
 from __future__ import annotations
 
@@ -11,39 +15,60 @@ from mta.traffic.sessions import Session
 PartT = TypeVar("PartT")
 
 
-class OpenSession(NamedTuple):
+class OpenSession:
     """Tell the child to open this session."""
 
-    session: Session
+    __slots__ = ("session",)
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
 
 
-class HandOut(NamedTuple, Generic[PartT]):
+class HandOut(Generic[PartT]):
     """Give the session these recipients, all of one stream."""
 
-    session: Session
-    lane: Lane[PartT]
-    stream: Stream
-    taken: Taken[PartT]
-    amount: int
+    __slots__ = ("amount", "lane", "session", "stream", "taken")
+
+    def __init__(self, session: Session, lane: Lane[PartT], stream: Stream, taken: Taken[PartT], amount: int) -> None:
+        self.session = session
+        self.lane = lane
+        self.stream = stream
+        self.taken = taken
+        self.amount = amount
 
 
-class CloseSession(NamedTuple):
+class CloseSession:
     """Tell the child to end this session when it has sent what it has."""
 
-    session: Session
+    __slots__ = ("session",)
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
 
 
-class GiveBack(NamedTuple, Generic[PartT]):
+class GiveBack(Generic[PartT]):
     """These recipients leave the memory. ``is_attempt``: their site failed, they are deferred by the retry
     schedule; else they are surplus, due again in ``due_in_s``."""
 
-    lane: Lane[PartT]
-    stream: Stream
-    part: PartT
-    positions: list[int]
-    due_in_s: float
-    is_attempt: bool
-    cause: str
+    __slots__ = ("cause", "due_in_s", "is_attempt", "lane", "part", "positions", "stream")
+
+    def __init__(
+        self,
+        lane: Lane[PartT],
+        stream: Stream,
+        part: PartT,
+        positions: list[int],
+        due_in_s: float,
+        is_attempt: bool,
+        cause: str,
+    ) -> None:
+        self.lane = lane
+        self.stream = stream
+        self.part = part
+        self.positions = positions
+        self.due_in_s = due_in_s
+        self.is_attempt = is_attempt
+        self.cause = cause
 
 
 Action = OpenSession | HandOut[PartT] | CloseSession | GiveBack[PartT]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from itertools import count
-from typing import Any
+from typing import Any, Final
 
 from mta.model.waiting import Wait, WaitReason
 from mta.traffic.actions import Action, Bounds, CloseSession, OpenSession
@@ -17,17 +17,22 @@ from mta.traffic.counters import Counters, Limit, Path, Room
 from mta.traffic.gates import Gate, Turns
 from mta.traffic.quota import UNLIMITED
 from mta.traffic.rules import NextMx, RuleSet
-from mta.traffic.sessions import Group, Hop, Session, bookings_of, count_hop, next_mx_of
+from mta.traffic.sessions import Full, Group, Hop, Session, bookings_of, count_hop, next_mx_of
 
 # A session that others of its limit wait for, and have none, goes on for so long; then they have their turn.
-TURN_S = 5.0
+TURN_S: Final = 5.0
 # A session with a less preferred host lasts so long once a better one may be tried again (RFC 5321 §5.1).
-SECOND_CHOICE_S = 60.0
-WINDOW_BATCHES = 4  # a fast session has so many batches in hand, so that none is waited for
+SECOND_CHOICE_S: Final = 60.0
+WINDOW_BATCHES: Final = 4  # a fast session has so many batches in hand, so that none is waited for
 
-NO_HOP = Wait(WaitReason.NO_EGRESS, math.inf, "no address of the site can be reached from this egress")
-BUSY = Wait(WaitReason.WINDOW, math.inf, "its sessions are busy")
-NO_CAPACITY = Wait(WaitReason.SESSIONS, math.inf, "all sessions of all children are in use")
+# Local names: an enum member looked up on its class costs more than the comparison it is for.
+_BACKOFF: Final = WaitReason.BACKOFF
+_NEVER: Final = NextMx.NEVER
+_WHEN_FULL: Final = NextMx.WHEN_FULL
+
+NO_HOP: Final = Wait(WaitReason.NO_EGRESS, math.inf, "no address of the site can be reached from this egress")
+BUSY: Final = Wait(WaitReason.WINDOW, math.inf, "its sessions are busy")
+NO_CAPACITY: Final = Wait(WaitReason.SESSIONS, math.inf, "all sessions of all children are in use")
 
 
 class Connections:
@@ -77,9 +82,9 @@ class Connections:
         if not group.wants_session(waiting):
             return BUSY
         hop = self._best_hop(group, now_s, gates, size_bytes)
-        if isinstance(hop, Wait):
+        if not isinstance(hop, Hop):
             # A server that refuses more connections than it has is busy, not failing.
-            return BUSY if hop.reason is WaitReason.BACKOFF and group.proven else hop
+            return BUSY if hop.reason is _BACKOFF and group.proven else hop
         free = self.credits(hop, now_s, size_bytes)
         if free < waiting and not group.wants_session(free):
             return BUSY  # the open ones can use up the credits
@@ -137,8 +142,9 @@ class Connections:
         age_s = now_s - session.opened_s
         if age_s < TURN_S:
             return False
-        if any(room.waiting_first > room.closing and not room.has_room for room in session.rooms):
-            return True
+        for room in session.rooms:
+            if room.waiting_first > room.closing and not room.has_room:
+                return True
         best = session.group.hops[0] if session.group.hops else session.hop
         return age_s >= SECOND_CHOICE_S and best.preference < session.hop.preference and best.path.is_open(now_s)
 
@@ -150,14 +156,14 @@ class Connections:
         full_preference = 0
         next_mx = next_mx_of(group.hops)
         for hop in group.hops:
-            if next_mx is NextMx.NEVER and hop.preference > group.hops[0].preference:
+            if next_mx is _NEVER and hop.preference > group.hops[0].preference:
                 break
-            if full is not None and hop.preference > full_preference and next_mx is not NextMx.WHEN_FULL:
+            if full is not None and hop.preference > full_preference and next_mx is not _WHEN_FULL:
                 break
             wait = self._why_not(hop, now_s, gates, size_bytes)
             if wait is None:
                 return hop
-            if wait.reason is WaitReason.BACKOFF or hop.path.suspended_until_s > now_s:
+            if wait.reason is _BACKOFF or hop.path.suspended_until_s > now_s:
                 if failing is None or wait.until < failing.until:
                     failing = wait
             elif full is None or wait.until < full.until:
@@ -207,7 +213,7 @@ class Connections:
     # --- life of a session --------------------------------------------------------------------
 
     def _open(self, group: Group, hop: Hop, now_s: float) -> Session:
-        child = min(self._children, key=self._children.__getitem__)
+        child = self._idlest_child()
         session = Session(next(self._ids), group, hop, child, (*hop.rooms, self._capacity), now_s)
         self._sessions[session.id] = session
         self._children[child] += 1
@@ -230,6 +236,13 @@ class Connections:
         self._actions.append(OpenSession(session))
         return session
 
+    def _idlest_child(self) -> int:
+        found, fewest = -1, -1
+        for child, sessions in self._children.items():
+            if fewest < 0 or sessions < fewest:
+                found, fewest = child, sessions
+        return found
+
     def hand(self, session: Session, amount: int, now_s: float, size_bytes: int = 0) -> None:
         """The session is given so many of at most that size; all counters know it from now on."""
         for booking in session.booked:
@@ -249,8 +262,7 @@ class Connections:
                 booking.volume_booked += booked
         if session.in_flight == 0:
             session.begin_measuring(now_s)
-            for room in session.rooms:
-                room.unrest(session.id)
+            session.unrest()
         session.in_flight += amount
         session.used += amount
         if session.group.waiting and session.room():
@@ -267,9 +279,9 @@ class Connections:
         session.is_closing = True
         session.group.usable -= 1
         session.group.proven -= session.progress > 0
+        session.unrest()
         for room in session.rooms:
             room.closing += 1
-            room.unrest(session.id)
 
     def opened(self, session_id: int, now_s: float) -> None:
         """The server greeted it and said what it offers."""
@@ -284,6 +296,8 @@ class Connections:
 
     def _begun(self, session: Session, now_s: float) -> None:
         """What became of its opening is known."""
+        if not session.openings:
+            return
         openings, session.openings = session.openings, []
         for limit, quota in openings:
             limit.begun(quota, now_s)
@@ -317,8 +331,7 @@ class Connections:
             self._made_progress(session, attempted, now_s)
         if not session.is_closing:
             if session.in_flight == 0:
-                for room in session.rooms:
-                    room.rest(session_id)
+                session.rest()
                 self._rested.append(session)
                 if session.is_trial and not session.progress:
                     self.close(session)  # others wait to hear of a trial that has nothing to try with
@@ -439,10 +452,13 @@ class Connections:
 
     def release_idle(self, now_s: float) -> None:
         """Closes what became idle and stayed so, where somebody waits for its place."""
+        if not self._rested:
+            return
         rested, self._rested = self._rested, []
         for session in rested:
-            if not (session.in_flight or session.is_closing) and any(r.lacks_room(now_s) for r in session.rooms):
-                self.close(session)
+            for room in session.rooms:
+                if not (session.in_flight or session.is_closing) and room.lacks_room(now_s):
+                    self.close(session)
 
     # --- children -----------------------------------------------------------------------------
 
@@ -487,7 +503,7 @@ class Connections:
                 rules,
                 self._counters,
             )
-            if hop != old:
+            if not hop.counts_as(old):
                 self._move(session, hop)
             self._book_anew(session, now_s)
             if not session.is_over and (
@@ -533,19 +549,19 @@ class Connections:
         """Counts a session in other rooms, even where there is no room for it."""
         old = session.hop
         session.hop = hop
-        session.limit, session.path = hop.limits[0], hop.path
+        session.limit, session.path = hop.limit, hop.path
         rooms = hop.rooms + session.rooms[len(old.rooms) :]
         if session.is_over:
             session.rooms = rooms
             return
-        is_idle = not session.is_closing and not session.in_flight
+        is_idle = session.is_resting
+        session.unrest()
         for room, change in [*((room, -1) for room in old.rooms), *((room, 1) for room in hop.rooms)]:
             room.sessions += change
             room.closing += change if session.is_closing else 0
-            room.unrest(session.id)
         session.rooms = rooms
-        for room in hop.rooms if is_idle else ():
-            room.rest(session.id)
+        if is_idle:
+            session.rest()
 
     def _close_excess(self, room: Room) -> None:
         while room.excess and (idle := room.idle_session) is not None:
@@ -557,11 +573,20 @@ class Connections:
 
 
 def _full(hop: Hop, room: Room) -> Wait:
+    """Why no session is opened by the hop while this room is full. Asked at each look of whoever waits there."""
+    is_share = room.lacks_share
+    known = hop.full
+    if known is None or known.room is not room or known.sessions_max != room.sessions_max or known.is_share != is_share:
+        known = hop.full = Full(room, is_share, _wait_while_full(hop, room, is_share))
+    return known.wait
+
+
+def _wait_while_full(hop: Hop, room: Room, is_share: bool) -> Wait:
     if isinstance(room, Limit):
         title, counted_on = room.title, room.key
     else:
         title, counted_on = f"rule {hop.rule.name}", f"{hop.rule.name} to {hop.peer}"
-    if room.lacks_share:
+    if is_share:
         detail = f"{title}: other nodes hold the rest, this one has {room.sessions_max}, counted on {counted_on}"
         return Wait(WaitReason.SHARE, math.inf, detail)
     return Wait(

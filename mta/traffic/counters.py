@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping
+from typing import Final
 
 from mta.model.egress import Egress
 from mta.traffic.effects import Effect, EffectKind, Target
@@ -19,10 +20,10 @@ from mta.traffic.rules import Rule, RuleSet, Scope, WarmUp, limit_key, path_key
 
 __all__ = ["Counters", "Held", "Limit", "Path", "Room"]
 
-_NONE = Limits()
+_NONE: Final = Limits()
 # A key that is stored says what is counted under it: messages have none, as they had before there was anything else.
-BYTES_SUFFIX = "#b"
-OPENINGS_SUFFIX = "#o"
+BYTES_SUFFIX: Final = "#b"
+OPENINGS_SUFFIX: Final = "#o"
 
 
 class Counters:

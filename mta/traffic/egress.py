@@ -11,9 +11,25 @@ from mta.model.egress import Egress, EgressPool
 from mta.model.masks import canonical_name, compile_masks
 
 _CACHED_DOMAINS_MAX = 50_000  # not Final: what is compiled would not see what a test sets
-# 2**64 divided by the golden ratio, odd: the most even of all additive sequences (Knuth, TAOCP 3, §6.4).
-_GOLDEN_STEP: Final = 0x9E3779B97F4A7C15
-_WORD: Final = 2**64
+# One divided by the golden ratio: the most even of all additive sequences (Knuth, TAOCP 3, §6.4).
+_GOLDEN_STEP: Final = 0.6180339887498949
+
+
+def is_among(egress: Egress, others: Sequence[Egress]) -> bool:
+    """As ``in``, for egresses of one pool, which are told apart by what they are and not by what they say."""
+    return any(other is egress for other in others)
+
+
+class _Eligible:
+    """Egresses that may carry mail for some domains, with their names in one text and their weights beside them."""
+
+    __slots__ = ("egresses", "names", "weights", "whole")
+
+    def __init__(self, egresses: tuple[Egress, ...]) -> None:
+        self.egresses = egresses
+        self.names = "\n".join([egress.name for egress in egresses])
+        self.weights = [egress.weight for egress in egresses]
+        self.whole = sum(self.weights)
 
 
 class EgressChooser:
@@ -25,12 +41,13 @@ class EgressChooser:
     regular subsequence of this one is spread evenly too, so the weights also hold for each site.
     """
 
-    __slots__ = ("_eligible", "_masks", "_only", "_point", "pool")
+    __slots__ = ("_eligible", "_kinds", "_masks", "_only", "_point", "pool")
 
     def __init__(self, pool: EgressPool) -> None:
         self.pool = pool
-        self._point = 0
-        self._eligible: dict[str, tuple[Egress, ...]] = {}
+        self._point = 0.0
+        self._eligible: dict[str, _Eligible] = {}
+        self._kinds: dict[tuple[Egress, ...], _Eligible] = {}  # most domains may use the same
         self._only: dict[str, EgressChooser] = {}
         self._masks: list[tuple[Egress, re.Pattern[str], re.Pattern[str]]] = [
             (egress, compile_masks(egress.include_domains or ("*",)), compile_masks(egress.exclude_domains))
@@ -39,14 +56,24 @@ class EgressChooser:
 
     def eligible(self, domain: str) -> tuple[Egress, ...]:
         """The egresses that may carry mail for a recipient domain: included, then not excluded. Cached."""
+        return self._eligible_for(domain).egresses
+
+    def eligible_names(self, domain: str) -> str:
+        """The names of `eligible`, a line each: as a key it is cheaper than they are."""
+        return self._eligible_for(domain).names
+
+    def _eligible_for(self, domain: str) -> _Eligible:
         found = self._eligible.get(domain)
         if found is None:
             name = canonical_name(domain)
-            found = tuple(
+            egresses = tuple(
                 egress
                 for egress, includes, excludes in self._masks
                 if includes.fullmatch(name) and not excludes.fullmatch(name)
             )
+            found = self._kinds.get(egresses)
+            if found is None:
+                found = self._kinds[egresses] = _Eligible(egresses)
             if len(self._eligible) >= _CACHED_DOMAINS_MAX:
                 self._eligible.clear()
             self._eligible[domain] = found
@@ -67,18 +94,23 @@ class EgressChooser:
 
         Where some are left out, the others take over in proportion to their weights.
         """
-        egresses = self.eligible(domain)
+        given = self._eligible_for(domain)
+        egresses, weights, whole = given.egresses, given.weights, given.whole
         if blocked:
-            egresses = tuple([egress for egress in egresses if egress not in blocked])
+            free = [at for at, egress in enumerate(egresses) if not is_among(egress, blocked)]
+            egresses, weights = tuple([egresses[at] for at in free]), [weights[at] for at in free]
+            whole = sum(weights)
         if len(egresses) <= 1:
             return egresses[0] if egresses else None
-        self._point = (self._point + _GOLDEN_STEP) % _WORD
-        mark = self._point * sum([egress.weight for egress in egresses]) // _WORD
-        for egress in egresses:
-            mark -= egress.weight
-            if mark < 0:
-                return egress
-        raise AssertionError("a mark below the sum of weights lies on one of them")
+        self._point += _GOLDEN_STEP
+        if self._point >= 1.0:
+            self._point -= 1.0
+        mark = self._point * whole
+        for at, weight in enumerate(weights):
+            mark -= weight
+            if mark < 0.0:
+                return egresses[at]
+        return egresses[-1]  # a mark just below the sum of weights, rounded up
 
 
 @functools.lru_cache(maxsize=256)

@@ -143,7 +143,7 @@ def is_lane_of(lane: Any, name: str) -> bool:
 
 def lane_now(schedule: Schedule[Any], rules: RuleSet, lane: Any, now_s: float, unix_s: float) -> LaneNow:
     """All there is to say of a lane. ``unix_s`` is the same moment as ``now_s``."""
-    groups = {group.egress.name: group for group in schedule._groups_of(lane)}
+    groups: dict[str, Group] = lane.groups
     size_bytes = SIZE_UNKNOWN_BYTES
     if lane.ready.count:
         size_bytes = schedule.sizes_bytes.get(lane.ready.next_delivery(), SIZE_UNKNOWN_BYTES)

@@ -17,14 +17,14 @@ from __future__ import annotations
 
 import heapq
 import math
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 K = TypeVar("K")
 
-PRIORITY_MAX = 4
+PRIORITY_MAX: Final = 4
 # The length that a delivery is assumed to take next. It need not be right; it should be the size of a batch.
-DEFAULT_QUANTUM = 50
-_ACCOUNTS_CHECKED_MIN = 256  # entries at which those that nobody needs any more are dropped
+DEFAULT_QUANTUM: Final = 50
+_ACCOUNTS_CHECKED_MIN: Final = 256  # entries at which those that nobody needs any more are dropped
 
 
 def effective_weight(priority: int, weight: int) -> int:
@@ -38,7 +38,7 @@ def effective_weight(priority: int, weight: int) -> int:
     return weight << (3 * priority)
 
 
-URGENCY_MAX = 64  # two priorities
+URGENCY_MAX: Final = 64  # two priorities
 
 
 def urgency(begins_s: float, deadline_s: float | None, now_s: float) -> int:

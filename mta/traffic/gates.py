@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Iterable
-from typing import NamedTuple
 
 from mta.model.waiting import Wait
 from mta.traffic.alarms import Alarms, Timed
@@ -39,31 +38,27 @@ class Waiter(Timed):
 class Gate(Timed):
     """Something with a queue of waiters, first come first; but those who have nothing at all go before others."""
 
-    __slots__ = ("_first", "_others")
+    __slots__ = ("_first", "_others", "waiting")
 
     def __init__(self) -> None:
         super().__init__()
         # None until somebody waits: there are as many gates as paths, and most never hold anybody back.
         self._first: OrderedDict[Waiter, int] | None = None
         self._others: OrderedDict[Waiter, int] | None = None
+        self.waiting = 0  # how many, of both kinds
 
     def is_open(self, now_s: float) -> bool:
         """True when a waiter, whoever it is, might get through now."""
         raise NotImplementedError
 
     @property
-    def waiting(self) -> int:
-        if self._first is None and self._others is None:
-            return 0
-        return len(self._first or ()) + len(self._others or ())
-
-    @property
     def waiting_first(self) -> int:
         """How many of those who wait have nothing at all."""
-        return len(self._first or ())
+        return 0 if self._first is None else len(self._first)
 
     def join(self, waiter: Waiter, number: int, *, is_first: bool) -> None:
-        """``number`` grows with every joining of any gate."""
+        """``number`` grows with every joining of any gate. Who waits here already does not join again."""
+        self.waiting += 1
         if is_first:
             if self._first is None:
                 self._first = OrderedDict()
@@ -75,8 +70,8 @@ class Gate(Timed):
 
     def leave(self, waiter: Waiter) -> None:
         for queue in (self._first, self._others):
-            if queue is not None:
-                queue.pop(waiter, None)
+            if queue is not None and queue.pop(waiter, None) is not None:
+                self.waiting -= 1
 
     def next_waiter(self, before: int) -> Waiter | None:
         """Who is next among those who joined before this number."""
@@ -88,11 +83,14 @@ class Gate(Timed):
         return None
 
 
-class Chance(NamedTuple):
+class Chance:
     """A gate has opened for whoever joined it before ``number``."""
 
-    gate: Gate
-    number: int
+    __slots__ = ("gate", "number")
+
+    def __init__(self, gate: Gate, number: int) -> None:
+        self.gate = gate
+        self.number = number
 
 
 class Turns:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from mta.model.egress import Egress
 from mta.model.site import Site
 from mta.traffic.egress import EgressChooser
 from mta.traffic.gates import Waiter
 from mta.traffic.ready import ReadyQueue
+from mta.traffic.sessions import Group
 
 PartT = TypeVar("PartT")
-LaneKey = tuple[str, str, tuple[Egress, ...], str]
+LaneKey = tuple[str, str, str, str]  # site, pool, names of the egresses, class of the domain
 
-PACE_STEP_S = 1.0  # the pace is averaged over at least so long
-QUIET_S = 10.0  # a lane that was empty for so long begins anew
+PACE_STEP_S: Final = 1.0  # the pace is averaged over at least so long
+QUIET_S: Final = 10.0  # a lane that was empty for so long begins anew
 
 
 class Lane(Waiter, Generic[PartT]):
@@ -33,6 +34,7 @@ class Lane(Waiter, Generic[PartT]):
         "domain_class",
         "egresses",
         "failing_since_s",
+        "groups",
         "is_forgotten",
         "key",
         "rate_per_s",
@@ -50,9 +52,10 @@ class Lane(Waiter, Generic[PartT]):
         self.site = site
         self.chooser = chooser
         self.domain = domain
-        self.egresses = key[2]
+        self.egresses = chooser.eligible(domain)
         self.domain_class = key[3]
         self.ready: ReadyQueue[PartT] = ReadyQueue()
+        self.groups: dict[str, Group] = {}  # by the name of their egress, those that it was served through
         self.is_forgotten = False
         self.since_s = -math.inf  # when it began to have recipients
         self.failing_since_s = math.inf  # when it was first parked because all its paths fail

@@ -29,7 +29,7 @@ from mta.model.errors import LocalFault
 from mta.traffic.limits import DAY_S, HOUR_S, MINUTE_S, SECOND_S, SLICE_S, Ceiling, Limits
 
 BUCKET_S: Final = 10  # of what is stored
-UNLIMITED: Final = 2**62
+UNLIMITED: Final = 2**60  # as an integer that compiled code compares in one step
 # Coarser for longer spans: a full window costs some fifty pairs of memory, and at least 96 % of it can be used.
 # All are sums of powers of two, so that no bucket's end is rounded to before what is in it.
 _WIDTHS_S: Final = {SECOND_S: 1 / 64, MINUTE_S: 1.0, SLICE_S: 10.0, HOUR_S: 60.0, DAY_S: 1_800.0}
@@ -40,7 +40,7 @@ _JUST_BEFORE_S: Final = 1 / 1024  # in the same bucket as the end that it is bef
 class Window:
     """What was used in the last ``span_s`` seconds in buckets of ``width_s``, oldest first."""
 
-    __slots__ = ("_buckets", "most", "share", "span_s", "used", "width_s")
+    __slots__ = ("_buckets", "_next_leaves_s", "most", "share", "span_s", "used", "width_s")
 
     def __init__(self, span_s: int, most: int) -> None:
         self.span_s = span_s
@@ -49,6 +49,7 @@ class Window:
         self.share = UNLIMITED  # of this node, in ``most``
         self.used = 0  # sum of the buckets, always
         self._buckets: deque[list[int]] = deque()  # [bucket, amount]
+        self._next_leaves_s = math.inf  # when the first of them does
 
     @property
     def bound(self) -> int:
@@ -58,9 +59,12 @@ class Window:
         return (bucket + 1) * self.width_s + self.span_s
 
     def expire(self, now_s: float) -> None:
-        buckets = self._buckets
-        while buckets and self._leaves_at_s(buckets[0][0]) <= now_s:
-            self.used -= buckets.popleft()[1]
+        while self._next_leaves_s <= now_s:
+            self.used -= self._buckets.popleft()[1]
+            self._look_at_first()
+
+    def _look_at_first(self) -> None:
+        self._next_leaves_s = self._leaves_at_s(self._buckets[0][0]) if self._buckets else math.inf
 
     def add(self, at_s: float, n: int) -> None:
         bucket = int(at_s // self.width_s)
@@ -69,6 +73,8 @@ class Window:
             self._buckets[-1][1] += n
         else:
             self._buckets.append([bucket, n])
+            if len(self._buckets) == 1:
+                self._look_at_first()
 
     def merge(self, counts: Iterable[tuple[float, int]]) -> None:
         """Adds (time in seconds, amount) pairs of any order."""
@@ -78,6 +84,7 @@ class Window:
             merged[bucket] = merged.get(bucket, 0) + n
             self.used += n
         self._buckets = deque([bucket, merged[bucket]] for bucket in sorted(merged))
+        self._look_at_first()
 
     def freed_at_s(self, n: int) -> float:
         """When ``n`` of what was used have left; inf when there are not so many."""

@@ -117,8 +117,7 @@ class ReadyQueue(Generic[PartT]):
     def take(self, count: int) -> tuple[Stream, Taken[PartT]]:
         """Up to ``count`` recipients of the stream whose turn it is. The queue must not be empty."""
         fair = self._fair
-        stream = next(iter(self._flows)) if fair is None else fair.pick()
-        assert stream is not None, "take from an empty ready queue"
+        stream = self._next_stream()
         flow = self._flows[stream]
         runs = flow.runs
         taken: Taken[PartT] = []
@@ -138,9 +137,15 @@ class ReadyQueue(Generic[PartT]):
 
     def next_delivery(self) -> int:
         """The delivery whose turn it is. The queue must not be empty."""
-        stream = next(iter(self._flows)) if self._fair is None else self._fair.pick()
-        assert stream is not None, "a look into an empty ready queue"
-        return stream.delivery_id
+        return self._next_stream().delivery_id
+
+    def _next_stream(self) -> Stream:
+        if self._fair is None:
+            for stream in self._flows:
+                return stream
+        elif (picked := self._fair.pick()) is not None:
+            return picked
+        raise AssertionError("a ready queue that is empty was asked for more")
 
     def shed(self, count: int) -> Iterator[tuple[Stream, PartT, list[int]]]:
         """Gives up ``count`` recipients, latest comers of the largest streams first."""

@@ -210,6 +210,7 @@ class RuleSet:
         self._index, self._others = _index(self._compiled)
         self._matches: dict[tuple[str, str, str, int], Rule] = {}
         self._classes: dict[str, str] = {}
+        self._fitting: tuple[tuple[str, str, str], list[Rule]] = (("", "", ""), [])  # of what was asked for last
 
     def __len__(self) -> int:
         return len(self.rules)
@@ -242,17 +243,20 @@ class RuleSet:
         key = (mx_host, site if self.has_sites else "", domain_class, egress_id)
         rule = self._matches.get(key)
         if rule is None:
-            rule = self._find(canonical_name(mx_host), site, domain_class, egress_id)
+            rule = self._find(mx_host, site, domain_class, egress_id)
             if len(self._matches) >= _CACHED_MATCHES_MAX:
                 self._matches.clear()
             self._matches[key] = rule
         return rule
 
-    def _find(self, name: str, site: str, domain_class: str, egress_id: int) -> Rule:
-        for one in self._candidates(name):
-            if self._fits(one, name, site, domain_class) and one.rule.holds_for(egress_id):
-                return one.rule
-        return self.default
+    def _find(self, mx_host: str, site: str, domain_class: str, egress_id: int) -> Rule:
+        # A host is asked for through each egress in turn, and its masks say the same each time.
+        asked = (mx_host, site, domain_class)
+        if self._fitting[0] != asked:
+            name = canonical_name(mx_host)
+            fitting = [one.rule for one in self._candidates(name) if self._fits(one, name, site, domain_class)]
+            self._fitting = (asked, fitting)
+        return next((rule for rule in self._fitting[1] if rule.holds_for(egress_id)), self.default)
 
     def _candidates(self, name: str) -> list[_Compiled]:
         """In order, all rules but those that certainly do not fit: nearly every mask is ``*.`` and a domain."""

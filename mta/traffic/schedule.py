@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Generic, TypeVar, cast
+from typing import Final, Generic, TypeVar, cast
 
 from mta.model.egress import Egress
 from mta.model.site import Site
@@ -23,7 +23,7 @@ from mta.traffic.actions import Action, Bounds, CloseSession, GiveBack, HandOut,
 from mta.traffic.connections import NO_HOP, Connections
 from mta.traffic.counters import Counters, Held, Limit
 from mta.traffic.effects import Effect, Target
-from mta.traffic.egress import EgressChooser
+from mta.traffic.egress import EgressChooser, is_among
 from mta.traffic.gates import Gate, Turns
 from mta.traffic.lanes import Lane, LaneKey
 from mta.traffic.limits import Limits
@@ -35,11 +35,11 @@ __all__ = ["Action", "Bounds", "CloseSession", "GiveBack", "HandOut", "OpenSessi
 
 PartT = TypeVar("PartT")
 
-TURNS_PER_CALL = 256  # then the loop lets reports in
-BATCHES_PER_TURN = 16  # of one lane, to sessions that are open and not counted by the hour
-AGE_STEP_S = 1.0  # a lane's recipients are looked at for their age no more often than that
+TURNS_PER_CALL: Final = 256  # then the loop lets reports in
+BATCHES_PER_TURN: Final = 16  # of one lane, to sessions that are open and not counted by the hour
+AGE_STEP_S: Final = 1.0  # a lane's recipients are looked at for their age no more often than that
 # Of several egresses, the wait that is shown (and whose kind decides) is the first of these.
-_SOONEST_FIRST = (
+_SOONEST_FIRST: Final = (
     WaitReason.WINDOW,
     WaitReason.SESSIONS,
     WaitReason.RULE_CONNECTIONS,
@@ -54,10 +54,14 @@ _SOONEST_FIRST = (
     WaitReason.BACKOFF,
     WaitReason.NO_EGRESS,
 )
-_BUSY = _SOONEST_FIRST[:3]
+_BUSY: Final = _SOONEST_FIRST[:3]
+# Local names: an enum member looked up on its class costs more than the comparison it is for.
+_WINDOW: Final = WaitReason.WINDOW
+_WARM_UP: Final = WaitReason.WARM_UP
+_BACKOFF: Final = WaitReason.BACKOFF
 # While nothing is known of a delivery's messages; where bytes are bounded they are booked as so large.
-SIZE_UNKNOWN_BYTES = 100_000
-_RANK = {reason: rank for rank, reason in enumerate(_SOONEST_FIRST)}
+SIZE_UNKNOWN_BYTES: Final = 100_000
+_RANK: Final = {reason: rank for rank, reason in enumerate(_SOONEST_FIRST)}
 
 
 class Schedule(Generic[PartT]):
@@ -74,11 +78,13 @@ class Schedule(Generic[PartT]):
         self._rules = rules
         self._rules_version = 0
         self._bounds = bounds
+        self._batch_recipients = bounds.batch_recipients
         self._shuffle = shuffle
         self._lanes: dict[LaneKey, Lane[PartT]] = {}
         self._groups: dict[tuple[str, str, str], Group] = {}
         self._actions: list[Action[PartT]] = []
         self._turns = Turns()
+        self._gates: list[Gate] = []  # that a turn meets, while it lasts
         self._counters = Counters(rules, unix_offset_s)
         self._connections = Connections(bounds, self._turns, self._actions, self._counters)
         self._effects: tuple[Effect, ...] = ()
@@ -90,7 +96,7 @@ class Schedule(Generic[PartT]):
 
     def lane(self, site: Site, chooser: EgressChooser, domain: str) -> Lane[PartT]:
         """The lane of a domain's recipients; the same object while anything waits or flows there."""
-        key = (site.key, chooser.pool.name, chooser.eligible(domain), self._rules.domain_class(domain))
+        key = (site.key, chooser.pool.name, chooser.eligible_names(domain), self._rules.domain_class(domain))
         lane = self._lanes.get(key)
         if lane is None:
             lane = self._lanes[key] = Lane(key, site, chooser, domain)
@@ -115,7 +121,7 @@ class Schedule(Generic[PartT]):
         self.ready_count += len(run)
         lane.ready.put(stream, weight, run, now_s, at_front=at_front)
         # More recipients may be worth one more session; they open no other gate.
-        if lane.wait is None or lane.wait.reason is WaitReason.WINDOW:
+        if lane.wait is None or lane.wait.reason is _WINDOW:
             self._turns.run(lane)
         self._shed_surplus(lane, now_s)
 
@@ -164,10 +170,11 @@ class Schedule(Generic[PartT]):
 
     def _serve(self, lane: Lane[PartT], now_s: float) -> None:
         """One batch for one session of the lane; or it is parked."""
-        gates: list[Gate] = []
+        gates = self._gates
+        gates.clear()
         size_bytes = self._next_size(lane)
         shown, keeps_turn_s = self._try_egresses(lane, gates, size_bytes, now_s)
-        if shown is not None and shown.reason is WaitReason.WARM_UP:
+        if shown is not None and shown.reason is _WARM_UP:
             # Every egress is new, and has sent what its plan allows today: a plan holds no message up.
             self._connections.is_over_plan = True
             shown, keeps_turn_s = self._try_egresses(lane, gates, size_bytes, now_s)
@@ -191,7 +198,7 @@ class Schedule(Generic[PartT]):
                 if len(lane.egresses) == 1:
                     self._hand_more(lane, group, now_s)
                 return None, math.inf
-            is_only_planned = is_only_planned and found.reason is WaitReason.WARM_UP
+            is_only_planned = is_only_planned and found.reason is _WARM_UP
             if shown is None or (_RANK[found.reason], found.until) < (_RANK[shown.reason], shown.until):
                 shown = found
             blocked.append(egress)
@@ -203,7 +210,7 @@ class Schedule(Generic[PartT]):
         if shown is None:
             detail = f"no egress of pool {lane.chooser.pool.name} may carry mail for {lane.domain}"
             shown = Wait(WaitReason.NO_EGRESS, math.inf, detail)
-        elif shown.reason is WaitReason.WARM_UP and not is_only_planned:
+        elif shown.reason is _WARM_UP and not is_only_planned:
             # Another, which is warm, only waits for something: its message waits with it.
             shown = Wait(WaitReason.RULE_MESSAGES, shown.until, shown.detail)
         return shown, keeps_turn_s
@@ -218,16 +225,19 @@ class Schedule(Generic[PartT]):
         """The egress whose turn it is in this lane. A turn is a batch's worth of messages."""
         if len(lane.egresses) <= 1:
             return lane.egresses[0] if lane.egresses and not blocked else None
-        if lane.turn is None or lane.turn_left <= 0 or lane.turn in blocked:
+        if lane.turn is None or lane.turn_left <= 0 or is_among(lane.turn, blocked):
             lane.turn = lane.chooser.choose(lane.domain, blocked)
-            lane.turn_left = self._bounds.batch_recipients
+            lane.turn_left = self._batch_recipients
         return lane.turn
 
     def _hand(self, lane: Lane[PartT], session: Session, now_s: float, size_bytes: int = 0) -> None:
         free = self._connections.credits(session.hop, now_s, size_bytes)
-        room = min(session.room(), self._bounds.batch_recipients, free)
+        room = min(session.room(), self._batch_recipients)
+        room = min(room, free)
         stream, taken = lane.ready.take(room)
-        amount = sum(len(positions) for _, positions in taken)
+        amount = 0
+        for _, positions in taken:
+            amount += len(positions)
         self.ready_count -= amount
         lane.turn_left -= amount
         self._connections.hand(session, amount, now_s, size_bytes)
@@ -253,7 +263,7 @@ class Schedule(Generic[PartT]):
         self._turns.park(lane, wait, gates, is_first=has_nothing)
         # That a gate opens at a known time is for the gate's alarm: it wakes as many as get through.
         alarm_s = min(look_again_s, now_s + self._bounds.message_age_s)
-        if wait.reason is WaitReason.BACKOFF:
+        if wait.reason is _BACKOFF:
             lane.failing_since_s = min(lane.failing_since_s, now_s)
             patience_ends_s = lane.failing_since_s + self._bounds.patience_s
             if now_s >= patience_ends_s or patience_ends_s < wait.until < math.inf:
@@ -273,20 +283,19 @@ class Schedule(Generic[PartT]):
 
     def _group(self, lane: Lane[PartT], egress: Egress) -> Group:
         site = lane.site
-        key = (site.key, egress.name, lane.domain_class)
-        group = self._groups.get(key)
+        group = lane.groups.get(egress.name)
         if group is None:
-            group = self._groups[key] = Group(site, egress, lane.domain_class)
+            key = (site.key, egress.name, lane.domain_class)
+            group = self._groups.get(key)
+            if group is None:
+                group = self._groups[key] = Group(site, egress, lane.domain_class)
+            lane.groups[egress.name] = group
         if group.site is not site or group.rules_version != self._rules_version:
             if group.site != site or group.rules_version != self._rules_version:
                 group.hops = find_hops(site, egress, self._rules, self._counters, self._shuffle, lane.domain_class)
             group.site = site
             group.rules_version = self._rules_version
         return group
-
-    def _groups_of(self, lane: Lane[PartT]) -> list[Group]:
-        keys = [(lane.site.key, egress.name, lane.domain_class) for egress in lane.egresses]
-        return [self._groups[key] for key in keys if key in self._groups]
 
     # --- what leaves the memory ---------------------------------------------------------------
 
@@ -303,9 +312,7 @@ class Schedule(Generic[PartT]):
 
     def _shed_surplus(self, lane: Lane[PartT], now_s: float) -> None:
         if lane.ready.count > surplus.READY_MIN:
-            # Puts are many, and only what waits for long asks for a pace.
-            groups = self._groups_of(lane) if surplus.waits_long(lane) else ()
-            amount = surplus.excess(lane, groups, self._bounds, now_s)
+            amount = surplus.excess(lane, self._bounds, now_s)
             if amount:
                 self._give_back(lane, lane.ready.shed(amount), now_s)
 
@@ -320,7 +327,7 @@ class Schedule(Generic[PartT]):
         is_due: bool = False,
         cause: str = "",
     ) -> None:
-        pace_per_s = surplus.pace(lane, self._groups_of(lane))
+        pace_per_s = surplus.pace(lane)
         for stream, part, positions in list(given):
             self.ready_count -= len(positions)
             due_in_s = 0.0
@@ -452,6 +459,7 @@ class Schedule(Generic[PartT]):
         """Drops what nothing waits for or flows through; called now and then by the owner."""
         for lane in [lane for lane in self._lanes.values() if not lane.ready.count and not lane.is_runnable]:
             lane.is_forgotten = True
+            lane.groups.clear()
             self._turns.drop(lane)
             del self._lanes[lane.key]
         needed = {

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Final
 
 from mta.model.egress import NO_SOURCE, Egress, source_for
 from mta.model.site import Site, order_hosts
+from mta.model.waiting import Wait
 from mta.traffic.counters import Counters, Limit, Path, Room
 from mta.traffic.gates import Gate
 from mta.traffic.quota import Quota
@@ -16,55 +17,100 @@ from mta.traffic.rules import NextMx, Rule, RuleSet, Tls
 
 # A session is given as much as it can send in this time, so that a slow server holds few recipients and a
 # fast one never starves between two reports (which come every few milliseconds).
-WINDOW_S = 0.25
-WINDOW_MIN = 2  # one under way and the next envelope, which goes out in the write that ends a body
+WINDOW_S: Final = 0.25
+WINDOW_MIN: Final = 2  # one under way and the next envelope, which goes out in the write that ends a body
 # While the pace is not known: a small site is done in one go, and a slow one holds up few.
-WINDOW_FIRST = 5
+WINDOW_FIRST: Final = 5
 # A session costs a round of handshakes, here and at the server; what the open ones send in so short a time waits.
-WORTH_A_SESSION_S = 0.25
-MESSAGES_PER_NEW_SESSION = 10  # while the pace is not known
-STALL_S = 5.0  # a group whose sessions decide nothing for so long does not hold up the other egresses
+WORTH_A_SESSION_S: Final = 0.25
+MESSAGES_PER_NEW_SESSION: Final = 10  # while the pace is not known
+STALL_S: Final = 5.0  # a group whose sessions decide nothing for so long does not hold up the other egresses
+# Local names: an enum member looked up on its class costs more than the comparison it is for.
+_VERIFIED: Final = Tls.VERIFIED
+_DISABLED: Final = Tls.DISABLED
+_OPPORTUNISTIC: Final = Tls.OPPORTUNISTIC
 
 
-class Hop(NamedTuple):
-    """One way to reach a site: a host, one of its addresses, and what counts there.
+class Full:
+    """Why a hop's room lets no session in, as it was told last."""
 
-    ``limits``: of the rule first, then of its provider and of a warm-up plan, where there are.
+    __slots__ = ("is_share", "room", "sessions_max", "wait")
+
+    def __init__(self, room: Room, is_share: bool, wait: Wait) -> None:
+        self.room = room
+        self.sessions_max = room.sessions_max
+        self.is_share = is_share
+        self.wait = wait
+
+
+class Hop:
+    """One way to reach a site: a host, one of its addresses, and what counts there. But for ``full`` it never changes.
+
+    ``limits``: of the rule first, then of its provider and of a warm-up plan, where there are. ``rooms``: these, and
+    that of the path where its connections are bounded. ``keys``: of all that an attempt is counted on, with blanks
+    between.
     """
 
-    mx_host: str
-    preference: int
-    peer: str
-    rule: Rule
-    limits: tuple[Limit, ...]
-    path_room: Room | None
-    path: Path
-    authorities: tuple[tuple[int, int, int, bytes], ...] = ()
+    __slots__ = (
+        "authorities",
+        "full",
+        "keys",
+        "limit",
+        "limits",
+        "mx_host",
+        "path",
+        "path_room",
+        "peer",
+        "preference",
+        "rooms",
+        "rule",
+    )
 
-    @property
-    def limit(self) -> Limit:
-        return self.limits[0]
+    def __init__(
+        self,
+        mx_host: str,
+        preference: int,
+        peer: str,
+        rule: Rule,
+        limits: tuple[Limit, ...],
+        path_room: Room | None,
+        path: Path,
+        authorities: tuple[tuple[int, int, int, bytes], ...] = (),
+    ) -> None:
+        self.mx_host = mx_host
+        self.preference = preference
+        self.peer = peer
+        self.rule = rule
+        self.limits = limits
+        self.limit = limits[0]
+        self.path_room = path_room
+        self.full: Full | None = None
+        self.rooms: tuple[Room, ...] = limits if path_room is None else (*limits, path_room)
+        self.path = path
+        self.authorities = authorities
+        self.keys = limits[0].key if len(limits) == 1 else " ".join([limit.key for limit in limits])
 
-    @property
-    def rooms(self) -> tuple[Room, ...]:
-        return self.limits if self.path_room is None else (*self.limits, self.path_room)
-
-    @property
-    def keys(self) -> str:
-        """Of all that an attempt is counted on, with blanks between."""
-        return self.limits[0].key if len(self.limits) == 1 else " ".join([limit.key for limit in self.limits])
+    def counts_as(self, other: Hop) -> bool:
+        """True when a session by the other one is counted, and secured, as one by this is."""
+        return (
+            self.rule == other.rule
+            and self.rooms == other.rooms
+            and self.path is other.path
+            and self.authorities == other.authorities
+        )
 
     def tls(self, *, is_verified: bool) -> Tls:
         """What a session asks of STARTTLS. ``is_verified``: the site is one of an MTA-STS policy that is enforced."""
-        if self.rule.tls in (Tls.VERIFIED, Tls.DISABLED):
-            return self.rule.tls
+        tls = self.rule.tls
+        if tls is _VERIFIED or tls is _DISABLED:
+            return tls
         if self.authorities:
             return Tls.REQUIRED
         if is_verified and self.rule.mta_sts:
-            return Tls.VERIFIED
-        if self.path.is_without_tls and self.rule.tls is Tls.OPPORTUNISTIC:
-            return Tls.DISABLED
-        return self.rule.tls
+            return _VERIFIED
+        if self.path.is_without_tls and tls is _OPPORTUNISTIC:
+            return _DISABLED
+        return tls
 
 
 def find_hops(
@@ -104,7 +150,7 @@ def count_hop(
         counters.limits_of(rule, egress, peer),
         counters.path_room(rule, egress.id, peer),
         counters.path(egress, peer),
-        authorities if rule.dane and rule.tls is not Tls.DISABLED else (),
+        authorities if rule.dane and rule.tls is not _DISABLED else (),
     )
 
 
@@ -146,6 +192,7 @@ class Session:
         "is_closing",
         "is_listed_free",
         "is_over",
+        "is_resting",
         "is_trial",
         "limit",
         "message_s",
@@ -166,7 +213,7 @@ class Session:
         self.id = session_id
         self.group = group
         self.hop = hop
-        self.limit = hop.limits[0]
+        self.limit = hop.limit
         self.path = hop.path
         self.child = child
         self.rooms = rooms
@@ -177,6 +224,7 @@ class Session:
         self.is_closing = False
         self.is_over = False  # its end was reported, but not yet what became of all that it was given
         self.is_trial = False
+        self.is_resting = False  # its rooms know that it has nothing to do
         self.is_listed_free = False
         self.dry_at: Limit | None = None  # passed over because this limit has no credits
         self.used = 0  # messages handed to it and not returned unattempted
@@ -217,6 +265,18 @@ class Session:
             self.dry_at = None
             self.group.usable += 1
 
+    def rest(self) -> None:
+        """It has nothing to do: its rooms may have it closed for another."""
+        self.is_resting = True
+        for room in self.rooms:
+            room.rest(self.id)
+
+    def unrest(self) -> None:
+        if self.is_resting:
+            self.is_resting = False
+            for room in self.rooms:
+                room.unrest(self.id)
+
     def begin_measuring(self, now_s: float) -> None:
         """It has something to do from now on: the pace is that of messages, not of idling or the handshake."""
         self._reported_s = now_s
@@ -234,7 +294,8 @@ class Session:
         group = self.group
         group.message_s = self.message_s if not group.message_s else 0.9 * group.message_s + 0.1 * self.message_s
         # Doubling, as the first reports of a session say little about its pace.
-        self.window = max(WINDOW_MIN, min(int(WINDOW_S / self.message_s), self.window * 2, window_max))
+        window = min(int(WINDOW_S / self.message_s), window_max)
+        self.window = max(WINDOW_MIN, min(window, self.window * 2))
 
 
 def bookings_of(hop: Hop) -> list[Booking]:
@@ -306,7 +367,7 @@ class Group(Gate):
         # A session that may carry few messages needs its handshake for those few.
         message_s = self.message_s
         if self.hops:
-            message_s += self.open_s / self.hops[0].limits[0].messages_per_connection
+            message_s += self.open_s / self.hops[0].limit.messages_per_connection
         return waiting * message_s > self.usable * WORTH_A_SESSION_S
 
     def next_free(self) -> Session | None:

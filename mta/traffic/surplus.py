@@ -6,26 +6,25 @@ returns to the queue, each recipient due about when those before it will have go
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from mta.model.waiting import WaitReason
 from mta.traffic.actions import Bounds
 from mta.traffic.lanes import Lane
-from mta.traffic.sessions import Group
 
-HORIZON_S = 60.0
-READY_MIN = 50
-UNKNOWN_PACE_S = 3.0  # a new lane: nothing is known yet of what its site takes
-PACE_MIN = 1.0  # assumed where nothing is known, messages a second
-DELAY_S_MIN, DELAY_S_MAX = 5.0, 900.0
+HORIZON_S: Final = 60.0
+READY_MIN: Final = 50
+UNKNOWN_PACE_S: Final = 3.0  # a new lane: nothing is known yet of what its site takes
+PACE_MIN: Final = 1.0  # assumed where nothing is known, messages a second
+DELAY_S_MIN: Final = 5.0
+DELAY_S_MAX: Final = 900.0
 # Who only waits for a session may have many in a moment: its pace so far says little about then.
-BUSY_DELAY_S_MAX = 5.0  # short, as an idle node must not wait for it; not shorter, as each return is a rewrite
+BUSY_DELAY_S_MAX: Final = 5.0  # short, as an idle node must not wait for it; not shorter, as each return is a rewrite
 # Once its pace is known well: a lane keeps what it sends in a minute, so that is early enough though it went twice as
 # fast. With the shorter one a site that is much larger than its pace was read and written back every 5 s.
-STEADY_DELAY_S_MAX = HORIZON_S / 2
+STEADY_DELAY_S_MAX: Final = HORIZON_S / 2
 # What waits for sessions goes on in a moment; and a path that fails is soon good again, or patience ends.
-_LONG_WAITS = frozenset(
+_LONG_WAITS: Final = frozenset(
     {
         WaitReason.RULE_MESSAGES,
         WaitReason.RULE_MESSAGES_PER_HOUR,
@@ -44,13 +43,13 @@ def waits_long(lane: Lane[Any]) -> bool:
     return lane.wait is not None and lane.wait.reason in _LONG_WAITS
 
 
-def excess(lane: Lane[Any], groups: Sequence[Group], bounds: Bounds, now_s: float) -> int:
+def excess(lane: Lane[Any], bounds: Bounds, now_s: float) -> int:
     """How many of its recipients the lane should give back now."""
     waiting = lane.ready.count
     if waiting <= READY_MIN:
         return 0
     if waits_long(lane):
-        most = max(READY_MIN, min(bounds.ready_per_lane_max, int(pace(lane, groups) * HORIZON_S)))
+        most = max(READY_MIN, min(bounds.ready_per_lane_max, int(pace(lane) * HORIZON_S)))
     elif now_s - lane.since_s < UNKNOWN_PACE_S:
         most = bounds.ready_max
     else:
@@ -59,8 +58,9 @@ def excess(lane: Lane[Any], groups: Sequence[Group], bounds: Bounds, now_s: floa
     return waiting - most if waiting > most + most // 4 else 0
 
 
-def pace(lane: Lane[Any], groups: Sequence[Group]) -> float:
+def pace(lane: Lane[Any]) -> float:
     """Messages a second that the lane may hope for: by its rules' limits of messages, else what it did lately."""
+    groups = lane.groups.values()
     limits = {limit for group in groups for hop in group.hops for limit in hop.limits if limit.quota is not None}
     is_bounded = bool(limits) and all(
         any(limit.quota is not None for limit in hop.limits) for group in groups for hop in group.hops

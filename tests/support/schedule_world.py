@@ -411,7 +411,9 @@ class World:
                 assert not free, f"{lane.site.key} waits for {lane.wait} and could use {free}"
 
     def _what_is_free(self, lane: Lane[Part]) -> str:
-        groups = self.schedule._groups_of(lane)
+        known = self.schedule._groups
+        keys = [(lane.site.key, egress.name, lane.domain_class) for egress in lane.egresses]
+        groups = [known[key] for key in keys if key in known]
         if len(groups) > 1 and any(group.is_moving(self.now_s) for group in groups):
             return ""  # it may keep the turn of a busy egress
         for group in groups:
