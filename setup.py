@@ -33,6 +33,7 @@ COMPILED = (
     "mta/traffic/backoff.py",
     "mta/traffic/quota.py",
     "mta/traffic/fair.py",
+    "mta/traffic/line.py",
     "mta/traffic/gates.py",
     "mta/traffic/limit.py",
     "mta/traffic/counters.py",

@@ -262,7 +262,8 @@ class Connections:
                 booking.volume_booked += booked
         if session.in_flight == 0:
             session.begin_measuring(now_s)
-            session.unrest()
+            if session.idles:
+                session.unrest()
         session.in_flight += amount
         session.used += amount
         if session.group.waiting and session.room():

@@ -12,11 +12,12 @@ the gate opened gets it at most once, so a chance that nobody can use comes to a
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Iterable
 
 from mta.model.waiting import Wait
 from mta.traffic.alarms import Alarms, Timed
+from mta.traffic.line import Line, Place
 
 
 class Waiter(Timed):
@@ -25,61 +26,80 @@ class Waiter(Timed):
     At most one of three: ``is_runnable``; ``wait`` is not None; neither (it has nothing to do).
     """
 
-    __slots__ = ("chance", "gates", "is_runnable", "wait")
+    __slots__ = ("chance", "entries", "is_runnable", "wait")
 
     def __init__(self) -> None:
         super().__init__()
         self.wait: Wait | None = None
-        self.gates: list[Gate] = []
+        self.entries: list[Entry] = []  # its places at gates
         self.is_runnable = False
         self.chance: Chance | None = None
+
+    @property
+    def gates(self) -> list[Gate]:
+        """Those that it waits at."""
+        return [entry.gate for entry in self.entries]
+
+
+class Entry(Place):
+    """A waiter's place at a gate. ``number`` grows with every joining of any gate."""
+
+    __slots__ = ("gate", "line", "number", "waiter")
+
+    def __init__(self, waiter: Waiter, number: int, gate: Gate, line: Line[Entry]) -> None:
+        super().__init__()
+        self.waiter = waiter
+        self.number = number
+        self.gate = gate
+        self.line = line
+
+    def leave(self) -> None:
+        self.line.leave(self)
 
 
 class Gate(Timed):
     """Something with a queue of waiters, first come first; but those who have nothing at all go before others."""
 
-    __slots__ = ("_first", "_others", "waiting")
+    __slots__ = ("_first", "_others")
 
     def __init__(self) -> None:
         super().__init__()
         # None until somebody waits: there are as many gates as paths, and most never hold anybody back.
-        self._first: OrderedDict[Waiter, int] | None = None
-        self._others: OrderedDict[Waiter, int] | None = None
-        self.waiting = 0  # how many, of both kinds
+        self._first: Line[Entry] | None = None
+        self._others: Line[Entry] | None = None
 
     def is_open(self, now_s: float) -> bool:
         """True when a waiter, whoever it is, might get through now."""
         raise NotImplementedError
 
     @property
+    def waiting(self) -> int:
+        return self.waiting_first + (0 if self._others is None else self._others.count)
+
+    @property
     def waiting_first(self) -> int:
         """How many of those who wait have nothing at all."""
-        return 0 if self._first is None else len(self._first)
+        return 0 if self._first is None else self._first.count
 
-    def join(self, waiter: Waiter, number: int, *, is_first: bool) -> None:
-        """``number`` grows with every joining of any gate. Who waits here already does not join again."""
-        self.waiting += 1
+    def join(self, waiter: Waiter, number: int, *, is_first: bool) -> Entry:
+        """Who waits here already does not join again."""
         if is_first:
             if self._first is None:
-                self._first = OrderedDict()
-            self._first[waiter] = number
+                self._first = Line()
+            line = self._first
         else:
             if self._others is None:
-                self._others = OrderedDict()
-            self._others[waiter] = number
-
-    def leave(self, waiter: Waiter) -> None:
-        for queue in (self._first, self._others):
-            if queue is not None and queue.pop(waiter, None) is not None:
-                self.waiting -= 1
+                self._others = Line()
+            line = self._others
+        entry = Entry(waiter, number, self, line)
+        line.join(entry)
+        return entry
 
     def next_waiter(self, before: int) -> Waiter | None:
         """Who is next among those who joined before this number."""
-        for queue in (self._first, self._others):
-            if queue:
-                waiter, number = next(iter(queue.items()))
-                if number < before:
-                    return waiter
+        for line in (self._first, self._others):
+            if line is not None and line.first is not None and line.first.number < before:
+                return line.first.waiter
         return None
 
 
@@ -120,10 +140,9 @@ class Turns:
         """It waits until one of the gates opens or its alarm rings."""
         self._leave_gates(waiter)
         waiter.wait = wait
-        waiter.gates = list(dict.fromkeys(gates))
         self._joined += 1
-        for gate in waiter.gates:
-            gate.join(waiter, self._joined, is_first=is_first)
+        for gate in dict.fromkeys(gates):
+            waiter.entries.append(gate.join(waiter, self._joined, is_first=is_first))
 
     def drop(self, waiter: Waiter) -> None:
         """It has nothing to do any more. If it is in line, its turn will find it so."""
@@ -154,7 +173,7 @@ class Turns:
     @staticmethod
     def _leave_gates(waiter: Waiter) -> None:
         if waiter.wait is not None:
-            for gate in waiter.gates:
-                gate.leave(waiter)
-            waiter.gates = []
+            for entry in waiter.entries:
+                entry.leave()
+            waiter.entries.clear()
             waiter.wait = None

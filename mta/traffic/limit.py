@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple
 
@@ -15,6 +14,7 @@ from mta.traffic.backoff import PathBackoff
 from mta.traffic.effects import Effect, EffectKind
 from mta.traffic.gates import Gate
 from mta.traffic.limits import DAY_S, HOUR_S, MINUTE_S, SECOND_S, SLICE_S, Ceiling, Limits, tighter
+from mta.traffic.line import Line, Place
 from mta.traffic.quota import UNLIMITED, Quota, Window
 from mta.traffic.rules import QuietHours
 
@@ -50,6 +50,16 @@ class Held(NamedTuple):
     least: int = 1  # less than so much more is of no use
 
 
+class Idle(Place):
+    """A session that has nothing to do, in one of its rooms."""
+
+    __slots__ = ("session_id",)
+
+    def __init__(self, session_id: int) -> None:
+        super().__init__()
+        self.session_id = session_id
+
+
 class Room(Gate):
     """Sessions open at a time, counted from the order to open until the end is reported.
 
@@ -65,7 +75,7 @@ class Room(Gate):
         self.sessions_max = sessions_max  # the smaller of the two
         self.sessions = 0
         self.closing = 0  # of them, those that were told to close
-        self._idle: OrderedDict[int, None] | None = None  # of the rest, those with nothing to do, longest first
+        self._idle: Line[Idle] | None = None  # of the rest, those with nothing to do
 
     @property
     def has_room(self) -> bool:
@@ -114,16 +124,16 @@ class Room(Gate):
     @property
     def idle_session(self) -> int | None:
         """The session that has been idle for longest."""
-        return next(iter(self._idle)) if self._idle else None
+        return self._idle.first.session_id if self._idle is not None and self._idle.first is not None else None
 
-    def rest(self, session_id: int) -> None:
+    def rest(self, idle: Idle) -> None:
         if self._idle is None:
-            self._idle = OrderedDict()
-        self._idle[session_id] = None
+            self._idle = Line()
+        self._idle.join(idle)
 
-    def unrest(self, session_id: int) -> None:
-        if self._idle is not None:
-            self._idle.pop(session_id, None)
+    def unrest(self, idle: Idle) -> None:
+        assert self._idle is not None, "a session rests in its rooms, and nowhere else"
+        self._idle.leave(idle)
 
 
 class Limit(Room):

@@ -12,6 +12,7 @@ from mta.model.site import Site, order_hosts
 from mta.model.waiting import Wait
 from mta.traffic.counters import Counters, Limit, Path, Room
 from mta.traffic.gates import Gate
+from mta.traffic.limit import Idle
 from mta.traffic.quota import Quota
 from mta.traffic.rules import NextMx, Rule, RuleSet, Tls
 
@@ -188,11 +189,11 @@ class Session:
         "group",
         "hop",
         "id",
+        "idles",
         "in_flight",
         "is_closing",
         "is_listed_free",
         "is_over",
-        "is_resting",
         "is_trial",
         "limit",
         "message_s",
@@ -224,7 +225,7 @@ class Session:
         self.is_closing = False
         self.is_over = False  # its end was reported, but not yet what became of all that it was given
         self.is_trial = False
-        self.is_resting = False  # its rooms know that it has nothing to do
+        self.idles: list[Idle] = []  # its places in its rooms, while these know that it has nothing to do
         self.is_listed_free = False
         self.dry_at: Limit | None = None  # passed over because this limit has no credits
         self.used = 0  # messages handed to it and not returned unattempted
@@ -267,15 +268,20 @@ class Session:
 
     def rest(self) -> None:
         """It has nothing to do: its rooms may have it closed for another."""
-        self.is_resting = True
         for room in self.rooms:
-            room.rest(self.id)
+            idle = Idle(self.id)
+            room.rest(idle)
+            self.idles.append(idle)
 
     def unrest(self) -> None:
-        if self.is_resting:
-            self.is_resting = False
-            for room in self.rooms:
-                room.unrest(self.id)
+        """Before it is given something, is closed, or is counted in other rooms."""
+        for room, idle in zip(self.rooms, self.idles, strict=False):
+            room.unrest(idle)
+        self.idles.clear()
+
+    @property
+    def is_resting(self) -> bool:
+        return bool(self.idles)
 
     def begin_measuring(self, now_s: float) -> None:
         """It has something to do from now on: the pace is that of messages, not of idling or the handshake."""
