@@ -18,6 +18,7 @@ COMPILED = (
     "mta/smtp/envelope.py",
     "mta/smtp/commands.py",
     "mta/smtp/reply.py",
+    "mta/smtp/transaction.py",
     "mta/smtp/transparency.py",
     "mta/smtp/dialogue.py",
     "mta/message/dkim.py",

@@ -32,8 +32,9 @@ awaits   2yz                 3yz                                      4yz, 5yz
 =======  ==================  =======================================  ==================================
 RSET     MAIL                protocol error                           MAIL (its own reply tells)
 MAIL     RCPT                protocol error                           all refused; swallow the group's rest
-RCPT     accepted (probed)   protocol error                           refused; 452, 552 after one accepted:
-                                                                      not attempted, next transaction
+RCPT     accepted (probed)   protocol error                           refused; 452, 552 after one accepted,
+                                                                      of code x.5.3 or none: not attempted,
+                                                                      next transaction
 DATA     protocol error      body due; none accepted: lone dot        accepted ones refused, RSET
 DOT      accepted            protocol error                           refused
 QUIT     closed              closed                                   closed
@@ -56,7 +57,7 @@ the same, but the dot provably never left us    NOT_ATTEMPTED, stage BODY (``uns
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Final
 
 from mta.model.errors import LocalFault, RemoteProtocolError
@@ -65,6 +66,7 @@ from mta.smtp.commands import group, local_refusal, mail_command, rcpt_command
 from mta.smtp.envelope import Envelope, Kind, Stage, Verdict
 from mta.smtp.extensions import Extensions
 from mta.smtp.reply import ReplyParser
+from mta.smtp.transaction import Transaction
 from mta.smtp.transparency import normalise, stuff
 
 __all__ = ("Dialogue", "Envelope", "Kind", "Stage", "Verdict")
@@ -83,31 +85,11 @@ _REFUSED: Final = Kind.REFUSED
 _NOT_ATTEMPTED: Final = Kind.NOT_ATTEMPTED
 
 _TOO_MANY: Final = "too many recipients"
+_TOO_MANY_DOMAINS: Final = "too many domains"
 
 # Behind a larger body a round trip saved counts for nothing, and a link that breaks in the middle of one is common:
 # when the dot is the last thing written, octets that never left us prove that it did not either.
 PIPELINED_BODY_BYTES_MAX: Final = 256 * 1024
-
-
-class _Transaction:
-    """An envelope on its way. Undecided are ``accepted`` and, unless refused as a whole, ``index`` and above."""
-
-    __slots__ = ("accepted", "count", "envelope", "group_bytes", "index", "is_body_out", "is_large", "is_refused")
-
-    def __init__(self, envelope: Envelope, count: int, group_bytes: int) -> None:
-        self.envelope = envelope
-        self.count = count  # recipients of this transaction: the first ones of the envelope
-        self.group_bytes = group_bytes  # its commands in one write; 0 when not pipelined
-        self.index = 0  # the recipient whose reply comes next
-        self.accepted: list[int] = []
-        self.is_refused = False  # MAIL was: nothing of it is undecided
-        self.is_body_out = False  # up to and with the final dot
-        self.is_large = False  # nothing is pipelined behind its dot
-
-    def undecided(self) -> Iterable[int]:
-        if self.is_refused:
-            return ()
-        return (*self.accepted, *range(self.index, self.count))
 
 
 class Dialogue:
@@ -116,6 +98,8 @@ class Dialogue:
     __slots__ = (
         "_ahead",
         "_current",
+        "_domains",
+        "_domains_max",
         "_is_body_due",
         "_is_chunking",
         "_is_pipelining",
@@ -145,16 +129,16 @@ class Dialogue:
         self.replies_seen = 0
         self.is_closed = False  # nothing more may be written; set once, with closing_cause
         self.closing_cause = ""  # empty after a QUIT that was answered
-        self.recipients_max = (
-            extensions.rcpt_max
-        )  # falls when the server says 4.5.3 or 5.5.3; worth remembering per host
+        self.recipients_max = extensions.rcpt_max  # falls when the server says so to RCPT; worth remembering per host
         self._is_pipelining = pipelining and extensions.pipelining
         self._is_chunking = self._is_pipelining and chunking and extensions.chunking
         self._mails_left = extensions.mail_max
+        self._domains_max = extensions.rcpt_domain_max
+        self._domains: set[bytes] = set()  # that were named, where they are limited
         self._parser = ReplyParser()
         self._offered: deque[Envelope] = deque()
-        self._current: _Transaction | None = None
-        self._ahead: _Transaction | None = None
+        self._current: Transaction | None = None
+        self._ahead: Transaction | None = None
         self._owed = 0  # replies to what was output
         self._is_body_due = False  # of _current
         self._needs_reset = False  # the last transaction was left open
@@ -296,23 +280,53 @@ class Dialogue:
             self._mails_left -= 1
         envelope = self._offered.popleft()
         count = len(envelope.recipients)
-        recipients_max = self.recipients_max
-        if recipients_max is not None and count > recipients_max:
-            for index in range(recipients_max, count):
-                self.verdicts.append(Verdict(envelope.token, index, _NOT_ATTEMPTED, _RCPT, None, _TOO_MANY))
-            count = recipients_max
+        if count > 1 or self._domains_max is not None:
+            count = self._count_allowed(envelope)
+            if count == 0:
+                self._offered.appendleft(envelope)
+                self._quit("RCPTDOMAINMAX domains were named")
+                return
         if self._is_chunking and not envelope.is_probe:
-            self._current = _Transaction(envelope, count, 0)
+            self._current = Transaction(envelope, count, 0)
             self._is_body_due = True
             self.bodies_due.append(envelope)
         elif self._is_pipelining:
             self._send_group(envelope, count)
         else:
-            self._current = _Transaction(envelope, count, 0)
+            self._current = Transaction(envelope, count, 0)
             if self._needs_reset:
                 self._send(b"RSET\r\n", _RSET)
             else:
                 self._send(mail_command(envelope, self.extensions), _MAIL)
+
+    def _count_allowed(self, envelope: Envelope) -> int:
+        """How many recipients, the first ones, its transaction may have; the others get their verdict.
+
+        0: the session may name no domain of it (and nobody has a verdict yet).
+        """
+        count = len(envelope.recipients)
+        cause = _TOO_MANY
+        if self.recipients_max is not None:
+            count = min(count, self.recipients_max)
+        if self._domains_max is not None:
+            named = self._name_domains(envelope.recipients[:count])
+            if named < count:
+                count, cause = named, _TOO_MANY_DOMAINS
+        if count:
+            for index in range(count, len(envelope.recipients)):
+                self.verdicts.append(Verdict(envelope.token, index, _NOT_ATTEMPTED, _RCPT, None, cause))
+        return count
+
+    def _name_domains(self, recipients: Sequence[bytes]) -> int:
+        """How many of them, the first ones, name no domain too many for the session (RFC 9422 §4.3)."""
+        assert self._domains_max is not None
+        for index, recipient in enumerate(recipients):
+            domain = recipient[recipient.rfind(b"@") + 1 :].lower()
+            if domain not in self._domains:
+                if len(self._domains) == self._domains_max:
+                    return index
+                self._domains.add(domain)
+        return len(recipients)
 
     def _group(self, envelope: Envelope, count: int) -> bytes:
         octets = group(envelope, self.extensions, count)
@@ -325,7 +339,7 @@ class Dialogue:
         else:
             octets += b"DATA\r\n"
             self._owed += count + 2
-        transaction = _Transaction(envelope, count, len(octets))
+        transaction = Transaction(envelope, count, len(octets))
         self.output.append(octets)
         if self._current is None:
             self._current = transaction
@@ -341,7 +355,7 @@ class Dialogue:
         else:
             self.awaiting = _MAIL
 
-    def _send_bdat(self, current: _Transaction, segments: Sequence[bytes]) -> None:
+    def _send_bdat(self, current: Transaction, segments: Sequence[bytes]) -> None:
         octets = self._group(current.envelope, current.count)
         self.output.append(octets + b"BDAT %d LAST\r\n" % sum(map(len, segments)))
         self.output.extend(segments)
@@ -349,11 +363,11 @@ class Dialogue:
         self._owed += current.count + 2
         self._expect_mail()
 
-    def _may_follow(self, current: _Transaction) -> bool:
+    def _may_follow(self, current: Transaction) -> bool:
         """Another envelope's commands may stand behind the final dot of ``current``."""
         return self._is_pipelining and not self._is_chunking and self._ahead is None and not current.is_large
 
-    def _send_dot(self, current: _Transaction) -> None:
+    def _send_dot(self, current: Transaction) -> None:
         """End the body; when pipelining, the next envelope's commands go into the same write."""
         self.output.append(b".\r\n")
         self._owed += 1
@@ -409,6 +423,7 @@ class Dialogue:
         if code < 300:
             if current.envelope.is_probe:
                 if not current.is_refused:
+                    current.probed_count += 1
                     self.verdicts.append(Verdict(current.envelope.token, index, Kind.PROBED, _RCPT, reply, ""))
             elif not current.is_refused:
                 current.accepted.append(index)
@@ -423,16 +438,19 @@ class Dialogue:
         elif not self._is_pipelining:
             self._send(rcpt_command(current.envelope.recipients[index + 1]), _RCPT)
 
-    def _refused_recipient(self, current: _Transaction, index: int, reply: Reply) -> None:
+    def _refused_recipient(self, current: Transaction, index: int, reply: Reply) -> None:
         token = current.envelope.token
-        if reply.code in (452, 552) and current.accepted:  # RFC 5321 §4.5.3.1.10
-            if reply.enhanced.endswith(".5.3"):
-                self.recipients_max = len(current.accepted)
+        # RFC 5321 §4.5.3.1.10. Another enhanced code speaks of the recipient itself, as 4.2.2 of a full mailbox.
+        is_of_count = not reply.enhanced or reply.enhanced.endswith(".5.3")
+        taken = len(current.accepted) + current.probed_count
+        if reply.code in (452, 552) and taken and is_of_count:
+            if self.recipients_max is None or taken < self.recipients_max:
+                self.recipients_max = taken
             self.verdicts.append(Verdict(token, index, _NOT_ATTEMPTED, _RCPT, reply, _TOO_MANY))
         else:
             self.verdicts.append(Verdict(token, index, _REFUSED, _RCPT, reply, ""))
 
-    def _after_rcpt(self, current: _Transaction) -> None:
+    def _after_rcpt(self, current: Transaction) -> None:
         if current.envelope.is_probe:
             self._needs_reset = not current.is_refused
             self._finish_transaction()
@@ -506,7 +524,7 @@ class Dialogue:
 
     # -- refusals and ends -------------------------------------------------------------------------------------
 
-    def _refuse(self, transaction: _Transaction, stage: Stage, reply: Reply) -> None:
+    def _refuse(self, transaction: Transaction, stage: Stage, reply: Reply) -> None:
         token = transaction.envelope.token
         for index in transaction.undecided():
             self.verdicts.append(Verdict(token, index, _REFUSED, stage, reply, ""))

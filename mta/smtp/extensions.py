@@ -31,6 +31,7 @@ class Extensions(msgspec.Struct, frozen=True):
     dsn: bool = False  # RFC 3461
     mail_max: int | None = None  # RFC 9422 MAILMAX: transactions a session; None: not limited
     rcpt_max: int | None = None  # RFC 9422 RCPTMAX: recipients a transaction
+    rcpt_domain_max: int | None = None  # RFC 9422 RCPTDOMAINMAX: recipients' domains a session
 
 
 _FLAGS: Final = {
@@ -73,9 +74,9 @@ def _size(parameter: str) -> int | None:
 
 def _limits(parameters: str) -> dict[str, int | None]:
     """RFC 9422 §3: one limit of bad syntax makes the whole line void; unknown limits are skipped."""
-    values: dict[str, int | None] = {"mail_max": None, "rcpt_max": None}
-    names = {"MAILMAX": "mail_max", "RCPTMAX": "rcpt_max"}
-    found: dict[str, int | None] = dict(values)
+    names = {"MAILMAX": "mail_max", "RCPTMAX": "rcpt_max", "RCPTDOMAINMAX": "rcpt_domain_max"}
+    values: dict[str, int | None] = dict.fromkeys(names.values())
+    found = dict(values)
     for parameter in parameters.split():
         match = _LIMIT.fullmatch(parameter)
         if match is None:

@@ -27,6 +27,7 @@ OFFERS = st.builds(
     chunking=st.booleans(),
     rcpt_max=st.sampled_from([None, 1, 2]),
     mail_max=st.sampled_from([None, 2]),
+    rcpt_domain_max=st.sampled_from([None, 1, 2]),
 )
 
 
@@ -44,7 +45,7 @@ def test_whatever_happens_each_recipient_gets_one_verdict(
         elif event == "offer":
             offered += 1
             kind = Probe if offered in probes else Envelope
-            dialogue.offer(kind(offered, b"", tuple(b"r%d@example.test" % n for n in range(recipients))))
+            dialogue.offer(kind(offered, b"", tuple(b"r@d%d.test" % (n // 2) for n in range(recipients))))
         elif event == "body":
             due, dialogue.bodies_due = dialogue.bodies_due, []
             for envelope in due:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from mta.smtp.dialogue import Dialogue, Kind, Stage
@@ -105,3 +106,79 @@ def test_a_link_that_ends_leaves_a_probe_not_attempted_never_in_doubt() -> None:
     dialogue.receive(b"250 ok\r\n250 ok\r\n")
     dialogue.connection_lost("reset by peer")
     assert kinds(dialogue) == [(1, 0, Kind.PROBED, Stage.RCPT), (1, 1, Kind.NOT_ATTEMPTED, Stage.RCPT)]
+
+
+@pytest.mark.parametrize("said", [b"452 4.5.3 too many", b"452 too many recipients", b"552 too many recipients"])
+def test_what_a_server_takes_in_one_transaction_is_kept_from_then_on(said: bytes) -> None:
+    dialogue = Dialogue(PIPELINING)
+    dialogue.offer(probe(1, recipients=4))
+    taken(dialogue)
+    dialogue.receive(b"250 ok\r\n250 ok\r\n550 5.1.1 unknown\r\n250 ok\r\n" + said + b"\r\n")
+    assert kinds(dialogue) == [
+        (1, 0, Kind.PROBED, Stage.RCPT),
+        (1, 1, Kind.REFUSED, Stage.RCPT),
+        (1, 2, Kind.PROBED, Stage.RCPT),
+        (1, 3, Kind.NOT_ATTEMPTED, Stage.RCPT),
+    ]
+    assert dialogue.recipients_max == 2
+    dialogue.offer(probe(2, recipients=3))
+    assert taken(dialogue).count(b"RCPT") == 2
+    assert kinds(dialogue) == [(2, 2, Kind.NOT_ATTEMPTED, Stage.RCPT)]
+
+
+def test_it_falls_and_never_rises() -> None:
+    dialogue = Dialogue(PIPELINING)
+    dialogue.offer(probe(1, recipients=4))
+    dialogue.receive(b"250 ok\r\n250 ok\r\n452 too many\r\n250 ok\r\n452 too many\r\n")
+    assert dialogue.recipients_max == 1
+
+
+@pytest.mark.parametrize("said", [b"452 4.2.2 over quota", b"552 5.2.2 mailbox full", b"452 4.3.1 no storage"])
+def test_a_refusal_that_says_what_it_is_belongs_to_its_recipient(said: bytes) -> None:
+    """By itself, at the head of a transaction, it would have been one too."""
+    dialogue = Dialogue(PIPELINING)
+    dialogue.offer(probe(1, recipients=3))
+    dialogue.receive(b"250 ok\r\n250 ok\r\n" + said + b"\r\n250 ok\r\n")
+    assert [kind for _, _, kind, _ in kinds(dialogue)] == [Kind.PROBED, Kind.REFUSED, Kind.PROBED]
+    assert dialogue.recipients_max is None
+
+
+def test_a_421_in_the_middle_decides_who_has_no_answer_yet() -> None:
+    dialogue = Dialogue(PIPELINING)
+    dialogue.offer(probe(1, recipients=3))
+    dialogue.receive(b"250 ok\r\n250 ok\r\n421 4.7.0 enough\r\n")
+    assert kinds(dialogue) == [
+        (1, 0, Kind.PROBED, Stage.RCPT),
+        (1, 1, Kind.REFUSED, Stage.RCPT),
+        (1, 2, Kind.REFUSED, Stage.RCPT),
+    ]
+    assert dialogue.is_closed
+
+
+@pytest.mark.parametrize("extensions", [PIPELINING, LOCKSTEP], ids=["pipelining", "lockstep"])
+def test_a_session_names_no_more_domains_than_the_server_allows(extensions: Extensions) -> None:
+    """RFC 9422 §4.3: in a session, whatever the transactions."""
+    dialogue = Dialogue(msgspec.structs.replace(extensions, rcpt_domain_max=2))
+    dialogue.offer(
+        Probe(1, b"news@example.com", (b"a@One.test", b"b@two.test", b"c@one.test", b"d@three.test", b"e@one.test"))
+    )
+    said = b""
+    for _ in range(4):
+        said += taken(dialogue)
+        dialogue.receive(b"250 ok\r\n")
+    assert said.count(b"RCPT") == 3
+    assert sorted(kinds(dialogue)) == [
+        *[(1, index, Kind.PROBED, Stage.RCPT) for index in range(3)],
+        *[(1, index, Kind.NOT_ATTEMPTED, Stage.RCPT) for index in (3, 4)],
+    ]
+    # Domains that were named may be named again; another ends the session.
+    dialogue.offer(Probe(2, b"news@example.com", (b"f@TWO.test",)))
+    dialogue.offer(Probe(3, b"news@example.com", (b"g@three.test",)))
+    for _ in range(3):
+        taken(dialogue)
+        dialogue.receive(b"250 ok\r\n")
+    assert sorted(kinds(dialogue)) == [
+        (2, 0, Kind.PROBED, Stage.RCPT),
+        (3, 0, Kind.NOT_ATTEMPTED, Stage.IDLE),
+    ]
+    assert taken(dialogue) == b"QUIT\r\n"
