@@ -9,14 +9,15 @@ from typing import Final, Protocol
 from mta.child.letters import BatchCursor, Letter, LetterFailed
 from mta.failure.judge import Judge
 from mta.failure.patterns import REFUSAL_MIN
-from mta.failure.triage import RETURNED, Decision, triage
+from mta.failure.triage import RETURNED, SERVICE_CLOSING, Decision, triage
 from mta.model.outcome import Reason, Status
 from mta.model.reply import Reply
 from mta.outcomes.line import session_columns
 from mta.session.link import Link
 from mta.session.open import OpenSession, SessionFailed, SessionTarget, TlsPolicy, open_session
+from mta.smtp.commands import local_refusal
 from mta.smtp.dialogue import Dialogue, Envelope, Kind, Verdict
-from mta.smtp.envelope import Stage
+from mta.smtp.envelope import Stage, in_one_transaction
 from mta.wire import Batch, BatchPart, ChildFrame, Open, Opened, OpenFailed, SessionClosed
 
 # One under way and the next: its commands go out in the write that ends the body before it.
@@ -33,7 +34,7 @@ TLS_POLICIES: dict[str, TlsPolicy] = {
 class Crew(Protocol):
     """What a carrier asks of its process; `mta.child.worker.Worker` is the one there is."""
 
-    letters: dict[int, Letter]  # under way, by the token of their envelope
+    letters: dict[int, Letter]  # under way, by the token of their envelope and their place in it
     judge: Judge  # says what failures mean
 
     @property
@@ -129,19 +130,24 @@ class Carrier:
         if link is None or not self.worker.may_begin:
             return
         worker = self.worker
+        is_sharing = self.order.recipients_per_transaction_max > 1
         while link.load < DEPTH and self.batches and link.is_open:
             cursor = self.batches[0]
             if not len(cursor):
                 self.batches.popleft()
                 continue
+            if is_sharing and cursor.is_simulated:
+                # A probe goes out when all before it is answered: by then more recipients may be here, and it is known
+                # how many the server takes.
+                if link.load:
+                    break
+                self._offer_shared(link)
+                continue
             token = worker.next_token()
             try:
                 letter = cursor.next_letter(self, token)
             except LetterFailed as failed:
-                # 5.6.0: other or undefined media error (RFC 3463 §3.7); nothing was asked of the server.
-                reply = Reply(0, f"local: {failed.why}", "5.6.0")
-                local = Decision(Status.FAILED, Reason.UNREACHABLE, reply)
-                worker.settle(failed.letter, worker.judge.complete(local, Stage.IDLE, self.order.mx_host))
+                self._failed(failed)
                 continue
             assert letter.envelope is not None
             worker.letters[token] = letter
@@ -151,17 +157,60 @@ class Carrier:
         elif self._is_closing and not self.batches and link.load == 0:
             link.close()
 
+    def _offer_shared(self, link: Link) -> None:
+        """Offers one transaction for as many recipients of a simulated delivery as may share it and are at hand.
+
+        Their tokens follow one another, so a verdict finds its letter by the token of the envelope and its own place.
+        """
+        worker = self.worker
+        dialogue = link.dialogue
+        most = self.order.recipients_per_transaction_max
+        if dialogue.recipients_max is not None and dialogue.recipients_max < most:
+            most = dialogue.recipients_max
+        delivery_id = self.batches[0].batch.delivery_id
+        shared: list[Envelope] = []
+        alone: list[Envelope] = []
+        token = worker.next_token()
+        while self.batches and len(shared) < most and not alone:
+            cursor = self.batches[0]
+            if not len(cursor):
+                self.batches.popleft()
+                continue
+            if cursor.batch.delivery_id != delivery_id:
+                break
+            try:
+                letter = cursor.next_letter(self, token)
+            except LetterFailed as failed:
+                self._failed(failed)
+                continue
+            envelope = letter.envelope
+            assert envelope is not None
+            # What the server would not take of one must not keep the others from being asked for.
+            refused = local_refusal(envelope, dialogue.extensions)
+            (shared if refused is None else alone).append(envelope)
+            worker.letters[token] = letter
+            token = worker.next_token()
+        if shared:
+            alone.insert(0, in_one_transaction(shared))
+        link.offer(alone)
+
+    def _failed(self, failed: LetterFailed) -> None:
+        # 5.6.0: other or undefined media error (RFC 3463 §3.7); nothing was asked of the server.
+        reply = Reply(0, f"local: {failed.why}", "5.6.0")
+        local = Decision(Status.FAILED, Reason.UNREACHABLE, reply)
+        worker = self.worker
+        worker.settle(failed.letter, worker.judge.complete(local, Stage.IDLE, self.order.mx_host))
+
     # --- the link's calls -----------------------------------------------------------------------
 
     def verdicts(self, link: Link, verdicts: list[Verdict]) -> None:
         worker = self.worker
         refusal: Reply | None = None
         for verdict in verdicts:
-            letter = worker.letters.pop(verdict.token)
+            letter = worker.letters.pop(verdict.token + verdict.recipient)
             reply = verdict.reply
             if reply is not None and reply.code >= REFUSAL_MIN:
-                # A 421 ends all that is under way: it is one refusal all the same.
-                if verdict.kind is Kind.REFUSED or reply is not refusal:
+                if _is_refusal(verdict, reply, refusal):
                     worker.refused(letter, reply, verdict.stage)
                 refusal = reply
             if verdict.kind is Kind.NOT_ATTEMPTED and letter.segments is not None:
@@ -211,6 +260,18 @@ class Carrier:
     def _give_back(self, cursor: BatchCursor) -> None:
         for part, position in cursor.rest():
             self.worker.give_back(cursor.batch, part, position, self.order.limit)
+
+
+def _is_refusal(verdict: Verdict, reply: Reply, before: Reply | None) -> bool:
+    """It is one more, not ``before``, the one of the verdict in front of it, once again.
+
+    Equal replies may be one object, so that alone does not tell.
+    """
+    if reply.code == SERVICE_CLOSING:  # ends all that is under way: it is one refusal all the same
+        return reply is not before
+    if verdict.kind is not Kind.REFUSED:
+        return False  # too many recipients: it will be asked for in another transaction
+    return verdict.recipient == 0 or verdict.stage is not Stage.MAIL  # which has one reply for all of a transaction
 
 
 def _open_failed(session: int, failed: SessionFailed) -> OpenFailed:

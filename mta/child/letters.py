@@ -97,11 +97,12 @@ def _values(raw: msgspec.Raw) -> list[str] | None:
 class BatchCursor:
     """A batch and how far it is worked off; letters are made one at a time, when they are about to be sent."""
 
-    __slots__ = ("_at", "_end", "_envelope", "_rows", "_walk", "batch", "renderer")
+    __slots__ = ("_at", "_end", "_envelope", "_rows", "_walk", "batch", "is_simulated", "renderer")
 
     def __init__(self, batch: Batch, renderer: Renderer | NoRenderer, *, is_simulated: bool = False) -> None:
         self.batch = batch
         self.renderer = renderer
+        self.is_simulated = is_simulated
         self._envelope = Probe if is_simulated else Envelope
         self._rows = _rows(batch.rows)
         self._at = 0

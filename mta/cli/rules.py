@@ -165,6 +165,10 @@ def _print_rule(held: RuleExplained) -> None:
         for name, is_on in (("PIPELINING", rule.pipelining), ("CHUNKING", rule.chunking))
     )
     typer.echo(f"        TLS {rule.tls}; {offers}")
+    if rule.recipients_per_transaction_max > 1:
+        typer.echo(
+            f"        simulated deliveries: up to {rule.recipients_per_transaction_max:,} recipients a transaction"
+        )
 
 
 if __name__ == "__main__":

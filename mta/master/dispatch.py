@@ -99,6 +99,7 @@ class Dispatch:
                 tls=session.tls.value,
                 pipelining=hop.rule.pipelining,
                 chunking=hop.rule.chunking,
+                recipients_per_transaction_max=hop.rule.recipients_per_transaction_max,
                 timeouts=hop.rule.timeouts,
                 automations=() if self.automations_of is None else self.automations_of(hop.rule),
                 authorities=hop.authorities,

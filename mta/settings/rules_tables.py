@@ -22,9 +22,11 @@ BYTES_MIN: Final = 1_000  # less would hold up every message there is
 SPAN_S_MAX: Final = 30 * 86_400
 EGRESS_ID_MAX: Final = 2**31 - 1
 PATTERN_CHARS_MAX: Final = 1_000
+TRANSACTION_RECIPIENTS_MAX: Final = 1_000
 # 0 would hold mail back for ever without saying so, and is what people write who mean "no limit".
 _Limit = Annotated[int, msgspec.Meta(ge=1, le=LIMIT_MAX)]
 _Volume = Annotated[int, msgspec.Meta(ge=BYTES_MIN, le=BYTES_MAX)]
+_Recipients = Annotated[int, msgspec.Meta(ge=1, le=TRANSACTION_RECIPIENTS_MAX)]
 _Seconds = Annotated[int, msgspec.Meta(ge=1, le=SPAN_S_MAX)]
 
 
@@ -70,6 +72,7 @@ class ValuesTable(LimitsTable, frozen=True, kw_only=True):
     dane: bool = True
     pipelining: bool = True
     chunking: bool = True
+    recipients_per_transaction_max: _Recipients = 1
     timeouts: SessionTimeouts = SessionTimeouts()
     port: Annotated[int, msgspec.Meta(ge=1, le=65_535)] | None = None
     helo: str = ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from mta.model.reply import Reply
@@ -68,6 +69,21 @@ class Probe(Envelope):
     __slots__ = ()
 
     is_probe = True
+
+
+def in_one_transaction(probes: Sequence[Envelope]) -> Probe:
+    """Probes of one sender as one, which asks for all their recipients; its token and return path are the first one's.
+
+    What it says of itself to the server fits each of them: the size is that of the largest.
+    """
+    return Probe(
+        probes[0].token,
+        probes[0].mail,
+        tuple([recipient for probe in probes for recipient in probe.recipients]),
+        max(probe.size_bytes for probe in probes),
+        any(probe.needs_8bit for probe in probes),
+        any(probe.needs_smtputf8 for probe in probes),
+    )
 
 
 class Verdict(NamedTuple):

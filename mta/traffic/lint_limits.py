@@ -45,7 +45,13 @@ def find_idle_limits(rules: RuleSet) -> Iterator[Finding]:
 def _of_rule(rules: RuleSet, rule: Rule, starts: Sequence[tuple[str, int]]) -> Iterator[Finding]:
     subject = f"rule {rule.name}"
     origin = _origins(rules, rule.name, rule.origin)
-    outdone = [*_outdone(rule), *_outdone_by_paths(rule), *_outdone_by_connections(rule), *_outdone_by_provider(rule)]
+    outdone = [
+        *_outdone(rule),
+        *_outdone_by_paths(rule),
+        *_outdone_by_session(rule),
+        *_outdone_by_connections(rule),
+        *_outdone_by_provider(rule),
+    ]
     for key, why in dict(reversed(outdone)).items():
         # What is inherited from defaults was not written for this rule: nobody need mend it.
         severity = Severity.WARNING if _is_own(rule, origin(key), starts) else Severity.NOTE
@@ -113,6 +119,12 @@ def _outdone_by_paths(rule: Rule) -> Iterator[tuple[str, str]]:
         yield "connections_per_path_max", f"connections_max allows only {total:,} in all"
     elif rule.scope is Scope.PATH:
         yield "connections_max", f"it is counted by path too, and connections_per_path_max allows only {one_path:,}"
+
+
+def _outdone_by_session(rule: Rule) -> Iterator[tuple[str, str]]:
+    session = rule.messages_per_connection_max
+    if session is not None and rule.recipients_per_transaction_max > session:
+        yield "recipients_per_transaction_max", f"messages_per_connection_max allows only {session:,}"
 
 
 def _outdone_by_connections(rule: Rule) -> Iterator[tuple[str, str]]:

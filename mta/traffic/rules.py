@@ -126,6 +126,7 @@ class Rule(Limits, frozen=True):
     tls: Tls = Tls.OPPORTUNISTIC
     pipelining: bool = True  # use it where it is offered
     chunking: bool = True
+    recipients_per_transaction_max: int = 1  # of simulated deliveries; a message has one of its own
     timeouts: SessionTimeouts = SessionTimeouts()
     origin: str = ""  # "file:line"
     sites: str = ""  # masks of the site's key; empty: all

@@ -64,6 +64,7 @@ class Open(msgspec.Struct, frozen=True, array_like=True, tag=4):
     tls: str
     pipelining: bool
     chunking: bool
+    recipients_per_transaction_max: int  # of simulated deliveries
     timeouts: SessionTimeouts
     automations: tuple[int, ...] = ()  # of the last Patterns: those of the session's rule
     authorities: tuple[tuple[int, int, int, bytes], ...] = ()  # TLSA records of the host (RFC 6698), where they hold

@@ -13,6 +13,7 @@ from mta.settings.rules_automations import STAGES, TARGETS
 from mta.settings.rules_file import RULES_MAX, TIMEOUT_S_MAX, TIMEOUT_S_MIN, parse_rules
 from mta.settings.rules_tables import (
     RULE_KEYS,
+    TRANSACTION_RECIPIENTS_MAX,
     AutomationTable,
     ErrorBlockTable,
     ProviderTable,
@@ -53,6 +54,11 @@ def test_each_choice_is_named_and_the_default_marked(key: str, choices: type[Sco
 def test_switches_are_on_by_default(key: str) -> None:
     assert getattr(Rule("r", "*"), key) is True
     assert "`true` (default)" in SECTIONS[key]
+
+
+def test_recipients_that_share_a_transaction_have_their_bounds_and_default() -> None:
+    default = Rule("r", "*").recipients_per_transaction_max
+    assert f"from {default} (default) to {TRANSACTION_RECIPIENTS_MAX:,}" in SECTIONS["recipients_per_transaction_max"]
 
 
 def test_the_built_in_rule_is_described_as_it_is() -> None:

@@ -25,6 +25,7 @@ name = "rest"
 mx = "*"
 scope = "path"
 connections_max = 10
+recipients_per_transaction_max = 1_000
 """
 ZONES = {
     "example.test": {"MX": ["10 mx1.example.test.", "20 backup.other.test."]},
@@ -92,6 +93,7 @@ async def test_explain_reads_well_for_people(tmp_path: Path) -> None:
     assert "messages_per_hour_max 1,200" in result.stdout
     assert "at most 100 in any 5 minutes" in result.stdout
     assert "not rule few: its mask fits, but egress 2 is not in its range 1" in result.stdout
+    assert "simulated deliveries: up to 1,000 recipients a transaction" in result.stdout
 
 
 async def test_another_rules_file_can_be_tried(tmp_path: Path) -> None:

@@ -256,6 +256,7 @@ def limits(given: str, before: str = "") -> list[tuple[str, str]]:
         ("connections_max = 5\nconnections_per_path_max = 6", 5),
         ('connections_max = 7\nconnections_per_path_max = 6\nscope = "path"', 4),
         ("messages_per_hour_max = 6_100\nmessages_per_connection_max = 10\nconnections_per_minute_max = 10", 4),
+        ("messages_per_connection_max = 10\nrecipients_per_transaction_max = 11", 5),
     ],
 )
 def test_a_limit_that_another_one_makes_idle_is_found_at_its_line(given: str, line: int) -> None:

@@ -68,6 +68,15 @@ def test_what_a_default_changes_is_told_of_for_each_rule_it_reaches() -> None:
     ]
 
 
+def test_recipients_a_transaction_are_a_value_as_any_other() -> None:
+    text = OLD.replace(
+        "timeouts = { idle_s = 9 }\n", "timeouts = { idle_s = 9 }\nrecipients_per_transaction_max = 100\n"
+    )
+    assert changes(text) == [
+        Change(ChangeKind.CHANGED, "rule c", "recipients_per_transaction_max", 1, 100, "default", "new:24")
+    ]
+
+
 def test_what_goes_away_falls_back_to_its_default() -> None:
     assert changes(OLD.replace("timeouts = { idle_s = 9 }\n", "")) == [
         Change(ChangeKind.CHANGED, "rule c", "timeouts.idle_s", 9.0, 5.0, "old:23", "default")

@@ -28,6 +28,7 @@ messages_per_hour_max = 10_000
 tls = "required"
 pipelining = false
 chunking = false
+recipients_per_transaction_max = 100
 timeouts = { connect_s = 10, dot_s = 900.5 }
 
 [[rule]]
@@ -61,10 +62,12 @@ def test_every_key_arrives(written) -> None:  # type: ignore[no-untyped-def]
         tls=Tls.REQUIRED,
         pipelining=False,
         chunking=False,
+        recipients_per_transaction_max=100,
         timeouts=SessionTimeouts(connect_s=10, dot_s=900.5),
         origin=f"{path}:1",
     )
-    assert rest == Rule("rest", "*", origin=f"{path}:15")
+    assert rest == Rule("rest", "*", origin=f"{path}:16")
+    assert rest.recipients_per_transaction_max == 1
 
 
 def test_a_rules_table_has_the_keys_of_a_rule() -> None:
@@ -82,6 +85,10 @@ def test_a_rules_table_has_the_keys_of_a_rule() -> None:
         ("connections_max = 0", "connections_max", "0 is not allowed"),
         ("messages_per_hour_max = 1.5", "messages_per_hour_max", "1.5 is not allowed; expected an integer"),
         ("messages_per_hour_max = true", "messages_per_hour_max", "true is not allowed"),
+        ("recipients_per_transaction_max = 0", "recipients_per_transaction_max", "0 is not allowed"),
+        ("recipients_per_transaction_max = 1_001", "recipients_per_transaction_max", "1001 is not allowed"),
+        ("recipients_per_transaction_max = 2.5", "recipients_per_transaction_max", "2.5 is not allowed"),
+        ("recipient_per_transaction_max = 5", "recipient_per_transaction_max", "did you mean 'recipients_per_transa"),
         ('messages_per_connection_max = "5"', "messages_per_connection_max", "'5' is not allowed"),
         ('scope = "ip"', "scope", "'ip' is not allowed; expected one of 'path', 'egress', 'shared'"),
         ('tls = "Required"', "tls", "expected one of 'disabled', 'opportunistic', 'required'"),

@@ -10,7 +10,8 @@ import asyncio
 import re
 import socket
 import ssl
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self, cast
 
@@ -47,12 +48,28 @@ class Received:
     by: str  # DATA or BDAT
 
 
+@dataclass(frozen=True)
+class Transaction:
+    """A MAIL that was taken, and each RCPT after it with the code that answered it; content or none."""
+
+    session: int  # counted from 1
+    mail_from: bytes
+    parameters: dict[str, str]
+    asked: list[tuple[str, int]] = field(default_factory=list)
+
+    @property
+    def domains(self) -> set[str]:
+        return {recipient.rpartition("@")[2] for recipient, _ in self.asked}
+
+
 class StrictReceiver:
     """``async with StrictReceiver("PIPELINING", "SIZE") as receiver: ... receiver.port``.
 
     ``violations`` says in words what was wrong, and stays empty for a faultless client. ``read_octets`` bounds one
     read of the socket, ``receive_buffer_octets`` what the kernel holds for it. Without ``has_headers`` bodies are
-    any text, and held to the rules of lines only. With ``tls`` it offers STARTTLS besides.
+    any text, and held to the rules of lines only. With ``tls`` it offers STARTTLS besides. ``answers`` to RCPT are
+    by local part: a 421 closes the connection, an empty one drops it. ``recipients_max`` a transaction are taken.
+    ``sender_answer`` refuses each MAIL.
     """
 
     def __init__(
@@ -62,7 +79,14 @@ class StrictReceiver:
         receive_buffer_octets: int | None = None,
         has_headers: bool = True,
         tls: ssl.SSLContext | None = None,
+        answers: Mapping[str, str] | None = None,
+        recipients_max: int | None = None,
+        sender_answer: str = "",
     ) -> None:
+        self.sender_answer = sender_answer
+        self.answers = answers or {}
+        self.recipients_max = recipients_max
+        self.transactions: list[Transaction] = []
         self.keywords = keywords
         self.names = frozenset(keyword.split(" ")[0] for keyword in keywords)
         self.read_octets = read_octets
@@ -93,14 +117,15 @@ class StrictReceiver:
         await self._server.wait_closed()
 
     def _session(self) -> _Session:
-        session = _Session(self)
+        session = _Session(self, len(self._sessions) + 1)
         self._sessions.append(session)
         return session
 
 
 class _Session(asyncio.BufferedProtocol):
-    def __init__(self, receiver: StrictReceiver) -> None:
+    def __init__(self, receiver: StrictReceiver, number: int) -> None:
         self._receiver = receiver
+        self._number = number
         # A view: under TLS, asyncio slices what it is given and reads into the slice (bytearray would give a copy).
         self._read = memoryview(bytearray(receiver.read_octets))
         self._unread = bytearray()
@@ -162,7 +187,7 @@ class _Session(asyncio.BufferedProtocol):
         self._held = b""
         if not self._transport.is_closing():
             self._transport.write(text.encode() + b"\r\n")
-            if text.startswith("221"):
+            if text.startswith(("221", "421")):
                 self._transport.close()
             elif text == _GO_TLS:
                 self._upgrade = asyncio.get_running_loop().create_task(self._start_tls())
@@ -316,17 +341,38 @@ class _Session(asyncio.BufferedProtocol):
         self._parameters = parameters
         if parts[1]:  # empty: the null path
             self._check_mailbox(parts[1])
+        if self._receiver.sender_answer:
+            self._reply(line, self._receiver.sender_answer)
+            return
         self._mail_from = parts[1]
+        self._receiver.transactions.append(Transaction(self._number, parts[1], parameters))
         self._reply(line, "250 2.1.0 ok")
 
     def _on_rcpt(self, line: bytes) -> None:
         parts = _RCPT.fullmatch(line)
+        if parts is not None and self._receiver.sender_answer:
+            self._reply(line, "503 5.5.1 no MAIL")  # pipelined behind it
+            return
         if parts is None or self._mail_from is None or self._is_chunked:
             self._refuse(line, "501 5.5.4 syntax" if parts is None else "503 5.5.1 not now")
             return
         self._check_mailbox(parts[1])
-        self._recipients.append(parts[1])
-        self._reply(line, "250 2.1.5 ok")
+        recipient = parts[1].decode()
+        answer = self._receiver.answers.get(recipient.rpartition("@")[0])
+        if answer is None and len(self._recipients) == self._receiver.recipients_max:
+            answer = "452 4.5.3 too many recipients"
+        code = 250 if answer is None else int(answer[:3] or 0)
+        self._receiver.transactions[-1].asked.append((recipient, code))
+        if answer is None:
+            self._recipients.append(parts[1])
+        elif code in (0, 421):
+            self._unread.clear()  # what was pipelined behind it is read by nobody
+        if not code:
+            self.drop()
+        elif code == 421:
+            self._later(answer or "", 0)
+        else:
+            self._reply(line, answer or "250 2.1.5 ok")
 
     def _check_mailbox(self, mailbox: bytes) -> None:
         parts = _MAILBOX.fullmatch(mailbox)
