@@ -207,7 +207,7 @@ async def test_what_one_needs_and_the_server_does_not_offer_is_refused_to_that_o
 async def test_a_message_over_the_size_announced_holds_up_no_other() -> None:
     size_max = 2_000
     async with StrictReceiver("PIPELINING", f"SIZE {size_max}") as receiver, carrying(receiver, 10) as ledger:
-        values = [["Ann"], ["Bo " * 20], ["x " * size_max], ["Di"]]
+        values = [["Ann"], ["Bo " * 20], ["x " * size_max], ["Di " * 10]]
         await run(ledger, ledger.cursor(names("a b c d"), values=values))
         assert asked(receiver) == [["a", "b"], ["d"]]
         assert ledger.statuses["c@a.test"] is Status.FAILED
