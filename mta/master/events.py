@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from typing import Final
 
 import asyncpg
@@ -20,7 +20,7 @@ from mta.master.intake import Intake
 from mta.queue import events as store
 from mta.queue.connection import DATABASE_AWAY, Conn
 from mta.queue.events import StoredEvent, Told
-from mta.traffic.effects import Effect, Target
+from mta.traffic.effects import Effect, spread
 from mta.traffic.events import TrafficEvent
 from mta.traffic.schedule import Schedule
 
@@ -243,24 +243,7 @@ class EventBook:
 
 
 def _held(row: StoredEvent, now_unix_s: float) -> _Held:
-    event = TrafficEvent(
-        key=row.key,
-        name=row.name,
-        kind=row.kind,
-        target=row.target,
-        on=row.on_what,
-        began_unix_s=now_unix_s + row.began_in_s,
-        until_unix_s=now_unix_s + row.until_in_s,
-        limits=row.limits,
-        base=row.base,
-        step=row.step,
-        pool=row.pool,
-        replies=row.replies,
-        detail=row.detail,
-        automation=row.automation,
-        rule=row.rule,
-    )
-    return _Held(event, row.id, row.version, row.replies, row.by_whom, row.touched_by)
+    return _Held(row.traffic_event(now_unix_s), row.id, row.version, row.replies, row.by_whom, row.touched_by)
 
 
 def _storable(text: str) -> str:
@@ -300,22 +283,10 @@ class Enforcer:
 
     def apply(self, effects: Sequence[Effect]) -> Collection[str]:
         """All that is in force from now on; answers the recipient domains that are held back no more."""
-        wanted = list(self._spread(effects))
+        schedule = self._schedule
+        wanted = list(spread(effects, lambda: [limit.key for limit in schedule.limits()], self._egress_ids))
         if wanted == self._applied:
             return ()
         self._applied = wanted
-        self._schedule.set_effects(wanted, asyncio.get_running_loop().time())
+        schedule.set_effects(wanted, asyncio.get_running_loop().time())
         return self._intake.set_effects(effects)
-
-    def _spread(self, effects: Iterable[Effect]) -> Iterator[Effect]:
-        """An effect on a rule or a provider by its name alone holds for everything that is counted for it."""
-        keys: list[str] | None = None
-        for effect in effects:
-            yield effect
-            if effect.target in (Target.RULE, Target.PROVIDER) and "|" not in effect.on:
-                if keys is None:
-                    keys = [limit.key for limit in self._schedule.limits()]
-                known = {key for key in keys if key.startswith(f"{effect.on}|")}
-                known.update(f"{effect.on}|{egress_id}" for egress_id in self._egress_ids)
-                for on in sorted(known):
-                    yield msgspec.structs.replace(effect, on=on)

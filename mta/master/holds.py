@@ -1,24 +1,10 @@
-"""What traffic events hold back before the schedule sees it: recipient domains, tenants, deliveries; and other pools.
-
-Paths, limits, egresses and sites are the schedule's own (`mta.traffic.schedule.Schedule.set_effects`). What is here is
-decided where work is taken in, so that nothing of it waits in memory.
-"""
+"""For how long what a traffic event holds back (`mta.traffic.holds`) is put off to the queue."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
-from typing import Final, NamedTuple, TypeVar
-
-import structlog
+from typing import Final
 
 from mta.master.collector import SITE_PART_MIN
-from mta.model.site import Site
-from mta.traffic.effects import Effect, EffectKind, Target
-from mta.traffic.egress import EgressChooser
-from mta.traffic.rules import RuleSet
-
-KeyT = TypeVar("KeyT")
-log = structlog.get_logger()
 
 # What is put off until an event ends is due no later than after this, whatever the event says: so a node that died
 # between the end of the event and the word of it costs an hour, not the days that an event may have left.
@@ -26,7 +12,6 @@ PUT_OFF_S_MAX: Final = 3_600.0
 # A few recipients come back in a part with others, so that nobody can find them when the event ends early.
 FEW: Final = SITE_PART_MIN
 PUT_OFF_FEW_S_MAX: Final = 30.0
-_HELD: Final = (Target.DOMAIN, Target.TENANT, Target.DELIVERY)
 
 
 def put_off_site(domain: str) -> str:
@@ -34,111 +19,7 @@ def put_off_site(domain: str) -> str:
     return f"@{domain}"
 
 
-class Changes(NamedTuple):
-    """What is otherwise than before."""
-
-    domains: frozenset[str]  # held back from now on
-    released: frozenset[str]  # domains that are held back no more
-    sites: frozenset[str]  # that leave from another pool
-    has_deliveries: bool  # deliveries or tenants: held back, or no more
-
-
-class Holds:
-    """Owned by the master's loop; asked for each domain of each part, so it costs a look-up at most."""
-
-    def __init__(self, choosers: Mapping[str, EgressChooser]) -> None:
-        """``choosers``: one for each pool of this node, by name."""
-        self._choosers = choosers
-        self._held: dict[tuple[Target, str], Effect] = {}
-        self._pools: dict[str, Effect] = {}  # site -> the event that names its pool
-        self._rules = RuleSet()
-        self._has_rule_pools = False
-        self._unknown: set[str] = set()  # pools that were told of
-
-    # --- what is in force ---------------------------------------------------------------------
-
-    def set_rules(self, rules: RuleSet) -> None:
-        """For the pools that rules name. What is in memory leaves from where it was to leave from."""
-        self._rules = rules
-        self._has_rule_pools = any(rule.pool for rule in rules.rules)
-
-    def set_effects(self, effects: Iterable[Effect]) -> Changes:
-        """All that is in force, from now on."""
-        held, pools = self._held, self._pools
-        self._held, self._pools = {}, {}
-        for effect in effects:
-            if effect.kind is EffectKind.SUSPEND and effect.target in _HELD:
-                _keep_longest(self._held, (effect.target, effect.on), effect)
-            elif effect.kind is EffectKind.POOL and effect.target is Target.SITE and self._is_known(effect.pool):
-                _keep_longest(self._pools, effect.on, effect)
-        begun, over = self._held.keys() - held.keys(), held.keys() - self._held.keys()
-        moved = {
-            site for site in pools.keys() | self._pools.keys() if _pool(pools.get(site)) != _pool(self._pools.get(site))
-        }
-        return Changes(
-            _domains(begun),
-            _domains(over),
-            frozenset(moved),
-            any(target is not Target.DOMAIN for target, _ in begun | over),
-        )
-
-    # --- what is asked ------------------------------------------------------------------------
-
-    def domain(self, domain: str) -> Effect | None:
-        """What holds the recipients of a domain back."""
-        return self._held.get((Target.DOMAIN, domain)) if self._held else None
-
-    def delivery(self, delivery_id: int, sender_domain: str) -> Effect | None:
-        """What holds a delivery back, as itself or as one of its tenant's."""
-        if not self._held:
-            return None
-        own = self._held.get((Target.DELIVERY, str(delivery_id)))
-        return own or (self._held.get((Target.TENANT, sender_domain)) if sender_domain else None)
-
-    def chooser(self, given: EgressChooser, site: Site, domain_class: str) -> EgressChooser:
-        """Of the pool from which what is sent to a site leaves; ``given`` is that of its delivery.
-
-        An event goes before the rule that holds for the site's most preferred host through the first egress of the
-        delivery's pool.
-        """
-        if not (self._has_rule_pools or self._pools):
-            return given
-        event = self._pools.get(site.key)
-        name = event.pool if event is not None else self._pool_of_rule(given, site, domain_class)
-        if not name or name == given.pool.name:
-            return given
-        return self._choosers[name] if self._is_known(name) else given
-
-    def _pool_of_rule(self, given: EgressChooser, site: Site, domain_class: str) -> str:
-        if not (self._has_rule_pools and site.hosts and given.pool.egresses):
-            return ""
-        host, egress = site.hosts[0].name, given.pool.egresses[0]
-        return self._rules.match(host, egress.id, site.key, domain_class).pool
-
-    def _is_known(self, pool: str) -> bool:
-        if pool not in self._choosers and pool not in self._unknown:
-            self._unknown.add(pool)
-            log.warning(
-                "another pool is asked for that is not configured on this node", pool=pool, known=sorted(self._choosers)
-            )
-        return pool in self._choosers
-
-
 def put_off_s(until_unix_s: float, now_unix_s: float, recipients: int) -> float:
     """In how many seconds recipients are due that wait for the end of an event."""
     most_s = PUT_OFF_FEW_S_MAX if recipients < FEW else PUT_OFF_S_MAX
     return min(most_s, max(0.0, until_unix_s - now_unix_s))
-
-
-def _keep_longest(into: dict[KeyT, Effect], key: KeyT, effect: Effect) -> None:
-    other = into.get(key)
-    if other is None or other.until_unix_s < effect.until_unix_s:
-        into[key] = effect
-
-
-def _pool(effect: Effect | None) -> str:
-    return "" if effect is None else effect.pool
-
-
-def _domains(keys: Collection[tuple[Target, str]]) -> frozenset[str]:
-    return frozenset(on for target, on in keys if target is Target.DOMAIN)

@@ -21,7 +21,6 @@ from mta.failure.judge import judged
 from mta.master.books import DeliveryBook, LeasedPart
 from mta.master.collector import Collector
 from mta.master.dispatch import Dispatch
-from mta.master.holds import Holds
 from mta.master.keys import KeyStore
 from mta.master.routing import Routing
 from mta.message.keyring import sender_domain_of
@@ -41,6 +40,7 @@ from mta.telemetry.waits import event_or_timeout
 from mta.traffic.effects import Effect
 from mta.traffic.egress import EgressChooser
 from mta.traffic.fair import FairQueue
+from mta.traffic.holds import Holds
 from mta.traffic.rules import RuleSet
 from mta.traffic.schedule import Schedule
 
@@ -74,7 +74,7 @@ class Intake:
         self._run = run
         self._settings = settings
         self._choosers = {name: EgressChooser(egress_pool) for name, egress_pool in pools.items()}
-        self._holds = Holds(self._choosers)
+        self._holds = Holds(self._choosers, self._warn_of_pool)
         self._routing = Routing(resolver, schedule, collector, dispatch, self._holds)
         self._schedule = schedule
         self._collector = collector
@@ -240,6 +240,11 @@ class Intake:
                 known=sorted(self._choosers),
             )
         return chooser
+
+    def _warn_of_pool(self, pool: str) -> None:
+        log.warning(
+            "another pool is asked for that is not configured on this node", pool=pool, known=sorted(self._choosers)
+        )
 
     def _let_go(self, book: DeliveryBook) -> None:
         """Paused, cancelled or finished elsewhere: nothing of it is begun from here on."""

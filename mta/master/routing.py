@@ -1,6 +1,6 @@
 """Where recipients go: their domains' routes, the pool they leave from, and the lane they wait in.
 
-What is held back by a traffic event (`mta.master.holds`) goes back to the queue from here.
+What is held back by a traffic event (`mta.traffic.holds`) goes back to the queue from here.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from mta.failure.judge import OF_NO_ANSWER, OF_NO_ROUTE, judged
 from mta.master.books import LeasedPart
 from mta.master.collector import Collector
 from mta.master.dispatch import Dispatch
-from mta.master.holds import Changes, Holds, put_off_s, put_off_site
+from mta.master.holds import put_off_s, put_off_site
 from mta.model.address import domain_of
 from mta.model.errors import BadInput
 from mta.model.outcome import Status
@@ -23,6 +23,7 @@ from mta.model.reply import Reply
 from mta.model.site import NoRoute, Route, Site
 from mta.traffic.effects import Effect
 from mta.traffic.egress import EgressChooser
+from mta.traffic.holds import Changes, Holds
 from mta.traffic.lanes import Lane
 from mta.traffic.ready import Run, Stream
 from mta.traffic.schedule import Schedule

@@ -16,6 +16,7 @@ import msgspec
 from mta.model.errors import BadInput
 from mta.queue.connection import Conn
 from mta.traffic.effects import EffectKind, Target, effect_key
+from mta.traffic.events import TrafficEvent
 from mta.traffic.limits import Limits
 
 CHANNEL: Final = "mta_traffic"
@@ -192,6 +193,26 @@ class StoredEvent(msgspec.Struct, frozen=True, kw_only=True):
     version: int
     began_in_s: float
     until_in_s: float
+
+    def traffic_event(self, now_unix_s: float) -> TrafficEvent:
+        """As a clock has it that shows ``now_unix_s`` at the moment of the answer."""
+        return TrafficEvent(
+            key=self.key,
+            name=self.name,
+            kind=self.kind,
+            target=self.target,
+            on=self.on_what,
+            began_unix_s=now_unix_s + self.began_in_s,
+            until_unix_s=now_unix_s + self.until_in_s,
+            limits=self.limits,
+            base=self.base,
+            step=self.step,
+            pool=self.pool,
+            replies=self.replies,
+            detail=self.detail,
+            automation=self.automation,
+            rule=self.rule,
+        )
 
 
 class NewEvent(msgspec.Struct, frozen=True, kw_only=True):

@@ -6,6 +6,7 @@ remembered here is only how many replies of each kind came lately; a restart for
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from typing import Final, NamedTuple
@@ -207,6 +208,20 @@ class Adaptation:
                     rule = self._rule(event.rule)
                     if rule is not None:
                         found += self._after_backoff(event, rule, event.until_unix_s)
+        return found
+
+    def next_due_unix_s(self, in_force: Iterable[TrafficEvent], margin_s: float = 0.0) -> float:
+        """When the first of these goes on by a step (see `due`) or is over; inf: never, as it stands."""
+        found = math.inf
+        for event in in_force:
+            found = min(found, event.until_unix_s)
+            if not event.automation:
+                continue
+            if event.kind is EffectKind.LOWER:
+                recovery = self._recoveries.get(event.rule, Recovery())
+                found = min(found, growth.next_step_unix_s(event, recovery))
+            elif event.kind is EffectKind.BACKOFF and self._in_force(_recovering_key(event.name, event.on)) is None:
+                found = min(found, event.until_unix_s - margin_s)
         return found
 
     def _after_backoff(self, event: TrafficEvent, rule: Rule, begins_unix_s: float) -> list[TrafficEvent]:

@@ -7,6 +7,7 @@ database hold the same set, and each hands it to its schedule as a whole wheneve
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable, Collection, Iterable, Iterator
 
 import msgspec
 
@@ -53,6 +54,25 @@ class Effect(msgspec.Struct, frozen=True):
     def said(self) -> str:
         """Its name, and why where that was said."""
         return f"{self.name}: {self.detail}" if self.detail else self.name
+
+
+def spread(
+    effects: Iterable[Effect], counted: Callable[[], Iterable[str]], egress_ids: Collection[int]
+) -> Iterator[Effect]:
+    """All of them; one on a rule or a provider by its name alone for everything that is counted for it as well.
+
+    ``counted`` tells the keys of limits and is asked only where it matters; ``egress_ids``: of all egresses here.
+    """
+    keys: list[str] | None = None
+    for effect in effects:
+        yield effect
+        if effect.target in (Target.RULE, Target.PROVIDER) and "|" not in effect.on:
+            if keys is None:
+                keys = list(counted())
+            known = {key for key in keys if key.startswith(f"{effect.on}|")}
+            known.update(f"{effect.on}|{egress_id}" for egress_id in egress_ids)
+            for on in sorted(known):
+                yield msgspec.structs.replace(effect, on=on)
 
 
 def effect_key(name: str, target: Target, on: str) -> str:

@@ -72,14 +72,22 @@ def raised(limits: Limits, base: Limits, recovery: Recovery) -> Limits:
     return Limits(**found)
 
 
+def next_step_unix_s(event: TrafficEvent, recovery: Recovery) -> float:
+    """When it is time for that; inf: it does not grow."""
+    return _due_unix_s(event, steps(event.limits, event.base, recovery), recovery)
+
+
+def _due_unix_s(event: TrafficEvent, left: int, recovery: Recovery) -> float:
+    return event.until_unix_s - left * recovery.interval_s if left > 0 else math.inf
+
+
 def next_step(event: TrafficEvent, recovery: Recovery, now_unix_s: float) -> TrafficEvent | None:
     """The event one step further, when it is time for that; ``base`` empty: it does not grow, it ends.
 
     The last steps end with ``until_unix_s``: then the event is over. Who comes late takes one step and the rest later.
     """
     left = steps(event.limits, event.base, recovery)
-    due_s = event.until_unix_s - left * recovery.interval_s
-    if left <= 0 or now_unix_s < due_s:
+    if now_unix_s < _due_unix_s(event, left, recovery):
         return None
     limits = raised(event.limits, event.base, recovery)
     until_s = max(event.until_unix_s, now_unix_s + left * recovery.interval_s)

@@ -6,11 +6,12 @@ import math
 
 import pytest
 
-from mta.master.holds import PUT_OFF_FEW_S_MAX, PUT_OFF_S_MAX, Holds, put_off_s
+from mta.master.holds import PUT_OFF_FEW_S_MAX, PUT_OFF_S_MAX, put_off_s
 from mta.model.egress import Egress, EgressPool
 from mta.model.site import MxHost, Site
 from mta.traffic.effects import Effect, EffectKind, Target
 from mta.traffic.egress import EgressChooser
+from mta.traffic.holds import Holds
 from mta.traffic.rules import Rule, RuleSet
 
 NOW = 1_000_000.0
