@@ -7,7 +7,7 @@ import datetime
 import random
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -29,8 +29,10 @@ from mta.settings import Settings, load_rules
 from mta.settings.shipped import load_updated_rules, parse_updated_rules
 from mta.simulation.forecast import (
     DEFAULT_MESSAGE_S,
+    Bottleneck,
     DeliveryLoad,
     Forecast,
+    Gain,
     Pace,
     SiteLoad,
     forecast,
@@ -38,7 +40,10 @@ from mta.simulation.forecast import (
 )
 from mta.simulation.picture import duration
 from mta.simulation.scenario import NodeModel
+from mta.simulation.standing import apart, standing
+from mta.traffic.effects import EffectKind, Target
 from mta.traffic.egress import EgressChooser
+from mta.traffic.events import TrafficEvent
 from mta.traffic.retry import parse_retry
 from mta.traffic.rules import RuleSet
 
@@ -52,12 +57,13 @@ ASKED: Final = "asked"  # the delivery of a list of recipients
 
 
 class Demand(msgspec.Struct, frozen=True):
-    """Recipients of one delivery at one domain."""
+    """Recipients of one delivery at one domain. ``is_apart``: an event holds the domain back."""
 
     delivery: str
     domain: str
     due_in_s: float
     recipients: int
+    is_apart: bool = False
 
 
 class Known(msgspec.Struct, frozen=True):
@@ -71,7 +77,7 @@ class Known(msgspec.Struct, frozen=True):
     at_unix_s: float  # when the backlog was as it says
     applied: tuple[Applied, Bundle] | None  # the rules in force
     update: dict[str, str]  # texts in the place of shipped files
-    events: int  # in force besides them
+    events: list[TrafficEvent]  # in force besides them
 
 
 def command(
@@ -152,11 +158,16 @@ async def _known(conn: Conn, delivery_id: int | None, asked: Sequence[Demand], p
     if wanted is not None:
         ids.add(wanted.id)
     at_unix_s = time.time()
+    in_force = await _events(conn)
     waiting = await history.backlog(conn, ids)
     shown = {one: await deliveries.show(conn, one) for one in ids}
     retries = await history.retries(conn, ids)
     demands = [*asked, *(Demand(str(w.delivery_id), w.domain, w.due_in_s, w.recipients) for w in waiting)]
-    loads = _loads(demands, shown, retries, delivery_id, pool)
+    held = apart(_by_domain(demands), in_force)
+    demands = [msgspec.structs.replace(one, is_apart=one.domain in held) for one in demands]
+    is_tenant = any(event.target is Target.TENANT for event in in_force)
+    tenants = await history.sender_domains(conn, ids) if is_tenant else {}
+    loads = _loads(demands, shown, retries, tenants, delivery_id, pool)
     if not any(load.is_wanted for load in loads):
         raise BadInput(f"delivery {delivery_id}", "has no recipients that wait")
     unknown = sorted({load.pool for load in loads} - settings.pools.keys())
@@ -173,23 +184,39 @@ async def _known(conn: Conn, delivery_id: int | None, asked: Sequence[Demand], p
         at_unix_s,
         await rule_sets.in_force(conn),
         await updates.texts_in_force(conn),
-        len(await events.in_force(conn)),
+        in_force,
     )
 
 
+async def _events(conn: Conn) -> list[TrafficEvent]:
+    """All that are in force, on this machine's clock. Those that are over count as over, whoever has said so."""
+    found = await events.look(conn, None)
+    now_unix_s = time.time()
+    return [one.traffic_event(now_unix_s) for one in found.events if one.until_in_s > 0]
+
+
+def _by_domain(demands: Iterable[Demand]) -> Counter[str]:
+    domains: Counter[str] = Counter()
+    for demand in demands:
+        domains[demand.domain] += demand.recipients
+    return domains
+
+
 def _named(demands: Iterable[Demand]) -> list[Demand]:
-    """What of a delivery is due at one time goes by a name of its own."""
+    """What of a delivery is due at one time, or held back with its domain, goes by a name of its own."""
     return [msgspec.structs.replace(one, delivery=_name(one)) for one in demands]
 
 
 def _name(demand: Demand) -> str:
-    return demand.delivery if demand.due_in_s <= 0 else f"{demand.delivery} in {demand.due_in_s:g} s"
+    name = f"{demand.delivery} at {demand.domain}" if demand.is_apart else demand.delivery
+    return name if demand.due_in_s <= 0 else f"{name} in {demand.due_in_s:g} s"
 
 
 def _loads(
     demands: Sequence[Demand],
     shown: dict[int, Delivery],
     retries: dict[int, str | None],
+    tenants: dict[int, str],
     wanted: int | None,
     pool: str,
 ) -> list[DeliveryLoad]:
@@ -199,10 +226,13 @@ def _loads(
         name = _name(demand)
         if name in loads:
             continue
+        domain = demand.domain if demand.is_apart else ""
         if demand.delivery == ASKED:
             validity_s = deliveries.DEFAULT_VALIDITY.total_seconds()
             retry = parse_retry(None, "retry")
-            loads[name] = DeliveryLoad(name=name, is_wanted=True, pool=pool, retry=retry, validity_s=validity_s)
+            loads[name] = DeliveryLoad(
+                name=name, is_wanted=True, pool=pool, retry=retry, validity_s=validity_s, domain=domain
+            )
             continue
         found = shown[int(demand.delivery)]
         until = found.valid_until or now + found.validity
@@ -216,15 +246,16 @@ def _loads(
             start_s=max(0.0, demand.due_in_s, begins_in_s),
             retry=parse_retry(retries[found.id], f"delivery {found.id}: retry"),
             validity_s=max(1.0, (until - now).total_seconds()),
+            delivery_id=found.id,
+            tenant=tenants.get(found.id, ""),
+            domain=domain,
         )
     return list(loads.values())
 
 
 def _forecast(known: Known, settings: Settings, rules: RuleSet, rules_name: str, message_s: float | None) -> Forecast:
     assumptions: list[str] = []
-    domains: Counter[str] = Counter()
-    for demand in known.demands:
-        domains[demand.domain] += demand.recipients
+    domains = _by_domain(known.demands)
     routes = asyncio.run(_routes(settings.dns, [domain for domain, _ in domains.most_common(LOOKUPS_MAX)]))
     sites = _sites(known, domains, routes, assumptions)
     loads = _with_paces(sites, known, settings, rules, message_s, assumptions)
@@ -234,15 +265,14 @@ def _forecast(known: Known, settings: Settings, rules: RuleSet, rules_name: str,
         f"{known.nodes} node(s), {children.effective_count} children each as on this machine; "
         f"{others} other deliveries share the limits; no path fails; {rules_name} holds"
     )
-    if known.events:
-        assumptions.append(
-            f"{known.events:,} traffic events in force besides the rules are left out (mta traffic events)"
-        )
+    pools = list(settings.pools.values())
+    found = standing(known.events, known.loads, loads, domains, rules=rules, pools=pools)
+    assumptions += found.said
     scenario = scenario_of(
         known.loads,
         loads,
         rules=rules,
-        pools=list(settings.pools.values()),
+        pools=pools,
         node=NodeModel(
             children=children.effective_count * known.nodes,
             batch_recipients=children.batch_recipients,
@@ -255,6 +285,7 @@ def _forecast(known: Known, settings: Settings, rules: RuleSet, rules_name: str,
         nodes=1,
         starts_unix_s=known.at_unix_s,
         credits_used=known.credits_used,
+        in_force=found.in_force,
     )
     return forecast(scenario, assumptions)
 
@@ -284,6 +315,7 @@ def _sites(
     sites: dict[str, SiteLoad] = {}
     unknown: Counter[str] = Counter()
     unroutable = 0
+    apart_ = {demand.domain for demand in known.demands if demand.is_apart}
     for demand in known.demands:
         route = routes.get(demand.domain)
         if route is not None and not isinstance(route, Site):
@@ -293,6 +325,9 @@ def _sites(
             unknown[demand.domain] += demand.recipients
             route = _made_up(demand.domain, len(unknown))
         load = sites.setdefault(route.key, SiteLoad(route, demand.domain, {}))
+        if load.domain in apart_ and not demand.is_apart:
+            # One that is held back does not speak for the others.
+            load = sites[route.key] = msgspec.structs.replace(load, domain=demand.domain)
         load.counts[demand.delivery] = load.counts.get(demand.delivery, 0) + demand.recipients
     if unknown:
         assumptions.append(
@@ -322,10 +357,16 @@ def _with_paces(
 ) -> list[SiteLoad]:
     egresses = {egress.id for pool in settings.pools.values() for egress in EgressChooser(pool).pool.egresses}
     assumed_s = message_s or DEFAULT_MESSAGE_S
+    before_unix_s = known.at_unix_s - LOOKBACK.total_seconds()
+    lowered = {
+        event.on.partition("|")[0]
+        for event in known.events
+        if event.kind in (EffectKind.LOWER, EffectKind.BACKOFF) and event.began_unix_s <= before_unix_s
+    }
     loads, measured, odds = [], 0, 0
     for key in sorted(sites):
         load = sites[key]
-        pace = _pace_of(known.paces.get(key), load.site, min(egresses), rules, assumed_s)
+        pace = _pace_of(known.paces.get(key), load.site, min(egresses), rules, lowered, assumed_s)
         measured += pace.is_measured
         odds += pace.deferred_percent > 0 or pace.failed_percent > 0
         loads.append(msgspec.structs.replace(load, pace=pace))
@@ -340,14 +381,24 @@ def _with_paces(
     return loads
 
 
-def _pace_of(told: history.SitePace | None, site: Site, egress_id: int, rules: RuleSet, assumed_s: float) -> Pace:
+def _pace_of(
+    told: history.SitePace | None,
+    site: Site,
+    egress_id: int,
+    rules: RuleSet,
+    lowered: Collection[str],
+    assumed_s: float,
+) -> Pace:
+    """``lowered``: rules and providers of which an event has lowered limits for as long as was looked at."""
     if told is None or not told.attempts:
         return Pace(message_s=assumed_s)
     failed, deferred = 100.0 * told.failed / told.attempts, 100.0 * told.deferred / told.attempts
     rule = rules.match(site.hosts[0].name, egress_id, site.key)
     connections = rule.connections_max or rule.connections_per_path_max
-    # Where the rule holds back messages, the log tells of the rule and not of the site.
-    if told.busiest < BUSY_ATTEMPTS or connections is None or rule.message_ceilings():
+    provider = "" if rule.provider is None else f"provider:{rule.provider.name}"
+    # Where the rule or an event holds back messages, the log tells of that and not of the site.
+    is_held = bool(rule.message_ceilings()) or rule.name in lowered or provider in lowered
+    if told.busiest < BUSY_ATTEMPTS or connections is None or is_held:
         return Pace(message_s=assumed_s, failed_percent=failed, deferred_percent=deferred)
     message_s = max(0.001, 10.0 * connections * max(1, told.egresses) / told.busiest)
     return Pace(message_s=message_s, failed_percent=failed, deferred_percent=deferred, is_measured=True)
@@ -392,7 +443,7 @@ def _show(told: Forecast) -> None:
                 site.recipients,
                 site.finish_at,
                 duration(site.seconds),
-                _limit(site.bottleneck.rule, site.bottleneck.limit, site.bottleneck.value),
+                _limit(site.bottleneck),
                 site.bottleneck.origin or None,
             )
             for site in told.sites[:30]
@@ -402,10 +453,11 @@ def _show(told: Forecast) -> None:
         typer.echo(f"... and {told.sites_count - 30:,} more sites")
     for gain in told.bottlenecks:
         following = gain.next_bottleneck
-        after = "" if following is None else f"; then {_limit(following.rule, following.limit, following.value)}"
+        after = "" if following is None else f"; then {_limit(following)}"
+        change = "without the event it would gain" if gain.event else "twice as much would gain"
         typer.echo(
-            f"bottleneck {_limit(gain.rule, gain.limit, gain.value)} {gain.origin}: {len(gain.sites):,} sites; "
-            f"twice as much would gain {duration(gain.gain_s)}{after}"
+            f"bottleneck {_limit(gain)} {gain.origin}: {len(gain.sites):,} sites; "
+            f"{change} {duration(gain.gain_s)}{after}"
         )
     for assumption in told.assumptions:
         typer.echo(f"assumed: {assumption}")
@@ -415,6 +467,7 @@ def _show(told: Forecast) -> None:
     )
 
 
-def _limit(rule: str, limit: str, value: int) -> str:
-    of = f"{rule}: " if rule else ""
-    return f"{of}{limit}{f' {value:,}' if value else ''}"
+def _limit(held: Bottleneck | Gain) -> str:
+    of = f"{held.rule}: " if held.rule else ""
+    by = f" by the event {held.event}" if held.event else ""
+    return f"{of}{held.limit}{f' {held.value:,}' if held.value else ''}{by}"

@@ -112,7 +112,7 @@ def print_report(told: Report) -> None:
                 f"{held.rule}: {held.limit}" if held.rule else held.limit,
                 held.value or None,
                 duration(held.seconds),
-                held.origin or None,
+                held.origin or held.event or None,
             )
             for site in told.sites
             for held in site.held[:3]

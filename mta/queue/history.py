@@ -12,6 +12,7 @@ from typing import Final
 
 import msgspec
 
+from mta.message.keyring import sender_domain_of
 from mta.model.address import domain_of
 from mta.queue.connection import Conn
 
@@ -65,6 +66,7 @@ _CREDITS = """
 SELECT key, bucket, sum(used)::bigint FROM mta.quota_counter
 WHERE bucket >= extract(epoch FROM now() - interval '1 day') / 10 GROUP BY 1, 2 ORDER BY 1, 2
 """
+_CONTENT = "SELECT content FROM mta.delivery WHERE id = $1"
 _RETRIES = "SELECT id, retry::text FROM mta.delivery WHERE id = ANY($1::bigint[])"
 _NODES = "SELECT count(*)::int FROM mta.node WHERE ended_at IS NULL AND alive_until > now()"
 _KEEP = """
@@ -191,6 +193,15 @@ async def credits_used(conn: Conn) -> list[tuple[str, int, int]]:
 async def retries(conn: Conn, deliveries: Collection[int]) -> dict[int, str | None]:
     """Of each delivery its retry schedule as JSON, see `mta.traffic.retry`."""
     return {row[0]: row[1] for row in await conn.fetch(_RETRIES, list(deliveries))}
+
+
+async def sender_domains(conn: Conn, deliveries: Collection[int]) -> dict[int, str]:
+    """Of each delivery the domain that it is sent for, as traffic events on a tenant name it; empty: it has none."""
+    found = {}
+    for delivery_id in deliveries:
+        content = await conn.fetchval(_CONTENT, delivery_id)  # one at a time: with attachments they may be large
+        found[delivery_id] = sender_domain_of(content) or ""
+    return found
 
 
 async def living_nodes(conn: Conn) -> int:

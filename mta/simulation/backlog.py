@@ -44,8 +44,10 @@ class Errand:
 
     __slots__ = (
         "chooser",
+        "delivery_id",
         "done_by",
         "done_s",
+        "expired",
         "first_done_s",
         "id",
         "is_over",
@@ -60,6 +62,7 @@ class Errand:
     def __init__(self, number: int, model: DeliveryModel, chooser: EgressChooser) -> None:
         self.id = number
         self.stream = Stream(number, ())
+        self.delivery_id = model.delivery_id or number  # as traffic events name it
         self.model = model
         self.chooser = chooser
         self.message_bytes: int = model.message_bytes
@@ -67,6 +70,7 @@ class Errand:
         self.valid_until_s = model.start_s + model.validity_s
         self.waiting = model.recipients  # without a final outcome
         self.is_over = False  # its validity has ended
+        self.expired = 0  # of its recipients, those that were not done by then
         self.done_s = 0.0  # when the last recipient had its final outcome
         self.first_done_s = 0.0  # when the last was attempted for the first time
         self.done_by: dict[int, float] = {}  # place -> when its last final outcome was

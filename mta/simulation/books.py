@@ -115,8 +115,18 @@ class Books:
         """No attempt was made."""
         self._again(part.errand, part.place, part.attempt, part.first_s, messages, now_s + due_in_s, now_s)
 
+    def held(self, part: Part, messages: int, until_s: float, now_s: float) -> None:
+        """A traffic event holds them back until then: as they go on together, they are due at just that time."""
+        errand = part.errand
+        if errand.is_over:
+            self.expired(errand, part.place, messages, now_s)
+            return
+        self.backlog.put_back(errand, part.place, part.attempt, part.first_s, messages, until_s, 0.0)
+        self.back_at_s = min(self.back_at_s, until_s)
+
     def expired(self, errand: Errand, place: Place, messages: int, now_s: float) -> None:
         place.row.expired += messages
+        errand.expired += messages
         self._final(errand, place, messages, now_s)
 
     def _again(

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 from mta.model.site import MxHost, Site, site_key
 from mta.simulation.backlog import Backlog, Errand, Place, append_times
 from mta.simulation.books import Agenda, Books, Due
-from mta.simulation.bottleneck import IN_QUEUE, Cause, why
+from mta.simulation.bottleneck import IN_QUEUE, Cause, suspended, why
 from mta.simulation.dice import Dice
 from mta.simulation.judge import Judge
 from mta.simulation.node import CLOCK_START_S, DONE, GONE, IDLE, OPENED, Connection, Node
@@ -77,9 +77,9 @@ class World:
         self._partners = self._partners_of(self.nodes)
         self.reactions.nodes = list(self.nodes)
         self.reactions.errands = self.errands
-        for place in self.places.values():
-            self.reactions.sites_of.setdefault(place.domain, []).append(place.site.key)
-        self._is_looking = False
+        self.reactions.places = list(self.places.values())
+        self.reactions.begin(scenario.in_force)
+        self._look_at_s = math.inf
         self._claim_at_s = math.inf
         self._claimer = 0
         self._deal_at_s = 0.0
@@ -225,9 +225,11 @@ class World:
 
     def _look_ahead(self) -> None:
         """What this moment has brought about for later."""
-        if self.reactions.wants_look and not self._is_looking:
-            self._is_looking = True
-            self.agenda.at(self.agenda.now_s + TICK_S, LOOK, None)
+        reactions = self.reactions
+        look_at_s = self.agenda.now_s + TICK_S if reactions.wants_look else reactions.next_due_s
+        if look_at_s < self._look_at_s:
+            self._look_at_s = look_at_s
+            self.agenda.at(look_at_s, LOOK, None)
         if self.books.back_at_s < math.inf:
             self._claim_by(self.books.back_at_s)
             self.books.back_at_s = math.inf
@@ -256,8 +258,7 @@ class World:
         elif kind == DEAL:
             self._deal()
         elif kind == LOOK:
-            self._is_looking = False
-            self.reactions.look(self.agenda.now_s)
+            self._look()
         elif kind == APPEND:
             assert isinstance(what, tuple)
             self._append(what[0], what[1], what[2])
@@ -271,6 +272,12 @@ class World:
             for node in self.nodes:
                 node.schedule.forget_empty(self.agenda.now_s + CLOCK_START_S)
             self.agenda.at(self.agenda.now_s + TIDY_S, TIDY, None)
+
+    def _look(self) -> None:
+        now_s = self.agenda.now_s
+        if now_s >= self._look_at_s:  # else an earlier one came between
+            self._look_at_s = math.inf
+            self.reactions.look(now_s)
 
     def _claim_by(self, at_s: float) -> None:
         """There will be something to claim then."""
@@ -336,15 +343,27 @@ class World:
                     before = found.get(row)
                     # Of several sites of a provider the fullest speaks for it.
                     if before is None or waiting > before[0]:
-                        found[row] = (waiting, why(lane, clock_s, unix_s))
+                        found[row] = (waiting, why(lane, clock_s, unix_s, node.schedule.suspension))
+        held = self._held_rows()
         causes: list[Cause | None] = []
         for row in self.tally.rows:
             cause = found.get(row)
             if cause is not None:
                 causes.append(cause[1])
             else:
-                causes.append(IN_QUEUE if row.waiting else None)
+                causes.append(held.get(row, IN_QUEUE) if row.waiting else None)
         self.tally.end_step(causes)
+
+    def _held_rows(self) -> dict[Row, Cause]:
+        """What of errands is held back in the queue, and by what; those that are awaited speak first."""
+        found: dict[Row, Cause] = {}
+        until = self.scenario.until
+        for errand in sorted(self.errands, key=lambda errand: errand.model.name not in until):
+            effect = self.reactions.held(errand)
+            if effect is not None and errand.waiting:
+                for place, _ in self.spread(errand.model):
+                    found.setdefault(place.row, suspended(effect))
+        return found
 
 
 def simulate(scenario: Scenario) -> Result:

@@ -2,20 +2,38 @@
 
 A million recipients take a fraction of a second, so it answers "what if" many times over. Limits are those objects
 that the schedule counts with (`mta.traffic.counters.Counters` makes them, from the same rules): the same windows,
-buckets and keys. What is left out: retries, failures of paths, the time that surplus spends in the queue. A test holds
-it against the schedule itself.
+buckets and keys; and traffic events are in force on them as they are there, by the same `mta.simulation.reactions`.
+What is left out: retries, failures of paths, the time that surplus spends in the queue. A test holds it against the
+schedule itself.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from mta.simulation.bottleneck import BYTE_KEYS, MESSAGE_KEYS, OPENING_KEYS, PACE, Cause, main_cause, rule_of
+from mta.model.egress import Egress
+from mta.simulation.backlog import Errand, Place
+from mta.simulation.bottleneck import (
+    BYTE_KEYS,
+    MESSAGE_KEYS,
+    OPENING_KEYS,
+    PACE,
+    Cause,
+    event_of,
+    main_cause,
+    of_window,
+    rule_of,
+    suspended,
+)
 from mta.simulation.dice import Dice
 from mta.simulation.engine import World
+from mta.simulation.reactions import Reactions
 from mta.simulation.scenario import ProviderModel, Scenario
 from mta.traffic.counters import Counters
+from mta.traffic.effects import Effect
+from mta.traffic.egress import EgressChooser
 from mta.traffic.limit import Limit, Room
 from mta.traffic.quota import Window
 from mta.traffic.sessions import WINDOW_S, Hop, find_hops
@@ -39,14 +57,18 @@ class FlowSite(NamedTuple):
 class _Pipe:
     """One hop of a place through one egress."""
 
-    __slots__ = ("connect_s", "hop", "message_s", "per_connection", "rooms")
+    __slots__ = ("connect_s", "hop", "message_s", "rooms", "suspension")
 
-    def __init__(self, hop: Hop, model: ProviderModel) -> None:
+    def __init__(self, hop: Hop, model: ProviderModel, suspension: Effect | None) -> None:
         self.hop = hop
+        self.suspension = suspension  # of its path, its site or its egress
         self.rooms: tuple[Room, ...] = hop.rooms
         self.message_s = model.message_s
         self.connect_s = model.connect_s
-        self.per_connection = hop.limit.in_force.messages_per_connection_max
+
+    @property
+    def per_connection(self) -> int | None:
+        return self.hop.limit.in_force.messages_per_connection_max
 
     @property
     def seconds(self) -> float:
@@ -55,20 +77,87 @@ class _Pipe:
 
 
 class _Source:
-    """Recipients of one delivery at one place."""
+    """Recipients of one delivery at one place. ``pipes`` are those that are used as it stands."""
 
-    __slots__ = ("begins_s", "causes", "cursor", "done_s", "name", "pipes", "recipients", "size_bytes", "waiting")
+    __slots__ = ("causes", "chooser", "done_s", "errand", "hops", "name", "pipes", "place", "recipients", "waiting")
 
-    def __init__(self, name: str, waiting: int, begins_s: float, size_bytes: int, pipes: list[_Pipe]) -> None:
-        self.name = name
+    def __init__(self, errand: Errand, place: Place, waiting: int) -> None:
+        self.errand = errand
+        self.place = place
+        self.name = place.provider.model.name
         self.recipients = waiting
         self.waiting = float(waiting)
-        self.begins_s = begins_s
-        self.size_bytes = size_bytes
-        self.pipes = pipes
-        self.cursor = 0
+        self.chooser: EgressChooser | None = None
+        self.hops: list[tuple[Egress, list[Hop]]] = []
+        self.pipes: list[_Pipe] = []
         self.done_s = math.inf
         self.causes: dict[Cause, float] = {}
+
+    @property
+    def begins_s(self) -> float:
+        return self.errand.model.start_s
+
+    @property
+    def size_bytes(self) -> int:
+        return self.errand.model.message_bytes
+
+
+class _Ways:
+    """By which ways sources go, as traffic events have it: told by `Reactions` as a node is."""
+
+    def __init__(
+        self, scenario: Scenario, reactions: Reactions, counters: Counters, sources: Sequence[_Source]
+    ) -> None:
+        self._scenario = scenario
+        self._reactions = reactions
+        self._counters = counters
+        self._sources = sources
+        self._dice = Dice(scenario.seed)
+        self.is_changed = True
+
+    def obey(self, effects: Sequence[Effect]) -> None:
+        self._counters.set_effects(effects)
+        self.is_changed = True
+
+    def hold(self, errand: Errand, until_s: float) -> None:
+        """Who asks `Reactions` for what is held is told."""
+
+    def take_in_anew(self, sites: frozenset[str]) -> None:
+        """Nothing waits in memory here."""
+
+    def look(self, now_s: float) -> None:
+        """What is in force now, of sources that wait yet."""
+        if self._reactions.next_due_s <= now_s:
+            self._reactions.look(now_s)
+        if self.is_changed:
+            self.is_changed = False
+            for source in self._sources:
+                if source.waiting > 0.0:
+                    self._set_pipes(source, now_s)
+
+    def _set_pipes(self, source: _Source, now_s: float) -> None:
+        place, rules = source.place, self._scenario.rules
+        domain_class = rules.domain_class(place.domain)
+        chooser = self._reactions.chooser(source.errand.chooser, place.site, domain_class)
+        if chooser is not source.chooser:
+            source.chooser = chooser
+            source.hops = [
+                (egress, find_hops(place.site, egress, rules, self._counters, self._dice.shuffle, domain_class))
+                for egress in chooser.eligible(place.domain)
+            ]
+        source.pipes = []
+        for egress, hops in source.hops:
+            whole = self._counters.suspended(place.site.key, egress.name, now_s)
+            paths = [whole or (hop.path.suspension if hop.path.suspended_until_s > now_s else None) for hop in hops]
+            # The less preferred are for failures only, as which the suspension of a path counts.
+            usable = [hop.preference for hop, path in zip(hops, paths, strict=True) if path is None]
+            best = min(usable, default=hops[0].preference if hops else 0)
+            model = place.provider.model
+            source.pipes += [
+                _Pipe(hop, model, path)
+                for hop, path in zip(hops, paths, strict=True)
+                if hop.preference == best and not (usable and path is not None)
+            ]
 
 
 class _Budgets:
@@ -95,6 +184,8 @@ class _Budgets:
 
     def allow(self, pipe: _Pipe, wanted: float, size_bytes: int) -> tuple[float, Cause]:
         """How many of ``wanted`` may go by this pipe now, at most its part of what all want, and what bounds that."""
+        if pipe.suspension is not None:
+            return 0.0, suspended(pipe.suspension)
         best, cause = wanted, PACE
         for room in pipe.rooms:
             users = max(1, self.users.get(room, 1))
@@ -113,10 +204,13 @@ class _Budgets:
                 self._seconds[room] = open_ * self._step_s
             rule = rule_of(room.key) if isinstance(room, Limit) else pipe.hop.rule.name
             key = "connections_max" if isinstance(room, Limit) else "connections_per_path_max"
-            found.append((self._seconds[room] / pipe.seconds, Cause(rule, key, room.sessions_max)))
+            event = event_of(room, key) if isinstance(room, Limit) else ""
+            found.append((self._seconds[room] / pipe.seconds, Cause(rule, key, room.sessions_max, event)))
         if isinstance(room, Limit):
             if room.shut_until_s(self._now_s) > self._now_s:
-                return [(0.0, Cause(rule_of(room.key), "quiet_hours", 0))]
+                effect, rule = room.suspension, rule_of(room.key)
+                is_suspended = effect is not None and effect.until_unix_s > self._unix_s
+                return [(0.0, suspended(effect, rule) if is_suspended else Cause(rule, "quiet_hours", 0))]
             found += self._of_counts(room, pipe, size_bytes)
         return found
 
@@ -151,9 +245,7 @@ class _Budgets:
                 left = window.bound * self._step_s / (window.span_s + window.width_s / 2 + hold_s)
             if left < least:
                 least, tightest = left, window
-        key = keys[tightest.span_s]
-        value = getattr(limit.in_force, key, None)
-        return least, Cause(rule_of(limit.key), key, tightest.most if value is None else value)
+        return least, of_window(limit, tightest, keys)
 
     def take(self, pipe: _Pipe, messages: float, size_bytes: int) -> None:
         for room in pipe.rooms:
@@ -199,25 +291,39 @@ def flow(scenario: Scenario) -> list[FlowSite]:
     """When each provider of the scenario is through with first attempts. Deliveries share what they share."""
     offset_s = scenario.starts_unix_s
     counters = Counters(scenario.rules, offset_s)
-    sources = _sources(scenario, counters)
+    world = World(scenario)
+    sources = [_Source(errand, place, count) for errand in world.errands for place, count in world.spread(errand.model)]
+    reactions = world.reactions
+    ways = _Ways(scenario, reactions, counters, sources)
+    reactions.tell([ways])
+    ways.look(0.0)
     counters.load_credits(scenario.credits_used, 0.0)
     used = _Used()
     capacity_s = float(scenario.nodes * scenario.node.children * scenario.node.sessions_max)
     now_s, step_s = 0.0, FIRST_STEP_S
     left = [source for source in sources if source.waiting > 0.0]
     while left and now_s < HORIZON_S:
+        ways.look(now_s)
         active = [source for source in left if source.begins_s <= now_s]
         if not active:
             now_s = min(source.begins_s for source in left)
             continue
-        step_s = max(FIRST_STEP_S, now_s / STEPS_TO_DOUBLE)
-        budgets = _Budgets(now_s, now_s + offset_s, step_s, now_s)
+        # To the next change of what is in force, and not beyond.
+        step_s = max(FIRST_STEP_S, min(now_s / STEPS_TO_DOUBLE, reactions.next_due_s - now_s))
+        free = []
         for source in active:
+            effect = reactions.held(source.errand)
+            if effect is None:
+                free.append(source)
+            else:
+                source.causes[suspended(effect)] = source.causes.get(suspended(effect), 0.0) + step_s
+        budgets = _Budgets(now_s, now_s + offset_s, step_s, now_s)
+        for source in free:
             for pipe in source.pipes:
                 budgets.join(pipe)
         spare_s = capacity_s * step_s
-        for at in range(len(active)):
-            source = active[(at + int(now_s)) % len(active)]
+        for at in range(len(free)):
+            source = free[(at + int(now_s)) % len(free)]
             spare_s -= _serve(source, budgets, used, spare_s, now_s, step_s, offset_s)
         now_s += step_s
         left = [source for source in left if source.waiting > 1e-6]
@@ -258,24 +364,6 @@ def _part_of_step(source: _Source, done: float, step_s: float) -> float:
         bounds = [room.sessions_max for room in pipe.rooms if room.sessions_max is not None]
         could += (min(bounds) if bounds else 1_000) * step_s / pipe.seconds
     return done / could if could else 1.0
-
-
-def _sources(scenario: Scenario, counters: Counters) -> list[_Source]:
-    world = World(scenario)
-    dice = Dice(scenario.seed)
-    found = []
-    for errand in world.errands:
-        for place, count in world.spread(errand.model):
-            pipes = []
-            egresses = errand.chooser.eligible(place.domain)
-            for egress in egresses:
-                domain_class = scenario.rules.domain_class(place.domain)
-                hops = find_hops(place.site, egress, scenario.rules, counters, dice.shuffle, domain_class)
-                # The less preferred are for failures only.
-                pipes += [_Pipe(hop, place.provider.model) for hop in hops if hop.preference == hops[0].preference]
-            name = place.provider.model.name
-            found.append(_Source(name, count, errand.model.start_s, errand.model.message_bytes, pipes))
-    return found
 
 
 def _told(scenario: Scenario, sources: list[_Source]) -> list[FlowSite]:

@@ -1,8 +1,9 @@
 """When a delivery will be done, what holds it up, and what raising that would gain.
 
-The forecast itself is a simulation (`mta.simulation.engine`) of the backlog under the rules and pools as they are, with
-providers that take what is sent at the pace that was measured or is assumed. What a raised limit would gain is told by
-the coarse way (`mta.simulation.flow`): as a part of the time, so that what the coarse way leaves out does not count.
+The forecast itself is a simulation (`mta.simulation.engine`) of the backlog under the rules, the pools and the traffic
+events as they are, with providers that take what is sent at the pace that was measured or is assumed. What a raised
+limit would gain, or an event that were not, is told by the coarse way (`mta.simulation.flow`): as a part of the time,
+so that what the coarse way leaves out does not count.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from mta.simulation.engine import Result, simulate
 from mta.simulation.flow import FlowSite, flow
 from mta.simulation.report import origin_of
 from mta.simulation.scenario import DeliveryModel, NodeModel, ProviderModel, Scenario
+from mta.traffic.events import TrafficEvent
 from mta.traffic.retry import RetrySchedule
 from mta.traffic.rules import Rule, RuleSet
 
@@ -49,7 +51,11 @@ class SiteLoad(msgspec.Struct, frozen=True):
 
 
 class DeliveryLoad(msgspec.Struct, frozen=True, kw_only=True):
-    """A delivery, or what of it is due at one time. ``is_wanted``: the forecast is for it."""
+    """A delivery, or what of it is due at one time. ``is_wanted``: the forecast is for it.
+
+    As traffic events name it: ``delivery_id`` (below 0: it has none), ``tenant``, and the one ``domain`` of all its
+    recipients where events hold that back.
+    """
 
     name: str
     is_wanted: bool
@@ -60,15 +66,23 @@ class DeliveryLoad(msgspec.Struct, frozen=True, kw_only=True):
     retry: RetrySchedule
     validity_s: float  # from the start of the forecast on
     message_bytes: int = 40_000
+    delivery_id: int = -1
+    tenant: str = ""
+    domain: str = ""
 
 
 class Bottleneck(msgspec.Struct, frozen=True):
-    """``rule`` is empty where no rule holds it up; ``origin`` is "file:line" of the figure."""
+    """``rule`` is empty where no rule holds it up; ``origin`` is "file:line" of the figure.
+
+    ``event``: name, target and whom it is on, of the traffic event that holds it up or has lowered the figure; then the
+    figure is not the file's.
+    """
 
     rule: str
     limit: str
     value: int
     origin: str
+    event: str = ""
 
 
 class SiteForecast(msgspec.Struct, frozen=True):
@@ -80,7 +94,8 @@ class SiteForecast(msgspec.Struct, frozen=True):
 
 
 class Gain(msgspec.Struct, frozen=True):
-    """A bottleneck with the sites that it holds up, and how much sooner all would be done if its value were doubled."""
+    """A bottleneck with the sites that it holds up, and how much sooner all would be done if its value were doubled, or
+    without its event where it has one."""
 
     rule: str
     limit: str
@@ -89,6 +104,7 @@ class Gain(msgspec.Struct, frozen=True):
     sites: list[str]
     gain_s: float
     next_bottleneck: Bottleneck | None
+    event: str = ""
 
 
 class Forecast(msgspec.Struct, frozen=True):
@@ -116,8 +132,9 @@ def scenario_of(
     nodes: int,
     starts_unix_s: float,
     credits_used: Sequence[tuple[str, int, int]] = (),
+    in_force: Sequence[TrafficEvent] = (),
 ) -> Scenario:
-    """The world as it is, as a scenario. Its providers are the sites, by key."""
+    """The world as it is, as a scenario. Its providers are the sites, by key. ``in_force``: traffic events."""
     counts: dict[str, list[tuple[str, int]]] = {}
     for load in sites:
         for name, count in load.counts.items():
@@ -141,6 +158,9 @@ def scenario_of(
                 validity_s=max(1.0, delivery.validity_s - delivery.start_s),
                 message_bytes=delivery.message_bytes,
                 counts=tuple(counts[delivery.name]),
+                delivery_id=delivery.delivery_id,
+                tenant=delivery.tenant,
+                domain=delivery.domain,
             )
             for delivery in deliveries
             if delivery.name in counts
@@ -149,6 +169,7 @@ def scenario_of(
         nodes=nodes,
         until=tuple(delivery.name for delivery in deliveries if delivery.is_wanted and delivery.name in counts),
         credits_used=tuple(credits_used),
+        in_force=tuple(in_force),
     )
 
 
@@ -172,7 +193,7 @@ def forecast(scenario: Scenario, assumptions: Sequence[str] = ()) -> Forecast:
     result = simulate(scenario)
     wanted = [errand for errand in result.errands if errand.model.name in scenario.until]
     seconds = max((errand.done_s for errand in wanted), default=0.0)
-    waiting = sum(errand.waiting for errand in wanted)
+    waiting = sum(errand.waiting + errand.expired for errand in wanted)
     if waiting:
         seconds = result.ended_s
     sites = _sites(result)
@@ -219,15 +240,15 @@ def _sites(result: Result) -> list[SiteForecast]:
 
 
 def _named(cause: Cause, rules: RuleSet) -> Bottleneck:
-    return Bottleneck(cause.rule, cause.limit, cause.value, origin_of(cause, rules))
+    return Bottleneck(cause.rule, cause.limit, cause.value, origin_of(cause, rules), cause.event)
 
 
 def _gains(scenario: Scenario, result: Result, sites: list[SiteForecast], seconds: float) -> list[Gain]:
     """For what holds up those that are done last."""
-    by_limit: dict[tuple[str, str], tuple[Bottleneck, list[str]]] = {}
+    by_limit: dict[tuple[str, str, str], tuple[Bottleneck, list[str]]] = {}
     for site in sites:
         held = site.bottleneck
-        _, names = by_limit.setdefault((held.rule, held.limit), (held, []))
+        _, names = by_limit.setdefault((held.rule, held.limit, held.event), (held, []))
         names.append(site.site)
     base = flow(scenario)
     base_s = _flow_end(scenario, base)
@@ -239,13 +260,14 @@ def _gains(scenario: Scenario, result: Result, sites: list[SiteForecast], second
             after = flow(changed)
             gain_s = seconds * max(0.0, 1.0 - _flow_end(changed, after) / base_s)
             following = _next(after, names, held, scenario.rules)
-        gains.append(Gain(held.rule, held.limit, held.value, held.origin, names, round(gain_s, 1), following))
+        told = (held.rule, held.limit, held.value, held.origin, names, round(gain_s, 1), following, held.event)
+        gains.append(Gain(*told))
     return gains
 
 
 def _flow_end(scenario: Scenario, sites: list[FlowSite]) -> float:
     wanted = {name for model in scenario.deliveries if model.name in scenario.until for name, _ in model.counts}
-    return max((site.done_s for site in sites if site.name in wanted), default=0.0)
+    return min(scenario.duration_s, max((site.done_s for site in sites if site.name in wanted), default=0.0))
 
 
 def _next(after: list[FlowSite], names: list[str], held: Bottleneck, rules: RuleSet) -> Bottleneck | None:
@@ -254,13 +276,17 @@ def _next(after: list[FlowSite], names: list[str], held: Bottleneck, rules: Rule
     if not of_these:
         return None
     cause = max(of_these, key=lambda site: site.done_s).cause
-    if (cause.rule, cause.limit) == (held.rule, held.limit):
+    if not cause.event and (cause.rule, cause.limit, "") == (held.rule, held.limit, held.event):
         return Bottleneck(cause.rule, cause.limit, cause.value, held.origin)
     return _named(cause, rules)
 
 
 def _doubled(scenario: Scenario, held: Bottleneck) -> Scenario | None:
-    """The scenario with twice of what holds it up (of a ramp, half); None where that is no figure of ours."""
+    """The scenario with twice of what holds it up (of a ramp, half), or without the event that does; None where that is
+    no figure of ours, or an event that is not in force yet."""
+    if held.event:
+        left = tuple(event for event in scenario.in_force if event.key != held.event)
+        return None if len(left) == len(scenario.in_force) else msgspec.structs.replace(scenario, in_force=left)
     if held.limit == SESSIONS.limit:
         node = msgspec.structs.replace(scenario.node, sessions_max=2 * scenario.node.sessions_max)
         return msgspec.structs.replace(scenario, node=node)

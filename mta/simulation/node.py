@@ -159,9 +159,10 @@ class Node:
         now_s = self._agenda.now_s
         held_until_s = self._reactions.held_until_s(errand)
         if held_until_s > now_s:
-            self._books.surplus(Part(errand, place, attempt, first_s), messages, held_until_s - now_s, now_s)
+            self._books.held(Part(errand, place, attempt, first_s), messages, held_until_s, now_s)
             return
-        chooser = self._reactions.chooser(errand.chooser, place.site.key)
+        domain_class = self.schedule.domain_class(place.domain)
+        chooser = self._reactions.chooser(errand.chooser, place.site, domain_class)
         lane = self.schedule.lane(place.site, chooser, place.domain)
         stream = errand.stream
         # As parts come: what is given back of them goes by the part, each with a time of its own.
@@ -267,7 +268,7 @@ class Node:
             return
         cause = connection.provider.connect(connection.account, self._agenda.now_s)
         if cause:
-            self._replied(connection, "", 0, cause.partition(": ")[2], 1, GREETING)
+            self._replied(connection, None, cause.partition(": ")[2], 1, GREETING)
             self._lose(connection, cause)
             return
         connection.is_known = connection.is_open = True
@@ -332,7 +333,7 @@ class Node:
                 back.append((part, fate.returned))
         self._report(connection, batch, attempted, now_s)
         if ends:
-            self._replied(connection, "", 0, ends.partition(": ")[2], 1, MAIL)
+            self._replied(connection, None, ends.partition(": ")[2], 1, MAIL)
         for part, messages in back:
             self._put(batch.lane, batch.stream, part, messages)
         return ends
@@ -346,12 +347,12 @@ class Node:
         part.place.row.refused += fate.refused
         for reply, messages in fate.failed:
             books.failed(part, messages, now_s)
-            self._replied(connection, part.place.domain, part.errand.id, reply, messages, RCPT)
+            self._replied(connection, part, reply, messages, RCPT)
         for reply, messages in fate.deferred:
             retry = part.errand.model.retry if batch.retry is None else batch.retry
             books.deferred(part, messages, retry, now_s)
-            self._replied(connection, part.place.domain, part.errand.id, reply, messages, RCPT)
-        self._reactions.attempted(part.place.domain, begun, fate.delivered)
+            self._replied(connection, part, reply, messages, RCPT)
+        self._reactions.attempted(part.errand.model.domain or part.place.domain, begun, fate.delivered)
 
     def _report(self, connection: Connection, batch: Batch, attempted: int, now_s: float) -> None:
         """As the collector does."""
@@ -416,9 +417,11 @@ class Node:
         self.schedule.session_closed(connection.session.id, self.clock_s, failure)
         self.is_touched = True
 
-    def _replied(self, connection: Connection, domain: str, errand: int, reply: str, messages: int, stage: str) -> None:
+    def _replied(self, connection: Connection, part: Part | None, reply: str, messages: int, stage: str) -> None:
         if reply:
             session, now_s = connection.session, self._agenda.now_s
+            domain = "" if part is None else part.errand.model.domain or part.place.domain
+            errand = None if part is None else part.errand
             self._reactions.replied(session, domain, errand, reply, messages, stage, now_s)
 
     # --- what is in force besides the rules -----------------------------------------------------
@@ -432,4 +435,13 @@ class Node:
         """Nothing more of it is begun before that time: what waits here goes back to the queue."""
         now_s = self._agenda.now_s
         for part, positions in list(self.schedule.remove_delivery(errand.id)):
-            self._books.surplus(part, len(positions), max(0.0, until_s - now_s), now_s)
+            self._books.held(part, len(positions), max(until_s, now_s), now_s)
+
+    def take_in_anew(self, sites: frozenset[str]) -> None:
+        """What waits here for these sites leaves from another pool now: it is claimed once more."""
+        now_s = self._agenda.now_s
+        for lane in list(self.schedule.lanes):
+            if lane.site.key in sites:
+                for _, part, positions in list(lane.ready.shed(lane.ready.count)):
+                    self.schedule.ready_count -= len(positions)
+                    self._books.surplus(part, len(positions), 0.0, now_s)

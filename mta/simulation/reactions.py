@@ -1,31 +1,35 @@
 """What replies lead to: the automations and error blocks of the rules, carried out in the modelled world.
 
-The counting is the real one (`mta.traffic.adaptation`, `mta.failure.patterns`), and so is what limits make of it
-(`Schedule.set_effects`). Here is what the master does between the two: the book of events, and the look at it each
-second.
+The counting is the real one (`mta.traffic.adaptation`, `mta.failure.patterns`), and so is what limits and the intake
+make of it (`Schedule.set_effects`, `mta.traffic.holds`). Here is what the master does between the two: the book of
+events, and the look at it when something may be due, each second at most. What is in force at the start goes the same
+ways.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final, Protocol
 
 import msgspec
 
 from mta.failure.patterns import ReplyPatterns, Wanted
-from mta.simulation.backlog import Errand
+from mta.model.site import Site
+from mta.simulation.backlog import Errand, Place
 from mta.smtp.envelope import Stage
 from mta.traffic.adaptation import ERROR_BLOCK_NAME, Adaptation, whom_in
 from mta.traffic.automations import Automation
-from mta.traffic.effects import Effect, EffectKind, Target
+from mta.traffic.effects import Effect, EffectKind, Target, spread
 from mta.traffic.egress import EgressChooser
 from mta.traffic.events import TrafficEvent
-from mta.traffic.rules import Rule, RuleSet
+from mta.traffic.holds import Holds
+from mta.traffic.rules import Rule, RuleSet, limit_key
 from mta.traffic.sessions import Session
 
 TICK_S: Final = 1.0
+_LATE_S: Final = 0.001  # a look for what is due at a time is so much later, as fractions of Unix time are rounded
 EVENTS_MAX: Final = 10_000  # told of; more are carried out and counted all the same
 _REPLY: Final = re.compile(r"(\d{3}) (?:([245]\.\d{1,3}\.\d{1,3}) )?(.*)", re.DOTALL)
 
@@ -37,9 +41,15 @@ class Obeys(Protocol):
 
     def hold(self, errand: Errand, until_s: float) -> None: ...
 
+    def take_in_anew(self, sites: frozenset[str]) -> None: ...
+
 
 class Reactions:
-    """One for all nodes, as events are shared between them. Times are seconds since the start."""
+    """One for all nodes, as events are shared between them. Times are seconds since the start.
+
+    ``wants_look``: something was counted or came into force since the last look; else nothing is due before
+    ``next_due_s``.
+    """
 
     def __init__(self, rules: RuleSet, pools: dict[str, EgressChooser], starts_unix_s: float) -> None:
         self._starts_unix_s = starts_unix_s
@@ -52,14 +62,20 @@ class Reactions:
         given = [one.match for one in self._automations]
         self._patterns = ReplyPatterns(Wanted(one.codes, one.enhanced, one.pattern, one.stages) for one in given)
         self._rates: dict[str, list[int]] = {}  # domain -> [messages, errors] since the last look
-        self._site_pools: dict[str, EgressChooser] = {}
-        self._held: dict[int, float] = {}  # errand -> until when
+        self._rules = rules
+        self._egresses = {egress.id: egress for chooser in pools.values() for egress in chooser.pool.egresses}
+        self._holds = Holds(pools)
+        self._holds.set_rules(rules)
+        self._held: dict[int, Effect] = {}  # errand -> by what
+        self._apart: frozenset[str] = frozenset()  # domains that errands have for themselves
+        self._counted: list[str] = []  # keys of all limits that there can be
         self.nodes: list[Obeys] = []
-        self.sites_of: dict[str, list[str]] = {}  # recipient domain -> keys of its sites
+        self.places: list[Place] = []
         self.errands: list[Errand] = []
         self.events: list[tuple[float, str]] = []
         self.events_count = 0
-        self.wants_look = False  # something is in force, or counted and not looked at
+        self.wants_look = False
+        self.next_due_s = math.inf
 
     def _take(self, rules: RuleSet) -> None:
         numbers: dict[str, int] = {}
@@ -72,20 +88,41 @@ class Reactions:
 
     # --- what is in force -----------------------------------------------------------------------
 
-    def chooser(self, asked: EgressChooser, site: str) -> EgressChooser:
+    def begin(self, in_force: Iterable[TrafficEvent]) -> None:
+        """These are in force at the start, as far as they are not over. Nodes, places and errands are known by now."""
+        self._apart = frozenset(errand.model.domain for errand in self.errands if errand.model.domain)
+        self._in_force.update((event.key, event) for event in in_force if event.until_unix_s > self._starts_unix_s)
+        self.tell(self.nodes)
+        self._set_due(0.0)
+
+    def tell(self, nodes: list[Obeys]) -> None:
+        """From now on these obey, beginning with what is in force now."""
+        self.nodes = nodes
+        if self._in_force:
+            self._obey(0.0)
+
+    def chooser(self, asked: EgressChooser, site: Site, domain_class: str) -> EgressChooser:
         """The pool that mail to a site leaves from."""
-        return self._site_pools.get(site, asked) if self._site_pools else asked
+        return self._holds.chooser(asked, site, domain_class)
+
+    def held(self, errand: Errand) -> Effect | None:
+        """What keeps anything of it from being begun."""
+        return self._held.get(errand.id) if self._held else None
 
     def held_until_s(self, errand: Errand) -> float:
         """Until when nothing of it is begun; not after now: it goes on."""
-        return self._held.get(errand.id, -math.inf) if self._held else -math.inf
+        effect = self.held(errand)
+        return -math.inf if effect is None else self._until_s(effect, errand)
+
+    def _until_s(self, effect: Effect, errand: Errand) -> float:
+        return min(effect.until_unix_s - self._starts_unix_s, errand.valid_until_s)
 
     # --- what comes -----------------------------------------------------------------------------
 
     def replied(
-        self, session: Session, domain: str, errand: int, reply: str, messages: int, stage: str, now_s: float
+        self, session: Session, domain: str, errand: Errand | None, reply: str, messages: int, stage: str, now_s: float
     ) -> None:
-        """So many messages (or a connection) met this reply."""
+        """So many messages of an errand (None: a connection) met this reply."""
         numbers = self._of_rule.get(session.hop.rule.name)
         if not numbers:
             return
@@ -93,7 +130,10 @@ class Reactions:
         code, enhanced, text = (int(match[1]), match[2] or "", match[3]) if match else (0, "", reply)
         for number in self._patterns.match(code, enhanced, text, Stage[stage]):
             if number in numbers:
-                whom = whom_in(session, domain, "sender", errand)
+                if errand is None:
+                    whom = whom_in(session)
+                else:
+                    whom = whom_in(session, domain, errand.model.tenant, errand.delivery_id)
                 rule: Rule = session.hop.rule
                 unix_s = now_s + self._starts_unix_s
                 self._put(
@@ -110,7 +150,7 @@ class Reactions:
         rate[1] += messages - delivered
 
     def look(self, now_s: float) -> None:
-        """Once a second: error rates, limits that grow back, what is over."""
+        """Error rates, limits that grow back, what is over."""
         unix_s = now_s + self._starts_unix_s
         rates, self._rates = self._rates, {}
         for domain, (messages, errors) in rates.items():
@@ -125,7 +165,12 @@ class Reactions:
                 self._tell(now_s, f"{event.name} on {event.target} {event.on} is over")
             if over:
                 self._obey(now_s)
-        self.wants_look = bool(self._in_force)
+        self.wants_look = False
+        self._set_due(now_s)
+
+    def _set_due(self, now_s: float) -> None:
+        due_unix_s = self._adaptation.next_due_unix_s(self._in_force.values(), 2 * TICK_S)
+        self.next_due_s = max(due_unix_s - self._starts_unix_s + _LATE_S, now_s + TICK_S)
 
     # --- events ---------------------------------------------------------------------------------
 
@@ -150,35 +195,51 @@ class Reactions:
 
     def _obey(self, now_s: float) -> None:
         effects: list[Effect] = []
-        self._site_pools.clear()
-        self._held.clear()
         for event in self._in_force.values():
             effect = event.effect
-            until_s = event.until_unix_s - self._starts_unix_s
-            if event.target is Target.DOMAIN:
-                # A site of the model serves one domain, so what holds the domain holds the site.
+            if event.target is Target.DOMAIN and event.on not in self._apart:
+                # Those of a site are of one domain, so what holds the domain holds the site.
                 effects += [
-                    msgspec.structs.replace(effect, target=Target.SITE, on=site)
-                    for site in self.sites_of.get(event.on, ())
+                    msgspec.structs.replace(effect, target=Target.SITE, on=place.site.key)
+                    for place in self.places
+                    if place.domain == event.on
                 ]
-            elif event.target in (Target.DELIVERY, Target.TENANT):
-                self._hold(event, until_s)
-            elif event.kind is EffectKind.POOL:
-                if event.pool in self._pools:
-                    self._site_pools[event.on] = self._pools[event.pool]
             else:
                 effects.append(effect)
+        moved = self._holds.set_effects(effects).sites
+        self._hold(now_s)
+        told = list(spread(effects, self._all_counted, self._egresses))
         for node in self.nodes:
-            node.obey(effects)
+            node.obey(told)
+            if moved:
+                node.take_in_anew(moved)
 
-    def _hold(self, event: TrafficEvent, until_s: float) -> None:
-        """All deliveries of a scenario have one sender."""
+    def _hold(self, now_s: float) -> None:
+        before, self._held = self._held, {}
         for errand in self.errands:
-            if event.target is Target.TENANT or event.on == str(errand.id):
-                until_s = min(until_s, errand.valid_until_s)
-                self._held[errand.id] = until_s
+            domain = errand.model.domain
+            effects = [self._holds.delivery(errand.delivery_id, errand.model.tenant), self._holds.domain(domain)]
+            held = max((one for one in effects if one is not None), key=lambda one: one.until_unix_s, default=None)
+            if held is not None and self._until_s(held, errand) > now_s:
+                self._held[errand.id] = held
+        for errand in self.errands:
+            if errand.id in self._held and errand.id not in before:
                 for node in self.nodes:
-                    node.hold(errand, until_s)
+                    node.hold(errand, self.held_until_s(errand))
+
+    def _all_counted(self) -> list[str]:
+        """In the model all hosts are known, so all limits are too, before anything is sent."""
+        if not self._counted:
+            rules = self._rules
+            self._counted = [
+                limit_key(rules.match(host.name, egress_id, place.site.key, domain_class), egress_id, peer)
+                for place in self.places
+                for domain_class in [rules.domain_class(place.domain)]
+                for host in place.site.hosts
+                for peer in host.addresses
+                for egress_id in self._egresses
+            ]
+        return self._counted
 
 
 def _said(event: TrafficEvent, unix_s: float) -> str:

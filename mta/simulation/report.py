@@ -20,13 +20,17 @@ EVENTS_MAX: Final = 200
 
 
 class Held(msgspec.Struct, frozen=True):
-    """What held a site back, and for how many seconds. ``origin``: file and line of the figure, if a file has it."""
+    """What held a site back, and for how many seconds. ``origin``: file and line of the figure, if a file has it.
+
+    ``event``: name, target and whom it is on, of the traffic event that did, or that had lowered the figure.
+    """
 
     rule: str
     limit: str
     value: int
     seconds: float
     origin: str
+    event: str = ""
 
 
 class SiteReport(msgspec.Struct, frozen=True):
@@ -162,14 +166,14 @@ def causes_of(row: Row, rules: RuleSet) -> list[Held]:
     """What held a row back, the longest first."""
     ordered = sorted(row.causes.items(), key=lambda item: (-item[1], item[0]))[:CAUSES_MAX]
     return [
-        Held(cause.rule, cause.limit, cause.value, round(seconds, 2), origin_of(cause, rules))
+        Held(cause.rule, cause.limit, cause.value, round(seconds, 2), origin_of(cause, rules), cause.event)
         for cause, seconds in ordered
     ]
 
 
 def origin_of(cause: Cause, rules: RuleSet) -> str:
-    """Where the figure stands; where that is not known, where its rule does."""
-    if not cause.rule:
+    """Where the figure stands; where that is not known, where its rule does. What an event has set stands nowhere."""
+    if not cause.rule or cause.event:
         return ""
     if (origin := rules.origins.get((cause.rule, cause.limit))) is not None:
         return origin

@@ -9,6 +9,7 @@ import msgspec
 
 from mta.model.egress import EgressPool
 from mta.model.site import Site
+from mta.traffic.events import TrafficEvent
 from mta.traffic.retry import CLASSIC, RetrySchedule
 from mta.traffic.rules import RuleSet
 
@@ -94,6 +95,10 @@ class DeliveryModel(msgspec.Struct, frozen=True, kw_only=True):
     message_bytes: int = 40_000
     only: tuple[str, ...] = ()  # names of providers; empty: all of them
     counts: tuple[tuple[str, int], ...] = ()  # (provider, recipients), where that is known; else by shares
+    # As traffic events name it. ``domain``: all its recipients are there; empty: at that of their site.
+    delivery_id: int = 0  # 0: its place in the scenario, from 1
+    tenant: str = "sender"
+    domain: str = ""
 
 
 class NodeModel(msgspec.Struct, frozen=True, kw_only=True):
@@ -122,6 +127,7 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
     nodes: int = 1
     until: tuple[str, ...] = ()  # it ends when these deliveries are done; empty: all of them
     credits_used: tuple[tuple[str, int, int], ...] = ()  # before the start, see `Schedule.load_credits`
+    in_force: tuple[TrafficEvent, ...] = ()  # at the start
 
     @property
     def recipients(self) -> int:

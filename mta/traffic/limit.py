@@ -251,6 +251,21 @@ class Limit(Room):
         """What is in force on it besides."""
         return self._effects
 
+    def set_by(self, key: str) -> Effect | None:
+        """What has made a figure in force what it is; None: the rule or the provider says so itself."""
+        value = getattr(self.in_force, key)
+        if value is None or value == getattr(self._own, key):
+            return None
+        for effect in self._effects:
+            if effect.kind is EffectKind.LOWER and getattr(effect.limits, key) == value:
+                return effect
+        return next((effect for effect in self._effects if effect.kind is EffectKind.BACKOFF), None)
+
+    @property
+    def suspension(self) -> Effect | None:
+        """What suspends it for the longest time."""
+        return _longest_suspension(self._effects)
+
     @property
     def is_plan(self) -> bool:
         """What exceeds it goes elsewhere; it holds nothing up."""
@@ -477,7 +492,8 @@ class Limit(Room):
 
     def _wait_while_shut(self, now_s: float, until_s: float) -> Wait:
         if self._suspended_until_s - self._unix_offset_s >= until_s:
-            of = max((effect for effect in self._effects if effect.kind is EffectKind.SUSPEND), key=_until)
+            of = self.suspension
+            assert of is not None, "only an effect suspends it"
             return Wait(WaitReason.SUSPENDED, until_s, f"{self.title} on {self.key}: {of.said}")
         return Wait(WaitReason.QUIET_HOURS, until_s, f"{self.title}: quiet hours")
 
@@ -525,14 +541,17 @@ class Path(Gate):
     @property
     def suspension(self) -> Effect | None:
         """What suspends it for the longest time."""
-        suspending = [effect for effect in self._effects if effect.kind is EffectKind.SUSPEND]
-        return max(suspending, key=_until, default=None)
+        return _longest_suspension(self._effects)
 
     def set_effects(self, effects: Iterable[Effect]) -> None:
         self._effects = tuple(effects)
         self.is_without_tls = any(effect.kind is EffectKind.NO_TLS for effect in self._effects)
         suspension = self.suspension
         self.suspended_until_s = -math.inf if suspension is None else suspension.until_unix_s - self._unix_offset_s
+
+
+def _longest_suspension(effects: Iterable[Effect]) -> Effect | None:
+    return max((effect for effect in effects if effect.kind is EffectKind.SUSPEND), key=_until, default=None)
 
 
 def _until(effect: Effect) -> float:

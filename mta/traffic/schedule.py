@@ -403,6 +403,10 @@ class Schedule(Generic[PartT]):
                 if group.site.key in sites or group.egress.name in egresses:
                     self._connections.look_again(group, now_s)
 
+    def suspension(self, group: Group, now_s: float) -> Effect | None:
+        """What keeps a site through an egress from being used as a whole."""
+        return self._counters.suspended(group.site.key, group.egress.name, now_s)
+
     @property
     def effects(self) -> tuple[Effect, ...]:
         return self._effects

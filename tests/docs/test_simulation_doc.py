@@ -10,6 +10,8 @@ import msgspec
 
 from mta.cli import forecast
 from mta.settings.scenario_file import TABLES
+from mta.simulation.standing import APART_MAX
+from mta.traffic import surplus
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "simulation.md").read_text()
@@ -55,4 +57,6 @@ def test_figures_are_those_of_the_program() -> None:
     assert f"the {forecast.LOOKUPS_MAX:,} largest\ndomains" in TEXT
     assert f"took {forecast.BUSY_ATTEMPTS} messages or more" in TEXT
     assert f"assumed elsewhere: {forecast.DEFAULT_MESSAGE_S:g} s a message" in TEXT
+    assert f"only the {APART_MAX} domains" in TEXT
+    assert f"up to {surplus.DELAY_S_MAX / 60:g}\nminutes after the end" in TEXT
     assert forecast.LOOKBACK.total_seconds() == 6 * 3_600
