@@ -308,8 +308,11 @@ def flow(scenario: Scenario) -> list[FlowSite]:
         if not active:
             now_s = min(source.begins_s for source in left)
             continue
-        # To the next change of what is in force, and not beyond.
+        # To the next change of what is in force, and not beyond; straight there where nothing can move before.
+        next_s = min([reactions.next_due_s, *(source.begins_s for source in left if source.begins_s > now_s)])
         step_s = max(FIRST_STEP_S, min(now_s / STEPS_TO_DOUBLE, reactions.next_due_s - now_s))
+        if all(_is_stuck(source, reactions) for source in active):
+            step_s = max(FIRST_STEP_S, min(next_s, HORIZON_S) - now_s)
         free = []
         for source in active:
             effect = reactions.held(source.errand)
@@ -328,6 +331,11 @@ def flow(scenario: Scenario) -> list[FlowSite]:
         now_s += step_s
         left = [source for source in left if source.waiting > 1e-6]
     return _told(scenario, sources)
+
+
+def _is_stuck(source: _Source, reactions: Reactions) -> bool:
+    """Nothing of it moves until something else is in force."""
+    return reactions.held(source.errand) is not None or all(pipe.suspension is not None for pipe in source.pipes)
 
 
 def _serve(
