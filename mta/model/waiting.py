@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from typing import Final
 
 import msgspec
 
@@ -29,6 +30,24 @@ class WaitReason(enum.StrEnum):
     JOURNAL = "journal"  # the journal cannot be written
 
     __hash__ = str.__hash__  # that of enums is a call in Python, and reasons are looked up for every batch
+
+
+# Of several egresses, the wait that is shown (and whose kind decides) is the first of these; the first three are short.
+SOONEST_FIRST: Final = (
+    WaitReason.WINDOW,
+    WaitReason.SESSIONS,
+    WaitReason.RULE_CONNECTIONS,
+    WaitReason.SHARE,
+    WaitReason.RULE_CONNECTION_RATE,
+    WaitReason.RULE_MESSAGES,
+    WaitReason.RULE_MESSAGES_PER_HOUR,
+    WaitReason.RULE_BYTES,
+    WaitReason.WARM_UP,
+    WaitReason.QUIET_HOURS,
+    WaitReason.SUSPENDED,
+    WaitReason.BACKOFF,
+    WaitReason.NO_EGRESS,
+)
 
 
 class Wait(msgspec.Struct, frozen=True):

@@ -298,3 +298,12 @@ def _are_related(key: str, other: str) -> bool:
     """True when one of the keys names a part of what the other counts: ``rule|1`` and ``rule|1|192.0.2.7``."""
     short, long = sorted((key.split("|"), other.split("|")), key=len)
     return long[: len(short)] == short
+
+
+def counts_bytes(rules: RuleSet, effects: Iterable[Effect]) -> bool:
+    """True when any limit of bytes may hold: else nobody needs to know how large a message is."""
+    given: list[Limits] = [rules.default, *rules.rules]
+    given += [rule.provider for rule in rules.rules if rule.provider is not None]
+    given += [rule.backoff for rule in rules.rules if rule.backoff is not None]
+    given += [effect.limits for effect in effects]
+    return any(limits.byte_ceilings() for limits in given)

@@ -129,6 +129,11 @@ class Turns:
             waiter.is_runnable = True
             self.runnable.append(waiter)
 
+    @property
+    def woken_by(self) -> Gate | None:
+        """The gate whose opening gave this turn, if one did."""
+        return None if self._chance is None else self._chance.gate
+
     def next(self) -> Waiter:
         """Whose turn it is. The caller serves it, with `run` or `park` or neither, and then calls `pass_on`."""
         waiter = self.runnable.popleft()

@@ -7,8 +7,9 @@ from typing import Final, Generic, TypeVar
 
 from mta.model.egress import Egress
 from mta.model.site import Site
-from mta.traffic.egress import EgressChooser
-from mta.traffic.gates import Waiter
+from mta.model.waiting import Wait, WaitReason
+from mta.traffic.egress import EgressChooser, is_among
+from mta.traffic.gates import Gate, Waiter
 from mta.traffic.ready import ReadyQueue
 from mta.traffic.sessions import Group
 
@@ -17,6 +18,82 @@ LaneKey = tuple[str, str, str, str]  # site, pool, names of the egresses, class 
 
 PACE_STEP_S: Final = 1.0  # the pace is averaged over at least so long
 QUIET_S: Final = 10.0  # a lane that was empty for so long begins anew
+
+
+class Turn:
+    """What an egress is to carry of a lane before others have more.
+
+    A batch may take more than is left; that is made up for later, so weights hold for messages whatever the sizes of
+    the batches.
+    """
+
+    __slots__ = ("egress", "left")
+
+    def __init__(self, egress: Egress) -> None:
+        self.egress = egress
+        self.left = 0  # messages
+
+
+class Look:
+    """How far a lane with several egresses has come in looking at them, and what held those that carry nothing now.
+
+    A look at all of them for each batch would be most of the cost where there are many. So one goes on from turn to
+    turn; and when it is over, and one of the egresses can carry more, it goes on with that one.
+    """
+
+    __slots__ = (
+        "blocked",
+        "busy",
+        "gates",
+        "is_only_planned",
+        "is_over",
+        "is_resumed",
+        "rules_version",
+        "shown",
+        "stalls_s",
+    )
+
+    def __init__(self, rules_version: int) -> None:
+        self.rules_version = rules_version
+        self.blocked: list[Egress] = []  # others take over what they would carry
+        self.busy: list[Egress] = []  # will carry their turns in a moment
+        self.gates: list[Gate] = []
+        self.shown: Wait | None = None  # of all waits, the one to be told
+        self.stalls_s = math.inf  # until when one of those that are busy counts as such, if nothing moves there
+        self.is_only_planned = True  # nothing but plans of new source addresses holds them
+        self.is_resumed = False  # some of it was found out at an earlier turn
+        self.is_over = False  # all were looked at
+
+    def go_on_with(self, egress: Egress) -> None:
+        """Something has opened for it; of the others nothing is known that was not known before."""
+        self.is_over = False
+        for egresses in (self.blocked, self.busy):
+            if is_among(egress, egresses):
+                egresses.remove(egress)
+
+    def has_opened(self, now_s: float) -> bool:
+        """Something that was shut when it was looked at lets more through now.
+
+        A group without a session that can be used is open to all; what keeps an egress that is blocked from having one
+        is a gate too.
+        """
+        for gate in self.gates:
+            if isinstance(gate, Group) and not gate.usable and is_among(gate.egress, self.blocked):
+                continue
+            if gate.is_open(now_s):
+                return True
+        return False
+
+    def end(self, pool: str, domain: str) -> Wait:
+        """Why nothing more is carried."""
+        self.is_over = True
+        self.gates = list(dict.fromkeys(self.gates))
+        if self.shown is None:
+            return Wait(WaitReason.NO_EGRESS, math.inf, f"no egress of pool {pool} may carry mail for {domain}")
+        if self.shown.reason is WaitReason.WARM_UP and (self.busy or not self.is_only_planned):
+            # Another, which is warm, only waits for something: its message waits with it.
+            return Wait(WaitReason.RULE_MESSAGES, self.shown.until, self.shown.detail)
+        return self.shown
 
 
 class Lane(Waiter, Generic[PartT]):
@@ -37,13 +114,13 @@ class Lane(Waiter, Generic[PartT]):
         "groups",
         "is_forgotten",
         "key",
+        "look",
         "rate_per_s",
         "ready",
         "since_s",
         "site",
         "surplus_until_s",
-        "turn",
-        "turn_left",
+        "turns",
     )
 
     def __init__(self, key: LaneKey, site: Site, chooser: EgressChooser, domain: str) -> None:
@@ -63,10 +140,64 @@ class Lane(Waiter, Generic[PartT]):
         self._sent = 0
         self._pace_since_s = 0.0
         self.surplus_until_s = 0.0  # when all surplus so far will have gone, at the lane's pace
-        # The egress whose turn it is, and how many messages of the turn are left: weights hold for messages,
-        # whatever the sizes of the batches.
-        self.turn: Egress | None = None
-        self.turn_left = 0
+        self.look: Look | None = None
+        self.turns: list[Turn] = []  # one of an egress; those that carry nothing now have none
+
+    def look_on(self, woken_by: Gate | None, rules_version: int) -> Look:
+        """The look at its egresses that is to go on, or a new one. ``woken_by``: the gate that has opened."""
+        look = self.look
+        if look is not None and look.rules_version == rules_version:
+            group = None if woken_by is None else self._group_behind(woken_by)
+            if group is not None:
+                look.go_on_with(group.egress)
+            if group is not None or not (look.is_over or woken_by):
+                look.is_resumed = True
+                return look
+        self.look = look = Look(rules_version)
+        return look
+
+    def next_turn(self, look: Look, each: int) -> Turn | None:
+        """The turn of an egress that was not looked at yet, of several the longest.
+
+        Each time ``each`` messages are added to one, as the weights say. Egresses that are busy keep theirs while
+        others go on, so that all carry at the same time; but none runs ahead of another by more than the bound.
+        """
+        found: Turn | None = None
+        left = 0
+        for turn in self.turns:
+            left += turn.left
+            if turn.left > 0 and (found is None or turn.left > found.left) and not is_among(turn.egress, look.busy):
+                found = turn
+        most = len(self.egresses) * each
+        while found is None and left < most:
+            egress = self.chooser.choose(self.domain, look.blocked)
+            if egress is None:
+                return None
+            turn = self.turn_of(egress)
+            turn.left += each
+            left += each
+            if turn.left > 0 and not is_among(egress, look.busy):
+                found = turn
+        return found
+
+    def _group_behind(self, gate: Gate) -> Group | None:
+        """Its group whose way the gate was in; of several, the first that it was served through."""
+        for group in self.groups.values():
+            if gate is group:
+                return group
+            for hop in group.hops:
+                if gate is hop.path or any(gate is room for room in hop.rooms):
+                    return group
+        return None
+
+    def turn_of(self, egress: Egress) -> Turn:
+        """A new one has nothing to carry yet."""
+        for turn in self.turns:
+            if turn.egress is egress:
+                return turn
+        turn = Turn(egress)
+        self.turns.append(turn)
+        return turn
 
     def began(self, now_s: float) -> None:
         """It gets recipients and had none. After a quiet time what was known of its pace counts no more."""

@@ -17,16 +17,15 @@ from typing import Final, Generic, TypeVar, cast
 
 from mta.model.egress import Egress
 from mta.model.site import Site
-from mta.model.waiting import Wait, WaitReason
+from mta.model.waiting import SOONEST_FIRST, Wait, WaitReason
 from mta.traffic import surplus
 from mta.traffic.actions import Action, Bounds, CloseSession, GiveBack, HandOut, OpenSession
 from mta.traffic.connections import NO_HOP, Connections
-from mta.traffic.counters import Counters, Held, Limit
+from mta.traffic.counters import Counters, Held, Limit, counts_bytes
 from mta.traffic.effects import Effect, Target
-from mta.traffic.egress import EgressChooser, is_among
+from mta.traffic.egress import EgressChooser
 from mta.traffic.gates import Gate, Turns
-from mta.traffic.lanes import Lane, LaneKey
-from mta.traffic.limits import Limits
+from mta.traffic.lanes import Lane, LaneKey, Look
 from mta.traffic.ready import Run, Stream
 from mta.traffic.rules import Rule, RuleSet
 from mta.traffic.sessions import Group, Session, find_hops
@@ -38,30 +37,14 @@ PartT = TypeVar("PartT")
 TURNS_PER_CALL: Final = 256  # then the loop lets reports in
 BATCHES_PER_TURN: Final = 16  # of one lane, to sessions that are open and not counted by the hour
 AGE_STEP_S: Final = 1.0  # a lane's recipients are looked at for their age no more often than that
-# Of several egresses, the wait that is shown (and whose kind decides) is the first of these.
-_SOONEST_FIRST: Final = (
-    WaitReason.WINDOW,
-    WaitReason.SESSIONS,
-    WaitReason.RULE_CONNECTIONS,
-    WaitReason.SHARE,
-    WaitReason.RULE_CONNECTION_RATE,
-    WaitReason.RULE_MESSAGES,
-    WaitReason.RULE_MESSAGES_PER_HOUR,
-    WaitReason.RULE_BYTES,
-    WaitReason.WARM_UP,
-    WaitReason.QUIET_HOURS,
-    WaitReason.SUSPENDED,
-    WaitReason.BACKOFF,
-    WaitReason.NO_EGRESS,
-)
-_BUSY: Final = _SOONEST_FIRST[:3]
+_BUSY: Final = SOONEST_FIRST[:3]
 # Local names: an enum member looked up on its class costs more than the comparison it is for.
 _WINDOW: Final = WaitReason.WINDOW
 _WARM_UP: Final = WaitReason.WARM_UP
 _BACKOFF: Final = WaitReason.BACKOFF
 # While nothing is known of a delivery's messages; where bytes are bounded they are booked as so large.
 SIZE_UNKNOWN_BYTES: Final = 100_000
-_RANK: Final = {reason: rank for rank, reason in enumerate(_SOONEST_FIRST)}
+_RANK: Final = {reason: rank for rank, reason in enumerate(SOONEST_FIRST)}
 
 
 class Schedule(Generic[PartT]):
@@ -88,7 +71,7 @@ class Schedule(Generic[PartT]):
         self._counters = Counters(rules, unix_offset_s)
         self._connections = Connections(bounds, self._turns, self._actions, self._counters)
         self._effects: tuple[Effect, ...] = ()
-        self._counts_bytes = _counts_bytes(rules, ())
+        self._counts_bytes = counts_bytes(rules, ())
         self.ready_count = 0
         self.sizes_bytes: dict[int, int] = {}  # delivery -> the largest of its messages, as far as is known
 
@@ -135,8 +118,12 @@ class Schedule(Generic[PartT]):
 
     def _drop_if_empty(self, lane: Lane[PartT]) -> None:
         if not lane.ready.count:
-            self._turns.drop(lane)
+            self._drop(lane)
             lane.failing_since_s = math.inf
+
+    def _drop(self, lane: Lane[PartT]) -> None:
+        lane.look = None
+        self._turns.drop(lane)
 
     # --- decisions ----------------------------------------------------------------------------
 
@@ -169,51 +156,73 @@ class Schedule(Generic[PartT]):
         return self._turns.alarms.next_s()
 
     def _serve(self, lane: Lane[PartT], now_s: float) -> None:
-        """One batch for one session of the lane; or it is parked."""
-        gates = self._gates
-        gates.clear()
-        size_bytes = self._next_size(lane)
-        shown, keeps_turn_s = self._try_egresses(lane, gates, size_bytes, now_s)
+        """Batches for its sessions; or it is parked."""
+        shown, gates, again_s = self._hand_to(lane, now_s)
         if shown is not None and shown.reason is _WARM_UP:
             # Every egress is new, and has sent what its plan allows today: a plan holds no message up.
             self._connections.is_over_plan = True
-            shown, keeps_turn_s = self._try_egresses(lane, gates, size_bytes, now_s)
+            lane.look = None
+            shown, gates, again_s = self._hand_to(lane, now_s)
             self._connections.is_over_plan = False
         if shown is not None:
-            self._park(lane, shown, gates, now_s, keeps_turn_s)
+            self._park(lane, shown, gates, now_s, again_s)
 
-    def _try_egresses(
-        self, lane: Lane[PartT], gates: list[Gate], size_bytes: int, now_s: float
-    ) -> tuple[Wait | None, float]:
-        """Hands out a batch through the first egress that lets it; else why none does, and how long a turn is kept."""
-        blocked: list[Egress] = []
-        shown: Wait | None = None
-        keeps_turn_s = math.inf
-        is_only_planned = True
-        while (egress := self._egress_for(lane, blocked)) is not None:
-            group = self._group(lane, egress)
-            found = self._connections.session_for(group, lane.ready.count, now_s, gates, size_bytes)
-            if isinstance(found, Session):
-                self._hand(lane, found, now_s, size_bytes)
-                if len(lane.egresses) == 1:
-                    self._hand_more(lane, group, now_s)
-                return None, math.inf
-            is_only_planned = is_only_planned and found.reason is _WARM_UP
-            if shown is None or (_RANK[found.reason], found.until) < (_RANK[shown.reason], shown.until):
-                shown = found
-            blocked.append(egress)
-            if len(lane.egresses) > 1 and found.reason in _BUSY and group.is_moving(now_s):
-                # Its turn is kept, for weights must hold just when there is much to send.
-                shown, keeps_turn_s = found, group.stalls_s
-                is_only_planned = False
+    def _hand_to(self, lane: Lane[PartT], now_s: float) -> tuple[Wait | None, list[Gate], float]:
+        """Hands out what the lane's egresses can carry. When they carry no more: why, the gates that hold them, and
+        when to look again though none of these has opened."""
+        if len(lane.egresses) == 1:
+            self._gates.clear()
+            return self._hand_to_one(lane, lane.egresses[0], self._gates, now_s), self._gates, math.inf
+        look = lane.look_on(self._turns.woken_by, self._rules_version)
+        shown = self._hand_to_several(lane, look, now_s)
+        return shown, look.gates, look.stalls_s
+
+    def _hand_to_one(self, lane: Lane[PartT], egress: Egress, gates: list[Gate], now_s: float) -> Wait | None:
+        group = self._group(lane, egress)
+        size_bytes = self._next_size(lane)
+        found = self._connections.session_for(group, lane.ready.count, now_s, gates, size_bytes)
+        if not isinstance(found, Session):
+            return found
+        self._hand(lane, found, now_s, size_bytes)
+        # The other open sessions of a site are filled in the same turn. With thousands of small sites in the queue, a
+        # large one would else wait for all of them before each batch. Credits are dealt out one batch a turn.
+        for _ in range(BATCHES_PER_TURN - 1):
+            session = self._connections.open_session_for(group, now_s) if lane.ready.count else None
+            if session is None or session.booked:
                 break
-        if shown is None:
-            detail = f"no egress of pool {lane.chooser.pool.name} may carry mail for {lane.domain}"
-            shown = Wait(WaitReason.NO_EGRESS, math.inf, detail)
-        elif shown.reason is _WARM_UP and not is_only_planned:
-            # Another, which is warm, only waits for something: its message waits with it.
-            shown = Wait(WaitReason.RULE_MESSAGES, shown.until, shown.detail)
-        return shown, keeps_turn_s
+            self._hand(lane, session, now_s)
+        self._run_or_drop(lane)
+        return None
+
+    def _hand_to_several(self, lane: Lane[PartT], look: Look, now_s: float) -> Wait | None:
+        batches_left = BATCHES_PER_TURN
+        while (turn := lane.next_turn(look, self._batch_recipients)) is not None:
+            group = self._group(lane, turn.egress)
+            size_bytes = self._next_size(lane)
+            found = self._connections.session_for(group, lane.ready.count, now_s, look.gates, size_bytes)
+            if isinstance(found, Session):
+                turn.left -= self._hand(lane, found, now_s, size_bytes)
+                batches_left -= 1
+                if not batches_left or not lane.ready.count or found.booked:
+                    self._run_or_drop(lane)
+                    return None
+                continue
+            look.is_only_planned = look.is_only_planned and found.reason is _WARM_UP
+            shown = look.shown
+            if shown is None or (_RANK[found.reason], found.until) < (_RANK[shown.reason], shown.until):
+                look.shown = found
+            if found.reason in _BUSY and group.is_moving(now_s):
+                # Its turn is kept, for weights must hold just when there is much to send.
+                look.busy.append(turn.egress)
+                look.stalls_s = min(look.stalls_s, group.stalls_s)
+            else:
+                look.blocked.append(turn.egress)
+                lane.turns.remove(turn)
+        if look.is_resumed and look.has_opened(now_s):
+            lane.look = None
+            self._turns.run(lane)
+            return None
+        return look.end(lane.chooser.pool.name, lane.domain)
 
     def _next_size(self, lane: Lane[PartT]) -> int:
         """Of the messages that the lane gives next, at most; 0 where nothing counts bytes."""
@@ -221,16 +230,14 @@ class Schedule(Generic[PartT]):
             return 0
         return self.sizes_bytes.get(lane.ready.next_delivery(), SIZE_UNKNOWN_BYTES)
 
-    def _egress_for(self, lane: Lane[PartT], blocked: list[Egress]) -> Egress | None:
-        """The egress whose turn it is in this lane. A turn is a batch's worth of messages."""
-        if len(lane.egresses) <= 1:
-            return lane.egresses[0] if lane.egresses and not blocked else None
-        if lane.turn is None or lane.turn_left <= 0 or is_among(lane.turn, blocked):
-            lane.turn = lane.chooser.choose(lane.domain, blocked)
-            lane.turn_left = self._batch_recipients
-        return lane.turn
+    def _run_or_drop(self, lane: Lane[PartT]) -> None:
+        if lane.ready.count:
+            self._turns.run(lane)
+        else:
+            self._drop(lane)
 
-    def _hand(self, lane: Lane[PartT], session: Session, now_s: float, size_bytes: int = 0) -> None:
+    def _hand(self, lane: Lane[PartT], session: Session, now_s: float, size_bytes: int = 0) -> int:
+        """Gives the session a batch; how many recipients are in it."""
         free = self._connections.credits(session.hop, now_s, size_bytes)
         room = min(session.room(), self._batch_recipients)
         room = min(room, free)
@@ -239,24 +246,11 @@ class Schedule(Generic[PartT]):
         for _, positions in taken:
             amount += len(positions)
         self.ready_count -= amount
-        lane.turn_left -= amount
         self._connections.hand(session, amount, now_s, size_bytes)
         self._actions.append(HandOut(session, lane, stream, taken, amount))
         if session.left <= 0:
             self._connections.close(session)
-        if lane.ready.count:
-            self._turns.run(lane)
-        else:
-            self._turns.drop(lane)
-
-    def _hand_more(self, lane: Lane[PartT], group: Group, now_s: float) -> None:
-        """The other open sessions of a site are filled in the same turn. With thousands of small sites in the queue, a
-        large one would else wait for all of them before each batch. Credits are dealt out one batch a turn."""
-        for _ in range(BATCHES_PER_TURN - 1):
-            session = self._connections.open_session_for(group, now_s) if lane.ready.count else None
-            if session is None or session.booked:
-                return
-            self._hand(lane, session, now_s)
+        return amount
 
     def _park(self, lane: Lane[PartT], wait: Wait, gates: list[Gate], now_s: float, look_again_s: float) -> None:
         has_nothing = not any(isinstance(gate, Group) and gate.usable for gate in gates)
@@ -378,7 +372,7 @@ class Schedule(Generic[PartT]):
         is_regrouped = rules.domain_masks != self._rules.domain_masks
         self._rules = rules
         self._rules_version += 1
-        self._counts_bytes = _counts_bytes(rules, self._effects)
+        self._counts_bytes = counts_bytes(rules, self._effects)
         self._connections.adopt(rules, now_s)
         if is_regrouped:
             # Recipients in one lane may belong in two now: they come in anew.
@@ -391,7 +385,7 @@ class Schedule(Generic[PartT]):
     def set_effects(self, effects: Sequence[Effect], now_s: float) -> None:
         """All that is in force besides the rules, from now on: on paths, limits, egresses and sites."""
         before, self._effects = self._effects, tuple(effects)
-        self._counts_bytes = _counts_bytes(self._rules, self._effects)
+        self._counts_bytes = counts_bytes(self._rules, self._effects)
         limits, paths = self._counters.set_effects(self._effects)
         self._connections.apply_effects(limits, paths, now_s)
         wide = (Target.SITE, Target.EGRESS)
@@ -464,7 +458,7 @@ class Schedule(Generic[PartT]):
         for lane in [lane for lane in self._lanes.values() if not lane.ready.count and not lane.is_runnable]:
             lane.is_forgotten = True
             lane.groups.clear()
-            self._turns.drop(lane)
+            self._drop(lane)
             del self._lanes[lane.key]
         needed = {
             (lane.site.key, egress.name, lane.domain_class) for lane in self._lanes.values() for egress in lane.egresses
@@ -476,12 +470,3 @@ class Schedule(Generic[PartT]):
         hops += [session.hop for session in self._connections.all()]
         gates: set[Gate] = {gate for hop in hops for gate in (*hop.rooms, hop.path)}
         self._counters.forget(gates, now_s)
-
-
-def _counts_bytes(rules: RuleSet, effects: Iterable[Effect]) -> bool:
-    """True when any limit of bytes may hold: else nobody needs to know how large a message is."""
-    given: list[Limits] = [rules.default, *rules.rules]
-    given += [rule.provider for rule in rules.rules if rule.provider is not None]
-    given += [rule.backoff for rule in rules.rules if rule.backoff is not None]
-    given += [effect.limits for effect in effects]
-    return any(limits.byte_ceilings() for limits in given)

@@ -130,6 +130,21 @@ def test_weights_hold_for_messages_when_all_egresses_are_busy() -> None:
     assert share[3] == pytest.approx(0.09, abs=0.03)
 
 
+@pytest.mark.parametrize("egresses", [2, 4])
+def test_several_egresses_carry_a_site_at_the_same_time(egresses: int) -> None:
+    """Each has two connections of its own to it: twice the egresses, half the time."""
+
+    def took_s(amount: int) -> float:
+        pool = EgressPool("main", tuple(egress(number) for number in range(1, amount + 1)))
+        world = World([Rule("r", "*", connections_max=2)], sites={"a.test": A}, pools=[pool])
+        world.servers["192.0.2.1"].message_s = 0.05
+        world.put("a.test", 4_000)
+        finish(world, 200)
+        return world.now_s - START_S
+
+    assert took_s(egresses) < 1.1 * took_s(1) / egresses
+
+
 def test_where_an_egress_is_excluded_the_others_take_over_in_proportion() -> None:
     pool = EgressPool("main", (egress(1, 5), egress(2, 5, exclude_domains=("a.test",)), egress(3, 1)))
     world = World([Rule("r", "*", connections_max=3)], sites={"a.test": A}, pools=[pool])
