@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -30,13 +31,29 @@ class _Zygote:
         self._lock = threading.Lock()
 
     def begin(
-        self, arguments: Sequence[str], environment: Mapping[str, str], directory: Path, files: Sequence[int]
+        self,
+        arguments: Sequence[str],
+        environment: Mapping[str, str],
+        directory: Path,
+        files: Sequence[int],
+        *,
+        module: str = "mta.cli.main",
+        kept: Sequence[int] = (),
     ) -> socket.socket:
-        """Starts a command with these standard files. Its process id comes, then its exit code, a line each."""
-        request = {"arguments": arguments, "environment": dict(environment), "directory": str(directory)}
+        """Starts a command with these standard files, and with the files ``kept``, which keep their numbers.
+
+        Its process id comes, then its exit code, a line each.
+        """
+        request = {
+            "module": module,
+            "arguments": arguments,
+            "environment": dict(environment),
+            "directory": str(directory),
+            "numbers": [0, 1, 2, *kept],
+        }
         ours, its = socket.socketpair()
         with its, self._lock:
-            socket.send_fds(self._started(), [json.dumps(request).encode()], [*files, its.fileno()])
+            socket.send_fds(self._started(), [json.dumps(request).encode()], [its.fileno(), *files, *kept])
         return ours
 
     def _started(self) -> socket.socket:
@@ -81,6 +98,42 @@ def run(
 def _text(file: IO[bytes]) -> str:
     file.seek(0)
     return file.read().decode()
+
+
+class Forked:
+    """A process as `subprocess.Popen` has it, with pipes to its standard input and output."""
+
+    def __init__(self, module: str, kept: Sequence[int], environment: Mapping[str, str]) -> None:
+        (its_in, stdin), (stdout, its_out) = os.pipe(), os.pipe()
+        self.stdin, self.stdout = os.fdopen(stdin, "wb"), os.fdopen(stdout, "rb")
+        self._answers = _zygote.begin((), environment, Path.cwd(), [its_in, its_out, 2], module=module, kept=kept)
+        for file in (its_in, its_out):
+            os.close(file)
+        self._lines = self._answers.makefile("rb")
+        self.pid = int(self._lines.readline())
+        self.returncode: int | None = None
+
+    def wait(self, timeout: float | None = None) -> int:
+        if self.returncode is None:
+            if not select.select([self._answers], [], [], timeout)[0]:
+                raise subprocess.TimeoutExpired([], timeout or 0.0)
+            self.returncode = int(self._lines.readline())
+            self._lines.close()
+            self._answers.close()
+        return self.returncode
+
+    def poll(self) -> int | None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.wait(0.0)
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
 
 
 class Launched:

@@ -20,9 +20,10 @@ from mta.queue.audit import Audit, audit
 from mta.queue.deliveries import Delivery, NewDelivery
 from mta.queue.part import Part
 from mta.sink.nameserver import ThreadedNameserver
-from mta.sink.processes import SinkOptions, SinkProcesses
+from mta.sink.processes import SinkOptions
 from mta.sink.record import Record
 from tests.support.content import content_json
+from tests.support.forked_sink import ForkedSink
 from tests.support.launch import Launched, launch
 from tests.support.postgres import Database
 
@@ -167,7 +168,7 @@ class World:
             bodies=self.bodies,
         )
         zones = self.zones or one_host_zones(10)
-        self.sink = await asyncio.to_thread(SinkProcesses(options).__enter__)
+        self.sink = await asyncio.to_thread(ForkedSink(options).__enter__)
         self.nameserver = await asyncio.to_thread(ThreadedNameserver(zones).__enter__)
         return self
 
