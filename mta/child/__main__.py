@@ -7,6 +7,7 @@ import sys
 
 import uvloop
 
+import mta.telemetry.plain  # noqa: F401 - first of ours, before structlog
 from mta.child.worker import serve
 from mta.telemetry.dumps import forbid_dumps
 from mta.telemetry.logs import configure

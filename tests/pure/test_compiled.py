@@ -8,8 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from mta import is_compiled
 
 ROOT = Path(__file__).parents[2]
@@ -36,14 +34,26 @@ def test_all_of_it_is_compiled_or_nothing() -> None:
         assert is_compiled() == bool(compiled)
 
 
-@pytest.mark.parametrize("module", ["mta.smtp.dialogue", "mta.child.worker", "mta.master.collector"])
-def test_the_sources_run_where_that_is_asked_for(module: str) -> None:
-    shown = subprocess.run(
-        [sys.executable, "-c", f"import {module} as m, asyncpg.protocol.protocol; print(m.__file__)"],
-        env={**os.environ, "MTA_INTERPRETED": "1", "PYTHONPATH": str(ROOT)},
+def _run(code: str, **environment: str) -> list[str]:
+    """What it prints, line by line."""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
         capture_output=True,
         text=True,
         check=True,
         timeout=60,
     )
-    assert shown.stdout.strip().endswith(".py")
+    return done.stdout.splitlines()
+
+
+def test_the_sources_run_where_that_is_asked_for() -> None:
+    modules = ("mta.smtp.dialogue", "mta.child.worker", "mta.master.collector")
+    code = f"import asyncpg.protocol.protocol, {', '.join(modules)}\nfor m in {', '.join(modules)}: print(m.__file__)"
+    said = _run(code, MTA_INTERPRETED="1")
+    assert [Path(path) for path in said] == [ROOT / f"{module.replace('.', '/')}.py" for module in modules]
+
+
+def test_a_child_does_not_load_what_only_a_terminal_needs() -> None:
+    code = "import sys, mta.child.__main__\nprint(*(name for name in ('rich.console', 'attr') if name in sys.modules))"
+    assert _run(code) == [""]
