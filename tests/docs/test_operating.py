@@ -35,7 +35,10 @@ def events() -> tuple[tuple[str, str, str], ...]:
 
 def _events() -> Iterator[tuple[str, str, str]]:
     for path in sorted((ROOT / "mta").rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text())):
+        text = path.read_text()
+        if not re.search(r"\b(_?log|logger)\s*\.", text):
+            continue
+        for node in ast.walk(ast.parse(text)):
             match node:
                 case ast.Call(
                     func=ast.Attribute(value=ast.Name(id="log" | "_log" | "logger"), attr=level), args=[said, *_]

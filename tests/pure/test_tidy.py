@@ -5,9 +5,11 @@ from __future__ import annotations
 import ast
 import re
 import subprocess
+from collections import defaultdict
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -68,12 +70,27 @@ def sources() -> tuple[tuple[str, str, ast.Module], ...]:
     return tuple(found)
 
 
-def lines_that_fit(pattern: re.Pattern[str]) -> Iterator[tuple[str, re.Match[str]]]:
-    for path in tracked():
-        text = path.read_text(errors="replace")
-        for number, line in enumerate(text.splitlines(), start=1):
-            if match := pattern.search(line):
-                yield f"{named(path)}:{number}", match
+@cache
+def found_nodes() -> dict[type[ast.AST], list[tuple[str, Any]]]:
+    """(name of the file, node) of all Python files, by the kind of node: one walk for all who look for some."""
+    found = defaultdict(list)
+    for name, _, tree in sources():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ExceptHandler | ast.Call):
+                found[type(node)].append((name, node))
+    return found
+
+
+@cache
+def texts() -> tuple[tuple[str, str], ...]:
+    return tuple((named(path), path.read_text(errors="replace")) for path in tracked())
+
+
+def places_that_fit(pattern: re.Pattern[str]) -> Iterator[tuple[str, re.Match[str]]]:
+    """File and line, and what fits there; no pattern goes beyond a line."""
+    for name, text in texts():
+        for match in pattern.finditer(text):
+            yield f"{name}:{text.count(chr(10), 0, match.start()) + 1}", match
 
 
 def test_a_file_is_short_enough_to_be_read_at_one_sitting() -> None:
@@ -92,10 +109,8 @@ def test_exceptions_from_the_aim_are_files_that_exist() -> None:
 def test_a_function_fits_on_a_screen() -> None:
     long = {
         f"{name}:{node.lineno} {node.name}": size
-        for name, _, tree in sources()
-        for node in ast.walk(tree)
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-        and (size := (node.end_lineno or node.lineno) - node.lineno + 1) > FUNCTION_LINES_MAX
+        for name, node in found_nodes()[ast.FunctionDef] + found_nodes()[ast.AsyncFunctionDef]
+        if (size := (node.end_lineno or node.lineno) - node.lineno + 1) > FUNCTION_LINES_MAX
     }
     assert long == {}, "too long: name its steps, and make each a function"
 
@@ -103,9 +118,8 @@ def test_a_function_fits_on_a_screen() -> None:
 def test_no_error_is_swallowed() -> None:
     swallowed = [
         f"{name}:{node.lineno}"
-        for name, _, tree in sources()
-        for node in ast.walk(tree)
-        if isinstance(node, ast.ExceptHandler) and _catches_all(node.type) and _does_nothing(node.body)
+        for name, node in found_nodes()[ast.ExceptHandler]
+        if _catches_all(node.type) and _does_nothing(node.body)
     ]
     assert swallowed == [], "name the errors that are expected, say why they do not matter; let the others end the unit"
 
@@ -125,10 +139,9 @@ def _does_nothing(body: list[ast.stmt]) -> bool:
 def test_only_the_command_line_prints() -> None:
     printed = [
         f"{name}:{node.lineno}"
-        for name, _, tree in sources()
+        for name, node in found_nodes()[ast.Call]
         if name.startswith("mta/") and not name.startswith(_SPOKEN_IN)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+        if isinstance(node.func, ast.Name) and node.func.id == "print"
     ]
     assert printed == [], "log it with structlog, or return it to who asked"
 
@@ -149,7 +162,7 @@ def test_each_package_has_an_init_file() -> None:
 
 
 def test_what_is_left_for_later_has_a_reason() -> None:
-    bare = [where for where, match in lines_that_fit(_LATER) if len(match["rest"].split()) < 5]
+    bare = [where for where, match in places_that_fit(_LATER) if len(match["rest"].split()) < 5]
     assert bare == [], "do it now, or say in a sentence what is missing and why it can wait"
 
 
@@ -163,5 +176,5 @@ def test_what_is_left_for_later_has_a_reason() -> None:
     ids=["paths of one machine", "package index hosts", "emoji"],
 )
 def test_nothing_of_the_kind_is_written_down(pattern: re.Pattern[str], instead: str) -> None:
-    found = [f"{where}: {match[0]}" for where, match in lines_that_fit(pattern)]
+    found = [f"{where}: {match[0]}" for where, match in places_that_fit(pattern)]
     assert found == [], f"instead: {instead}"
