@@ -344,5 +344,9 @@ def _flat(prefix: str, value: object) -> list[tuple[str, str]]:
     return [(prefix, f"{value:,}" if isinstance(value, int | float) else str(value))]
 
 
-if __name__ == "__main__":
+def main() -> None:
     app(prog_name="python -m bench")
+
+
+if __name__ == "__main__":
+    main()

@@ -20,6 +20,7 @@ from typing import IO
 ROOT = Path(__file__).parents[2]
 COLUMNS = "200"  # of a terminal
 WAIT_S = 60.0
+PROGRAM = "mta.cli.main"
 
 
 class _Zygote:
@@ -37,7 +38,7 @@ class _Zygote:
         directory: Path,
         files: Sequence[int],
         *,
-        module: str = "mta.cli.main",
+        module: str = PROGRAM,
         kept: Sequence[int] = (),
     ) -> socket.socket:
         """Starts a command with these standard files, and with the files ``kept``, which keep their numbers.
@@ -74,17 +75,25 @@ _zygote = _Zygote()
 
 
 def run(
-    arguments: Sequence[str], environment: Mapping[str, str], directory: Path, stdin: str | None = None
+    arguments: Sequence[str],
+    environment: Mapping[str, str],
+    directory: Path,
+    stdin: str | None = None,
+    *,
+    module: str = PROGRAM,
+    wait_s: float = WAIT_S,
 ) -> subprocess.CompletedProcess[str]:
-    """A command to its end. TimeoutError after a minute, and the command is killed."""
+    """A command to its end: ``main`` of ``module``. TimeoutError after ``wait_s``, and the command is killed."""
     with contextlib.ExitStack() as stack:
         given, out, err = (stack.enter_context(tempfile.TemporaryFile()) for _ in range(3))
         given.write((stdin or "").encode())
         given.seek(0)
         answers = stack.enter_context(
-            _zygote.begin(arguments, environment, directory, [file.fileno() for file in (given, out, err)])
+            _zygote.begin(
+                arguments, environment, directory, [file.fileno() for file in (given, out, err)], module=module
+            )
         )
-        answers.settimeout(WAIT_S)
+        answers.settimeout(wait_s)
         lines = stack.enter_context(answers.makefile("rb"))
         pid = int(lines.readline())
         try:
