@@ -18,7 +18,7 @@ from tests.support.postgres import Database
 from tests.support.server import own_server
 
 LEASE_S = 2.0
-RECIPIENTS = 3_000
+RECIPIENTS = 2_000
 SLOW_SINK = """
 [[rule]]
 step = "dot"
@@ -191,7 +191,7 @@ async def test_a_master_that_was_stopped_does_not_take_its_children_for_silent(
         await world.wait_for(delivery, lambda d: d.delivered > 100)
         assert node.process is not None
         with _stopped([node.process.pid]):
-            await asyncio.sleep(3.5)  # longer than a child may be silent
+            await asyncio.sleep(2.5)  # longer than a child may be silent
         shown = await world.wait_for(delivery)
         assert (shown.delivered, shown.in_doubt) == (RECIPIENTS, 0)
         assert not node.said("child is silent and is killed")
