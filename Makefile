@@ -5,11 +5,19 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 COMPILED := .venv/.compiled
 RECIPIENTS ?= 20000
-HOT_TESTS := tests/property tests/process/test_dialogue_scripts.py tests/process/test_daemon.py tests/process/test_link.py \
+# Of tests/property not those of what setup.py does not list: they would show the same twice.
+HOT_TESTS := $(filter-out %/test_adaptation.py %/test_qualify.py %/test_waves.py,$(wildcard tests/property/test_*.py)) \
+  tests/process/test_dialogue_scripts.py tests/process/test_daemon.py tests/process/test_link.py \
   $(patsubst %,tests/pure/test_%.py,dialogue reply render schedule triage)
+# More than there are processors: a third of the tests' time is waiting for what takes its time.
+WORKERS ?= $(shell echo $$(($$(nproc 2>/dev/null || echo 2) * 3 / 2)))
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 BENCH_SCALE ?= 1
 UV ?= $(shell command -v uv || echo $(BIN)/uv)
 COMPILE := $(UV) pip compile pyproject.toml --generate-hashes --no-emit-index-url --no-header --python-version 3.11 --quiet
+
+# Some hundred processes start in a run: what one of them has translated into bytecode is kept for the others.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help setup compile demo test lint bench wheel lock clean
@@ -43,10 +51,10 @@ demo: setup ## Show it working: RECIPIENTS=20000 on a database, a daemon and a f
 	$(BIN)/mta demo --recipients $(RECIPIENTS)
 
 test: lint compile ## Lint, types, import rules, all tests; those of the hot path compiled and as it stands
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(PYTEST)
 	@if ls mta/compiled__mypyc* >/dev/null 2>&1; then \
 	  echo "the hot path's tests again, not compiled"; \
-	  MTA_INTERPRETED=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(HOT_TESTS); fi
+	  MTA_INTERPRETED=1 $(PYTEST) $(HOT_TESTS); fi
 
 lint: setup ## Lint, types and import rules only
 	$(BIN)/ruff check

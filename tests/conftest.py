@@ -31,6 +31,28 @@ def pytest_configure(config: pytest.Config) -> None:
             raise pytest.UsageError(f"{source} is newer than what was compiled from it: run make compile")
 
 
+# In which order workers take files: long ones first, so that none is left with one when the others have ended.
+_LONG_FILES = (
+    "process/test_bench.py",
+    "crash/test_kill.py",
+    "crash/test_lease.py",
+    "process/test_limits_nodes.py",
+)
+_DIRECTORIES = ("crash", "process", "property", "store", "pure", "docs")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if hasattr(config, "workerinput"):
+        items.sort(key=_turn)
+
+
+def _turn(item: pytest.Item) -> tuple[int, int]:
+    name = item.path.relative_to(Path(__file__).parent).as_posix()
+    long = _LONG_FILES.index(name) if name in _LONG_FILES else len(_LONG_FILES)
+    directory = name.partition("/")[0]
+    return long, _DIRECTORIES.index(directory) if directory in _DIRECTORIES else len(_DIRECTORIES)
+
+
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[EmbeddedPostgres]:
     """One server for the whole run, with a migrated template database in it."""
