@@ -98,7 +98,7 @@ def plain_body_hash(message: bytes) -> bytes:
 ADDRESSES = st.sampled_from(["ann@example.com", "ann@mx.example", "jörg@example.com", '"a  b"@example.com'])
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(contents, values, ADDRESSES)
 @example({"subject": "", "text": ""}, ["", ""], "ann@example.com")
 @example({"subject": "", "text": "{{a}}\n{{b}}"}, ["", ""], "ann@example.com")
@@ -114,7 +114,7 @@ def test_both_signatures_of_any_message_verify(content: dict[str, Any], merged: 
     assert hashes == [plain_body_hash(signed)] * 2
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(contents, values, ADDRESSES)
 def test_a_signature_comes_first_and_changes_nothing_behind_it(
     content: dict[str, Any], merged: list[str], address: str
