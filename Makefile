@@ -5,8 +5,9 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 COMPILED := .venv/.compiled
 RECIPIENTS ?= 20000
-# Of tests/property not those of what setup.py does not list: they would show the same twice.
-HOT_TESTS := $(filter-out %/test_adaptation.py %/test_qualify.py %/test_waves.py,$(wildcard tests/property/test_*.py)) \
+# Of tests/property not those of what setup.py does not list (the ledger of shared limits, say): they show the same twice.
+NOT_HOT := $(patsubst %,tests/property/test_%.py,adaptation qualify shared_limits waves)
+HOT_TESTS := $(filter-out $(NOT_HOT),$(wildcard tests/property/test_*.py)) \
   tests/process/test_dialogue_scripts.py tests/process/test_daemon.py tests/process/test_link.py \
   $(patsubst %,tests/pure/test_%.py,dialogue reply render schedule triage)
 # More than there are processors: a third of the tests' time is waiting for what takes its time.
