@@ -21,7 +21,7 @@ from tests.support.node import Node, World, addresses, until
 from tests.support.server import own_server
 
 SEEDS = [int(seed) for seed in os.environ.get("MTA_KILL_SEEDS", "1").split(",")]
-RECIPIENTS = 12_000
+RECIPIENTS = 20_000
 DOMAINS = 40
 CONNECTIONS_MAX = 20
 CHILDREN = 3
