@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Sequence
 from typing import Final
 
 from mta.model.egress import Egress, EgressPool
@@ -15,7 +14,7 @@ _CACHED_DOMAINS_MAX = 50_000  # not Final: what is compiled would not see what a
 _GOLDEN_STEP: Final = 0.6180339887498949
 
 
-def is_among(egress: Egress, others: Sequence[Egress]) -> bool:
+def is_among(egress: Egress, others: list[Egress]) -> bool:
     """As ``in``, for egresses of one pool, which are told apart by what they are and not by what they say."""
     return any(other is egress for other in others)
 
@@ -89,7 +88,7 @@ class EgressChooser:
             found = self._only[name] = EgressChooser(EgressPool(self.pool.name, egresses))
         return found
 
-    def choose(self, domain: str, blocked: Sequence[Egress] = ()) -> Egress | None:
+    def choose(self, domain: str, blocked: list[Egress] | None = None) -> Egress | None:
         """The egress for the next batch; None when none is eligible but those that are ``blocked``.
 
         Where some are left out, the others take over in proportion to their weights.

@@ -275,8 +275,8 @@ class Session:
 
     def unrest(self) -> None:
         """Before it is given something, is closed, or is counted in other rooms."""
-        for room, idle in zip(self.rooms, self.idles, strict=False):
-            room.unrest(idle)
+        for at, idle in enumerate(self.idles):
+            self.rooms[at].unrest(idle)
         self.idles.clear()
 
     @property

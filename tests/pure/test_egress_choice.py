@@ -73,7 +73,7 @@ def test_include_then_exclude_decides_who_may_carry_a_domain() -> None:
 def test_nobody_eligible_or_available_is_none() -> None:
     chooser = EgressChooser(EgressPool("p", (egress("a", include_domains=("*.com",)),)))
     assert chooser.choose("example.org") is None
-    assert chooser.choose("example.com", chooser.pool.egresses) is None
+    assert chooser.choose("example.com", list(chooser.pool.egresses)) is None
     assert EgressChooser(EgressPool("empty", ())).choose("example.com") is None
 
 
