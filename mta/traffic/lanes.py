@@ -17,7 +17,10 @@ PartT = TypeVar("PartT")
 LaneKey = tuple[str, str, str, str]  # site, pool, names of the egresses, class of the domain
 
 PACE_STEP_S: Final = 1.0  # the pace is averaged over at least so long
+GATES_MANY: Final = 64  # each turn of a look adds some, mostly those that are there
 QUIET_S: Final = 10.0  # a lane that was empty for so long begins anew
+
+_WARM_UP: Final = WaitReason.WARM_UP  # an enum member looked up on its class costs more than the comparison
 
 
 class Turn:
@@ -87,10 +90,11 @@ class Look:
     def end(self, pool: str, domain: str) -> Wait:
         """Why nothing more is carried."""
         self.is_over = True
-        self.gates = list(dict.fromkeys(self.gates))
+        if len(self.gates) > GATES_MANY:
+            self.gates = list(dict.fromkeys(self.gates))
         if self.shown is None:
             return Wait(WaitReason.NO_EGRESS, math.inf, f"no egress of pool {pool} may carry mail for {domain}")
-        if self.shown.reason is WaitReason.WARM_UP and (self.busy or not self.is_only_planned):
+        if self.shown.reason is _WARM_UP and (self.busy or not self.is_only_planned):
             # Another, which is warm, only waits for something: its message waits with it.
             return Wait(WaitReason.RULE_MESSAGES, self.shown.until, self.shown.detail)
         return self.shown
