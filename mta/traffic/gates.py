@@ -12,6 +12,7 @@ the gate opened gets it at most once, so a chance that nobody can use comes to a
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterable
 
@@ -71,6 +72,10 @@ class Gate(Timed):
     def is_open(self, now_s: float) -> bool:
         """True when a waiter, whoever it is, might get through now."""
         raise NotImplementedError
+
+    def next_look_s(self, now_s: float) -> float:
+        """When it will open by itself; inf: something must happen first, and will wake who waits."""
+        return math.inf
 
     @property
     def waiting(self) -> int:
@@ -163,13 +168,22 @@ class Turns:
                 self._give(waiter, Chance(gate, number))
 
     def pass_on(self, now_s: float) -> None:
-        """Ends a turn: the chance that came with it goes to the next waiter, if the gate is open still."""
+        """Ends a turn: the chance that came with it goes to the next waiter, if the gate is open still.
+
+        If it is not, whoever waits there is woken when it will be: its alarm may have rung for the one whose turn it
+        was, who need not look at it again.
+        """
         chance, self._chance = self._chance, None
         if chance is None:
             return
-        waiter = chance.gate.next_waiter(chance.number)
-        if waiter is not None and chance.gate.is_open(now_s):
+        gate = chance.gate
+        waiter = gate.next_waiter(chance.number)
+        if waiter is None:
+            return
+        if gate.is_open(now_s):
             self._give(waiter, chance)
+        elif gate.alarm_s == math.inf:
+            self.alarms.set(gate, gate.next_look_s(now_s))
 
     def _give(self, waiter: Waiter, chance: Chance) -> None:
         self.run(waiter)

@@ -236,3 +236,15 @@ def test_figures_tell_what_is_used_of_each_limit() -> None:
     figures = {figure.kind: figure for figure in limit.figures(world.now_s)}
     assert (figures["m60"].used, figures["m60"].most, figures["m60"].share) == (30, 50, 50)
     assert (figures["c"].most, figures["o3600"].used) == (4, len(world.opened))
+
+
+def test_who_waits_for_credits_goes_when_they_are_back_and_not_when_those_before_it_are_done() -> None:
+    """Of two credits that come back one after the other, the first takes one: the alarm that woke it rings no more."""
+    sites = {f"{name}.test": site((10, f"mx.{name}.test", [f"192.0.2.{at}"])) for at, name in enumerate("abcd", 1)}
+    world = World([Rule("r", "*", scope=Scope.SHARED, messages_per_minute_max=2)], sites=sites)
+    world.servers["192.0.2.1"].message_s = 2.5
+    world.servers["192.0.2.3"].message_s = 600.0
+    for name in "abcd":
+        world.put(f"{name}.test", 1)
+    world.run(70)
+    assert {sent.peer for sent in world.sent} == {"192.0.2.1", "192.0.2.2", "192.0.2.4"}
