@@ -423,8 +423,10 @@ class Limit(Room):
         return at_s
 
     def next_look_s(self, now_s: float) -> float:
-        """When whoever waits for it should look again."""
-        return self.credits_at_s(now_s) if self.credits(now_s) <= 0 else self.opens_at_s(now_s)
+        """When whoever waits for it should look again; inf: when a session has closed."""
+        if self.credits(now_s) <= 0:
+            return self.credits_at_s(now_s)
+        return self.opens_at_s(now_s) if self.has_room else math.inf
 
     def begin(self, now_s: float) -> None:
         """A connection is begun."""
