@@ -45,23 +45,27 @@ class Look:
     """
 
     __slots__ = (
+        "bare",
         "blocked",
         "busy",
         "gates",
         "is_only_planned",
         "is_over",
         "is_resumed",
-        "rules_version",
+        "opens_s",
         "shown",
         "stalls_s",
+        "version",
     )
 
-    def __init__(self, rules_version: int) -> None:
-        self.rules_version = rules_version
+    def __init__(self, version: int) -> None:
+        self.version = version  # of what is in force: it holds under no other
         self.blocked: list[Egress] = []  # others take over what they would carry
         self.busy: list[Egress] = []  # will carry their turns in a moment
+        self.bare: list[Egress] = []  # of both, those that had no session that could be used
         self.gates: list[Gate] = []
         self.shown: Wait | None = None  # of all waits, the one to be told
+        self.opens_s = math.inf  # when the first of those that are blocked may carry again, as far as that is known
         self.stalls_s = math.inf  # until when one of those that are busy counts as such, if nothing moves there
         self.is_only_planned = True  # nothing but plans of new source addresses holds them
         self.is_resumed = False  # some of it was found out at an earlier turn
@@ -70,18 +74,20 @@ class Look:
     def go_on_with(self, egress: Egress) -> None:
         """Something has opened for it; of the others nothing is known that was not known before."""
         self.is_over = False
-        for egresses in (self.blocked, self.busy):
+        for egresses in (self.blocked, self.busy, self.bare):
             if is_among(egress, egresses):
                 egresses.remove(egress)
 
     def has_opened(self, now_s: float) -> bool:
         """Something that was shut when it was looked at lets more through now.
 
-        A group without a session that can be used is open to all; what keeps an egress that is blocked from having one
-        is a gate too.
+        A group without a session that can be used is open to all. Where it had none before, what keeps it from having
+        one is a gate too.
         """
+        if now_s >= self.opens_s:
+            return True
         for gate in self.gates:
-            if isinstance(gate, Group) and not gate.usable and is_among(gate.egress, self.blocked):
+            if isinstance(gate, Group) and not gate.usable and is_among(gate.egress, self.bare):
                 continue
             if gate.is_open(now_s):
                 return True
@@ -147,17 +153,17 @@ class Lane(Waiter, Generic[PartT]):
         self.look: Look | None = None
         self.turns: list[Turn] = []  # one of an egress; those that carry nothing now have none
 
-    def look_on(self, woken_by: Gate | None, rules_version: int) -> Look:
+    def look_on(self, woken_by: Gate | None, version: int) -> Look:
         """The look at its egresses that is to go on, or a new one. ``woken_by``: the gate that has opened."""
         look = self.look
-        if look is not None and look.rules_version == rules_version:
+        if look is not None and look.version == version:
             group = None if woken_by is None else self._group_behind(woken_by)
             if group is not None:
                 look.go_on_with(group.egress)
             if group is not None or not (look.is_over or woken_by):
                 look.is_resumed = True
                 return look
-        self.look = look = Look(rules_version)
+        self.look = look = Look(version)
         return look
 
     def next_turn(self, look: Look, each: int) -> Turn | None:

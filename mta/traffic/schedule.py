@@ -60,6 +60,7 @@ class Schedule(Generic[PartT]):
     ) -> None:
         self._rules = rules
         self._rules_version = 0
+        self._version = 0  # of all that is in force: rules and effects
         self._bounds = bounds
         self._batch_recipients = bounds.batch_recipients
         self._shuffle = shuffle
@@ -173,7 +174,7 @@ class Schedule(Generic[PartT]):
         if len(lane.egresses) == 1:
             self._gates.clear()
             return self._hand_to_one(lane, lane.egresses[0], self._gates, now_s), self._gates, math.inf
-        look = lane.look_on(self._turns.woken_by, self._rules_version)
+        look = lane.look_on(self._turns.woken_by, self._version)
         shown = self._hand_to_several(lane, look, now_s)
         return shown, look.gates, look.stalls_s
 
@@ -195,6 +196,7 @@ class Schedule(Generic[PartT]):
         return None
 
     def _hand_to_several(self, lane: Lane[PartT], look: Look, now_s: float) -> Wait | None:
+        """Each egress has its turn, until none of them carries more."""
         batches_left = BATCHES_PER_TURN
         while (turn := lane.next_turn(look, self._batch_recipients)) is not None:
             group = self._group(lane, turn.egress)
@@ -211,12 +213,15 @@ class Schedule(Generic[PartT]):
             shown = look.shown
             if shown is None or (_RANK[found.reason], found.until) < (_RANK[shown.reason], shown.until):
                 look.shown = found
+            if not group.usable:
+                look.bare.append(turn.egress)
             if found.reason in _BUSY and group.is_moving(now_s):
                 # Its turn is kept, for weights must hold just when there is much to send.
                 look.busy.append(turn.egress)
                 look.stalls_s = min(look.stalls_s, group.stalls_s)
             else:
                 look.blocked.append(turn.egress)
+                look.opens_s = min(look.opens_s, found.until)
                 lane.turns.remove(turn)
         if look.is_resumed and look.has_opened(now_s):
             lane.look = None
@@ -372,6 +377,7 @@ class Schedule(Generic[PartT]):
         is_regrouped = rules.domain_masks != self._rules.domain_masks
         self._rules = rules
         self._rules_version += 1
+        self._version += 1
         self._counts_bytes = counts_bytes(rules, self._effects)
         self._connections.adopt(rules, now_s)
         if is_regrouped:
@@ -385,6 +391,7 @@ class Schedule(Generic[PartT]):
     def set_effects(self, effects: Sequence[Effect], now_s: float) -> None:
         """All that is in force besides the rules, from now on: on paths, limits, egresses and sites."""
         before, self._effects = self._effects, tuple(effects)
+        self._version += 1
         self._counts_bytes = counts_bytes(self._rules, self._effects)
         limits, paths = self._counters.set_effects(self._effects)
         self._connections.apply_effects(limits, paths, now_s)
