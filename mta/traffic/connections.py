@@ -142,9 +142,8 @@ class Connections:
         age_s = now_s - session.opened_s
         if age_s < TURN_S:
             return False
-        for room in session.rooms:
-            if room.waiting_first > room.closing and not room.has_room:
-                return True
+        if any(room.waiting_first > room.closing and not room.has_room for room in session.rooms):
+            return True
         best = session.group.hops[0] if session.group.hops else session.hop
         return age_s >= SECOND_CHOICE_S and best.preference < session.hop.preference and best.path.is_open(now_s)
 
@@ -262,8 +261,7 @@ class Connections:
                 booking.volume_booked += booked
         if session.in_flight == 0:
             session.begin_measuring(now_s)
-            if session.idles:
-                session.unrest()
+            session.unrest()
         session.in_flight += amount
         session.used += amount
         if session.group.waiting and session.room():
@@ -457,9 +455,8 @@ class Connections:
             return
         rested, self._rested = self._rested, []
         for session in rested:
-            for room in session.rooms:
-                if not (session.in_flight or session.is_closing) and room.lacks_room(now_s):
-                    self.close(session)
+            if not (session.in_flight or session.is_closing) and any(r.lacks_room(now_s) for r in session.rooms):
+                self.close(session)
 
     # --- children -----------------------------------------------------------------------------
 
@@ -555,7 +552,7 @@ class Connections:
         if session.is_over:
             session.rooms = rooms
             return
-        is_idle = session.is_resting
+        is_idle = bool(session.idles)
         session.unrest()
         for room, change in [*((room, -1) for room in old.rooms), *((room, 1) for room in hop.rooms)]:
             room.sessions += change

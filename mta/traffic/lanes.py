@@ -160,7 +160,8 @@ class Lane(Waiter, Generic[PartT]):
             group = None if woken_by is None else self._group_behind(woken_by)
             if group is not None:
                 look.go_on_with(group.egress)
-            if group is not None or not (look.is_over or woken_by):
+            # A gate that is of no one egress, or none at all after the look was over: all are to be looked at.
+            if group is not None or (woken_by is None and not look.is_over):
                 look.is_resumed = True
                 return look
         self.look = look = Look(version)
@@ -183,7 +184,7 @@ class Lane(Waiter, Generic[PartT]):
             egress = self.chooser.choose(self.domain, look.blocked)
             if egress is None:
                 return None
-            turn = self.turn_of(egress)
+            turn = self._turn_of(egress)
             turn.left += each
             left += each
             if turn.left > 0 and not is_among(egress, look.busy):
@@ -200,7 +201,7 @@ class Lane(Waiter, Generic[PartT]):
                     return group
         return None
 
-    def turn_of(self, egress: Egress) -> Turn:
+    def _turn_of(self, egress: Egress) -> Turn:
         """A new one has nothing to carry yet."""
         for turn in self.turns:
             if turn.egress is egress:

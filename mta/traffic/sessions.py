@@ -279,10 +279,6 @@ class Session:
             self.rooms[at].unrest(idle)
         self.idles.clear()
 
-    @property
-    def is_resting(self) -> bool:
-        return bool(self.idles)
-
     def begin_measuring(self, now_s: float) -> None:
         """It has something to do from now on: the pace is that of messages, not of idling or the handshake."""
         self._reported_s = now_s

@@ -13,18 +13,12 @@ from mta.queue import events
 from mta.queue.events import NewEvent
 from mta.traffic.effects import EffectKind, Target
 from mta.traffic.limits import Limits
+from tests.process.test_forecast import RATE as BY_SECOND
 from tests.process.test_forecast import say
 from tests.support.node import Node, World, addresses
 from tests.support.postgres import Database
 
-RATE = """
-[[rule]]
-name = "steady"
-mx = "*"
-scope = "shared"
-connections_max = 10
-messages_per_minute_max = 600
-"""
+RATE = BY_SECOND.replace("messages_per_second_max = 100", "messages_per_minute_max = 600")
 COUNT = 2_400
 SENDER = "shop.example"  # of the content that tests send
 HOLD = datetime.timedelta(hours=2)
