@@ -129,8 +129,10 @@ async def _both(world: World, options: LongtailOptions, content: bytes) -> _Both
     tail_id = await world.fill(_tail_rows(options.domains), content)
     await _start(world, content)
     read = world.stopwatch()
-    await deliveries.start(world.conn, large_id)
-    await deliveries.start(world.conn, tail_id)
+    # Both at one moment: a short tail alone could be through before the other begins.
+    async with world.conn.transaction():
+        await deliveries.start(world.conn, large_id)
+        await deliveries.start(world.conn, tail_id)
     # The one that is through first ends the window; CPU time is read then.
     ids = {large_id: options.large, tail_id: options.domains}
     await world.wait_any(ids)

@@ -321,6 +321,18 @@ def test_cpu_time_of_children_that_ended_is_counted() -> None:
     assert used.sink == 0
 
 
+def test_cpu_time_below_a_tick_is_counted() -> None:
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    try:
+        assert 0 < usage.cpu_seconds(child.pid, child.pid, [], 0).master < 60
+        before = usage.cpu_seconds(os.getpid(), child.pid, [], 0)
+        sum(range(1_000))  # some microseconds: no tick ends in them, mostly
+        assert usage.cpu_seconds(os.getpid(), child.pid, [], 0).since(before).master > 0
+    finally:
+        child.communicate()
+    assert usage.cpu_seconds(child.pid, child.pid, [], 0).master == 0
+
+
 def test_memory_is_that_of_the_largest() -> None:
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     try:
