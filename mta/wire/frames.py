@@ -8,8 +8,10 @@ import msgspec
 
 from mta.failure.judge import Amended, amended
 from mta.failure.qualify import BounceRule, Qualifier
+from mta.failure.scope import Scope
 from mta.model.errors import LocalFault
 from mta.model.failure import Category, FailureType
+from mta.model.host import HostFact
 from mta.model.limits import FRAME_BYTES_MAX
 from mta.model.outcome import Reason
 from mta.model.timeouts import SessionTimeouts
@@ -68,6 +70,8 @@ class Open(msgspec.Struct, frozen=True, array_like=True, tag=4):
     timeouts: SessionTimeouts
     automations: tuple[int, ...] = ()  # of the last Patterns: those of the session's rule
     authorities: tuple[tuple[int, int, int, bytes], ...] = ()  # TLSA records of the host (RFC 6698), where they hold
+    pipelines_behind_end: bool = True  # the next envelope may go out with the end of a message
+    resets_max: int = 8  # RSET in a row, with no message between; then a new session
 
 
 class BatchPart(msgspec.Struct, frozen=True, array_like=True):
@@ -216,6 +220,7 @@ class OpenFailed(msgspec.Struct, frozen=True, array_like=True, tag=2):
     cause: str
     enhanced: str = ""  # of that reply
     text: str = ""  # of that reply, or what happened where there was none
+    errno: int = 0  # of this machine's own error, where it is one: no server has said or done anything
 
 
 class SessionClosed(msgspec.Struct, frozen=True, array_like=True, tag=3):
@@ -287,7 +292,31 @@ class JournalState(msgspec.Struct, frozen=True, array_like=True, tag=6):
     trouble: str
 
 
-ChildFrame = Opened | OpenFailed | SessionClosed | Report | Health | JournalState
+class HostObserved(msgspec.Struct, frozen=True, array_like=True, tag=7):
+    """What the host of a session was seen to do, to be remembered of it (`mta.model.host`)."""
+
+    session: int
+    fact: HostFact
+    value: int
+    cause: str  # what it did, in words, for operators
+
+
+class PathRefused(msgspec.Struct, frozen=True, array_like=True, tag=8):
+    """A refusal that is not about a recipient: of the egress, the session, the host's limits or the transport.
+
+    The recipients that it met are returned in the report before it: not attempted.
+    """
+
+    session: int
+    scope: Scope
+    stage: str
+    code: int
+    enhanced: str
+    text: str
+    recipients: int  # that it met
+
+
+ChildFrame = Opened | OpenFailed | SessionClosed | Report | Health | JournalState | HostObserved | PathRefused
 
 _LENGTH = struct.Struct("!I")
 _encoder = msgspec.msgpack.Encoder()
