@@ -120,7 +120,7 @@ class Worker(asyncio.Protocol):
             case Close():
                 self._close(frame)
             case Committed():
-                self._written_journal().committed(frame.sequence)
+                self._written_journal().committed(frame.sequence, frame.settlement)
             case Lease():
                 self._lease_until_s = frame.until_s
                 self._resume()
@@ -403,7 +403,17 @@ class Worker(asyncio.Protocol):
 
 def _intent(letter: Letter) -> Intent:
     order = letter.carrier.order
-    return Intent(letter.part.part_id, letter.position, order.mx_host, order.peer, order.limit)
+    return Intent(
+        letter.part.part_id,
+        letter.position,
+        order.mx_host,
+        order.peer,
+        order.limit,
+        letter.batch.delivery_id,
+        letter.number,
+        letter.part.attempt,
+        letter.address,
+    )
 
 
 async def serve(fd: int) -> None:

@@ -13,6 +13,7 @@ from typing import cast
 
 import structlog
 
+from mta.settings.config import ChildrenSettings
 from mta.wire import (
     ChildFrame,
     Drain,
@@ -219,6 +220,18 @@ class Children:
     def silent(self, now_s: float) -> list[Child]:
         """Those that said nothing for too long: stopped or stuck, since they report their health every second."""
         return [child for child in self.living.values() if now_s - child.heard_at_s > self._silence_s]
+
+    def worn_out(self, bounds: ChildrenSettings) -> list[Child]:
+        """Those that have sent so much, or grown so large, that they are to be replaced."""
+        worn = []
+        for child in self.living.values():
+            health = child.health
+            is_large = health.rss_bytes >= bounds.recycle_mbytes << 20
+            if not child.is_draining and (is_large or health.messages >= bounds.recycle_messages):
+                mbytes = health.rss_bytes >> 20
+                log.info("child is replaced", child=child.number, messages=health.messages, mbytes=mbytes)
+                worn.append(child)
+        return worn
 
     def listen_anew(self, now_s: float) -> None:
         """We did not listen ourselves for a while: silence counts from now."""

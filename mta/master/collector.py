@@ -207,6 +207,12 @@ class Collector:
             self._doubt(part, position, (part.id, position, told.mx_host, told.peer, told.cause))
         self.settle(part, [position])
 
+    def name_doubt(self, doubt: Doubt, line: bytes) -> None:
+        """A message that may have gone twice, or may yet: it is listed, and nothing else about it changes."""
+        self._settlement.lines.append(line)
+        self._settlement.count(doubt.delivery_id, Status.IN_DOUBT, 1)
+        self._settlement.doubts.append(doubt)
+
     def opened(self, limits: str) -> None:
         """A connection is begun that is counted on these limits."""
         for key in self._schedule.stored_keys(limits):

@@ -7,7 +7,7 @@ rest goes back to the queue), a second one stops at once (the journal tells the 
 from __future__ import annotations
 
 import asyncio
-import fcntl
+import contextlib
 import gc
 import os
 import random
@@ -22,23 +22,24 @@ from mta.master import recovery
 from mta.master.adapt import Adapter
 from mta.master.alerts import Alerts
 from mta.master.answers import Answers
-from mta.master.books import LeasedPart
 from mta.master.children import Child, Children, raise_file_limit
 from mta.master.collector import Collector
 from mta.master.control import Control
 from mta.master.database import closing, connect
-from mta.master.dispatch import Dispatch
+from mta.master.dispatch import Dispatch, new_schedule
 from mta.master.events import Enforcer, EventBook
+from mta.master.history import LEASE_MARGIN_S, HistoryGuard, NodeHistory
 from mta.master.intake import Intake
 from mta.master.keys import KeyStore
 from mta.master.qualification import Qualification
 from mta.master.remains import Remains
 from mta.master.rulebook import Rulebook
 from mta.master.sharing import Sharing
-from mta.outcomes.journal import JournalError, mark_run, remove_run
+from mta.outcomes.journal import JournalError, lock_directory
 from mta.outcomes.writer import Writer
 from mta.queue import nodes, partitions
 from mta.queue.connection import DATABASE_AWAY, Conn
+from mta.queue.epochs import DatabaseBehind
 from mta.queue.events import CHANNEL as EVENTS_CHANNEL
 from mta.queue.installation import verp_key
 from mta.queue.qualified import CHANNEL as TEXTS_CHANNEL
@@ -51,7 +52,6 @@ from mta.telemetry.systemd import notify
 from mta.traffic.limits import DAY_S, HOUR_S
 from mta.traffic.quota import BUCKET_S
 from mta.traffic.rules import RuleSet
-from mta.traffic.schedule import Bounds, Schedule
 from mta.wire import (
     ChildFrame,
     ChildOptions,
@@ -64,9 +64,9 @@ from mta.wire import (
     SessionClosed,
 )
 
-LEASE_MARGIN_S = 1.0  # between our last moment and the one at which another may take over
 DRAIN_S = 660.0  # a final dot may be answered after ten minutes (RFC 5321 §4.5.3.2.6)
 STOP_NOW_S = 2.0  # for what is to be recorded, when the database is there
+WIND_DOWN_S = 20.0  # for replies that are owed when the database went back in time; other nodes wait for this one
 STALL_S = 2.5  # without a turn of the house: then we were stopped ourselves
 LINE_BYTES = 200  # of the log, about; the writer counts bytes, the settings say rows
 RENEW_TIMEOUT_S_MAX = 10.0  # the watchdog is told after each try, whatever came of it
@@ -116,17 +116,18 @@ class Daemon:
 
     async def run(self) -> None:
         """The whole life of the run. Raises Fenced when another node declared it dead."""
-        self._lock_journal_dir()
+        self._journal_lock = lock_directory(self._journal_dir)
         self._rulebook.read()
         self._qualification.read()
         self._keys = KeyStore(self._settings.signing)
         try:
-            while pool := await connect(self._settings, self._stop_wanted):
+            while pool := await connect(self._settings, self._stop_wanted, guard := HistoryGuard()):
                 async with closing(pool):
                     self._pool = pool
-                    if await self._prepared():
-                        await self._serve_and_end()
+                    self._history = NodeHistory(self._settings, guard)
+                    if await self._prepared() and await self._serve_and_end():
                         return
+                    pool.terminate()
             log.info("stopped before the database was there")
         finally:
             os.close(self._journal_lock)
@@ -137,31 +138,31 @@ class Daemon:
             await self._prepare()
         except JournalError:
             raise
-        except DATABASE_AWAY as error:
+        except (*DATABASE_AWAY, DatabaseBehind) as error:
             log.warning("cannot start, waiting for the database", error=f"{type(error).__name__}: {error}")
             await asyncio.sleep(1.0)
             return False
         return True
 
-    async def _serve_and_end(self) -> None:
+    async def _serve_and_end(self) -> bool:
+        """False: the database has forgotten something. The run is over, and the next one tells it from the journal."""
         try:
             await self._serve()
+        except BaseExceptionGroup as group:
+            behind, other = group.split(DatabaseBehind)
+            if behind is None or other is not None:
+                raise
+            self._history.note_behind(behind.exceptions[0], self._recorded)
+            return False
         finally:
             self._kill_children()
             await self._resolver.close()
-
-    def _lock_journal_dir(self) -> None:
-        self._journal_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._journal_lock = os.open(self._journal_dir / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(self._journal_lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BlockingIOError(f"another daemon uses the journal in {self._journal_dir}") from None
+        return True
 
     # --- start --------------------------------------------------------------------------------
 
     async def _prepare(self) -> None:
-        self._is_prepared = False
+        self._is_prepared = self._is_draining = False
         settings = self._settings
         loop = asyncio.get_running_loop()
         self._fault: asyncio.Future[None] = loop.create_future()
@@ -171,19 +172,17 @@ class Daemon:
             await self._rulebook.begin(conn)
             await self._qualification.begin(conn)
         rules = self._rulebook.rules
-        self.schedule = _schedule(rules, settings, unix_offset_s)
+        self.schedule = new_schedule(rules, settings, unix_offset_s)
         self.collector = Collector(self.schedule, self._on_work)
         self._writer: Writer | None = None
         async with self._pool.acquire() as conn:
             await partitions.ensure_partitions(conn)
             self._verp_key = await verp_key(conn)
-            self.node = await nodes.register(conn, settings.node.name, recovery.boot_id(), settings.master.lease_s)
-        self._lease_until_s = loop.time() + settings.master.lease_s - LEASE_MARGIN_S
-        mark_run(self._journal_dir, self.node.id)
+        self.node = await self._history.begin_run(self._pool)
+        self._lease_until_s = self._history.lease_until_s
         self._remains = Remains(self._journal_dir, self.node.id, self.collector)
-        await recovery.recover_earlier_runs(self._pool, self.node, settings.master.lease_s, self._journal_dir)
         async with self._pool.acquire() as conn:
-            await nodes.renew(conn, self.node.id, settings.master.lease_s)
+            await self._history.renew(conn)
             day_ago = int((time.time() - DAY_S) // BUCKET_S) - 1
             self.schedule.load_credits(await load_credits(conn, self.node.name, day_ago), loop.time())
         dice = random.SystemRandom()
@@ -206,6 +205,7 @@ class Daemon:
             self._take_settlement,
             delay_s=settings.master.write_delay_ms / 1000,
             lines_bytes_max=settings.master.write_rows_max * LINE_BYTES,
+            sequence=self._history.sequence,
         )
         self.intake = Intake(
             self._pool,
@@ -288,6 +288,7 @@ class Daemon:
                 tasks.create_task(self._listen(), name="listen"),
                 tasks.create_task(self._bury(), name="bury"),
                 tasks.create_task(self._raise_fault(), name="fault"),
+                tasks.create_task(self._mind_history(), name="history"),
                 tasks.create_task(self.events.run(), name="events"),
                 tasks.create_task(self._adapter.run(), name="adaptation"),
                 tasks.create_task(self._sharing.run(), name="sharing"),
@@ -329,7 +330,7 @@ class Daemon:
         except DATABASE_AWAY as error:
             log.warning("the next start must end this run", error=f"{type(error).__name__}: {error}")
         else:
-            remove_run(self._journal_dir, self.node.id)
+            self._history.end_run(self._recorded)
 
     async def _drain(self, intake: asyncio.Task[None]) -> None:
         """Nothing new; children finish what is on the wire; all else goes back to the queue."""
@@ -372,7 +373,7 @@ class Daemon:
             asked_s = loop.time()
             try:
                 async with asyncio.timeout(min(lease_s / 3, RENEW_TIMEOUT_S_MAX)), self._pool.acquire() as conn:
-                    await nodes.renew(conn, self.node.id, lease_s)
+                    await self._history.renew(conn)
             except DATABASE_AWAY as error:
                 if not trouble:
                     trouble = f"{type(error).__name__}: {error}"
@@ -416,7 +417,9 @@ class Daemon:
                 if self.children.may_start(now_s) and not self._is_draining:
                     await self._start_child()
                     self.dispatch.wake()
-            self._recycle_children()
+            for child in self.children.worn_out(self._settings.children):
+                self.schedule.retire_child(child.number)
+                self.children.drain(child)
             for child in self.children.silent(now_s):
                 log.error("child is silent and is killed", child=child.number, pid=child.pid)
                 child.kill()
@@ -424,6 +427,7 @@ class Daemon:
                 keys_checked_s = now_s
                 if self._keys.check():
                     self._hand_on_keys()
+            self._history.sweep(now_s)
             try:
                 if now_s >= next_look_s:
                     next_look_s = now_s + min(15.0, take_over_after_s / 2)
@@ -442,19 +446,6 @@ class Daemon:
         child = await self.children.start_one()
         if child is not None:
             self.schedule.add_child(child.number)
-
-    def _recycle_children(self) -> None:
-        bounds = self._settings.children
-        for child in list(self.children.living.values()):
-            if child.is_draining:
-                continue
-            health = child.health
-            if health.messages >= bounds.recycle_messages or health.rss_bytes >= bounds.recycle_mbytes << 20:
-                log.info(
-                    "child is replaced", child=child.number, messages=health.messages, mbytes=health.rss_bytes >> 20
-                )
-                self.schedule.retire_child(child.number)
-                self.children.drain(child)
 
     async def _listen(self) -> None:
         """Wakes the intake on NOTIFY; without it (connection lost) the poll still finds everything."""
@@ -540,6 +531,19 @@ class Daemon:
             self._on_work(0)
             self.dispatch.wake()
 
+    async def _mind_history(self) -> None:
+        """Ends the run when its database has gone back in time; first what is on the wire gets its reply."""
+        cause = await self._history.went_back()
+        self._is_draining = True  # no new child, no claim
+        self.dispatch.hold_reason = "database"
+        await self.intake.stop()
+        for child in list(self.children.living.values()):
+            self.children.drain(child)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(WIND_DOWN_S):
+                await self._all_children_gone()
+        raise DatabaseBehind(cause)
+
     # --- faults -------------------------------------------------------------------------------
 
     def _fail(self, error: BaseException) -> None:
@@ -556,6 +560,11 @@ class Daemon:
 
     # --- the writer's side --------------------------------------------------------------------
 
+    @property
+    def _recorded(self) -> int:
+        """The number of the last settlement that the database has acknowledged."""
+        return 0 if self._writer is None else self._writer.recorded
+
     def _on_work(self, lines_bytes: int) -> None:
         if self._writer is not None:
             self._writer.wake(lines_bytes)
@@ -566,23 +575,14 @@ class Daemon:
 
         def committed() -> None:
             self.collector.recorded(settlement)
+            recorded = self._history.kept_as(self._recorded)
             for number, sequence in reported.items():
                 child = self.children.living.get(number)
                 if child is not None:
-                    child.tell(Committed(sequence))
+                    child.tell(Committed(sequence, recorded))
                     child.flush()
-            self._remains.remove(remains)
+            self._remains.remove(remains, recorded)
             if settlement.finished or settlement.released:
                 self.intake.notify()
 
         return settlement, committed
-
-
-def _schedule(rules: RuleSet, settings: Settings, unix_offset_s: float) -> Schedule[LeasedPart]:
-    bounds = Bounds(
-        settings.children.batch_recipients,
-        settings.children.sessions_max,
-        settings.master.ready_per_site_max,
-        settings.master.ready_recipients_max,
-    )
-    return Schedule(rules, bounds, unix_offset_s=unix_offset_s, shuffle=random.SystemRandom().shuffle)

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 import asyncpg
 import structlog
 
+from mta.master.history import HistoryGuard
 from mta.queue import migrate, nodes
 from mta.settings.config import Settings
 from mta.telemetry.systemd import notify
@@ -42,8 +43,13 @@ def _server_settings(settings: Settings) -> dict[str, str]:
     }
 
 
-async def connect(settings: Settings, stop_wanted: asyncio.Event) -> asyncpg.Pool | None:
-    """Waits for the database as long as it takes, and says so; None when told to stop meanwhile."""
+async def connect(
+    settings: Settings, stop_wanted: asyncio.Event, guard: HistoryGuard | None = None
+) -> asyncpg.Pool | None:
+    """Waits for the database as long as it takes, and says so; None when told to stop meanwhile.
+
+    ``guard`` looks at each connection before it is used.
+    """
     said = ""
     while True:
         try:
@@ -53,6 +59,7 @@ async def connect(settings: Settings, stop_wanted: asyncio.Event) -> asyncpg.Poo
                 max_size=settings.database.pool_max,
                 command_timeout=60,
                 server_settings=_server_settings(settings),
+                init=None if guard is None else guard.check,
             )
             try:
                 async with pool.acquire() as conn:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Callable
 from itertools import count
 from typing import Final
@@ -18,9 +19,10 @@ from mta.model.failure import Evidence
 from mta.model.limits import PART_BYTES_MAX
 from mta.model.outcome import Status
 from mta.model.reply import Reply
+from mta.settings.config import Settings
 from mta.traffic.ready import Run
-from mta.traffic.rules import Rule
-from mta.traffic.schedule import CloseSession, GiveBack, HandOut, OpenSession, Schedule
+from mta.traffic.rules import Rule, RuleSet
+from mta.traffic.schedule import Bounds, CloseSession, GiveBack, HandOut, OpenSession, Schedule
 from mta.wire import Batch, BatchPart, Close, Forget, Open, Recall, Template
 
 # A part's rows are below PART_BYTES_MAX, so a batch stays below twice this, and far below a frame's bound.
@@ -191,3 +193,14 @@ class Dispatch:
             )
         else:
             self._collector.surplus(action.part, action.positions, site, action.due_in_s)
+
+
+def new_schedule(rules: RuleSet, settings: Settings, unix_offset_s: float) -> Schedule[LeasedPart]:
+    """That of a node with these settings, empty."""
+    bounds = Bounds(
+        settings.children.batch_recipients,
+        settings.children.sessions_max,
+        settings.master.ready_per_site_max,
+        settings.master.ready_recipients_max,
+    )
+    return Schedule(rules, bounds, unix_offset_s=unix_offset_s, shuffle=random.SystemRandom().shuffle)

@@ -36,7 +36,7 @@ from mta.master.collector import Collector
 from mta.model.egress import EgressPool
 from mta.model.errors import LocalFault
 from mta.model.outcome import Status
-from mta.outcomes.journal import marked_runs, remove_run, runs_in
+from mta.outcomes.kept import marked_runs, remove_run, runs_in
 from mta.outcomes.line import COLUMNS, log_line, session_columns, timestamp
 from mta.outcomes.replay import Journals, Told
 from mta.queue import claim as claims
@@ -82,8 +82,13 @@ def _try_lock(fd: int) -> bool:
     return True
 
 
-async def recover_earlier_runs(pool: asyncpg.Pool, own: NodeRun, lease_s: float, directory: Path) -> None:
-    """Settles what earlier runs of this node left, and clears their files away. Before anything is claimed."""
+async def recover_earlier_runs(
+    pool: asyncpg.Pool, own: NodeRun, lease_s: float, directory: Path, *, keeps: bool = True
+) -> None:
+    """Settles what earlier runs of this node left, and puts their files away. Before anything is claimed.
+
+    ``keeps``: their journals are kept for a time, as those of a living run are.
+    """
     marked = marked_runs(directory)
     async with pool.acquire() as conn:
         earlier = await nodes.earlier_runs(conn, own, marked)
@@ -99,8 +104,9 @@ async def recover_earlier_runs(pool: asyncpg.Pool, own: NodeRun, lease_s: float,
         doubts = await recover_run(pool, dead, journals, is_complete=is_complete)
         log.warning("an earlier run was recovered", run=dead.id, in_doubt=doubts, journal_complete=is_complete)
     async with pool.acquire() as conn:
-        for run_id in await nodes.ended_among(conn, runs_in(directory)):
-            remove_run(directory, run_id)
+        for run_id, state in (await nodes.states(conn, runs_in(directory))).items():
+            if state.is_ended:
+                remove_run(directory, run_id, state.settled if keeps else 0)
 
 
 async def _until_lease_is_over(pool: asyncpg.Pool, dead: NodeRun, own: NodeRun, lease_s: float) -> None:
@@ -141,7 +147,7 @@ async def recover_run(
     """
     doubts = 0
     books: dict[int, DeliveryBook] = {}
-    collector = Collector(_no_schedule(), lambda _: None)
+    collector = Collector(no_schedule(), lambda _: None)
     async with pool.acquire() as conn:
         if not await nodes.begin_recovery(conn, dead.id) and gives_way:
             raise Fenced(f"node run {dead.id} is being recovered by another")
@@ -155,7 +161,7 @@ async def recover_run(
                 book = books.get(claimed.delivery_id)
                 if book is None:
                     view = await claims.delivery_view(conn, claimed.delivery_id)
-                    book = books[claimed.delivery_id] = DeliveryBook(view, _no_chooser())
+                    book = books[claimed.delivery_id] = DeliveryBook(view, no_chooser())
                     book.is_leaving = True
                 doubts += _recover_claimed(claimed, book, journals, collector, is_complete=is_complete)
             settlement, _ = collector.take()
@@ -221,11 +227,11 @@ def doubt_line(part: LeasedPart, position: int, told: Told) -> bytes:
     ).encode()
 
 
-def _no_chooser() -> EgressChooser:
+def no_chooser() -> EgressChooser:
     return EgressChooser(EgressPool("none", ()))
 
 
-def _no_schedule() -> Schedule[LeasedPart]:
+def no_schedule() -> Schedule[LeasedPart]:
     """Nothing is sent by a recovery; credits that were used are recorded all the same."""
     return Schedule(RuleSet(), Bounds(), unix_offset_s=0.0, shuffle=lambda _: None)
 

@@ -61,10 +61,10 @@ class Remains:
         taken, self._settled = self._settled, []
         return taken
 
-    def remove(self, taken: list[tuple[int, Journals]]) -> None:
-        """Those settlements are in the database: the files go."""
+    def remove(self, taken: list[tuple[int, Journals]], settlement: int) -> None:
+        """Those settlements are in the database: the files go, to what is kept under this number unless it is 0."""
         for number, journals in taken:
-            journals.remove()
+            journals.remove(settlement)
             lock_path(self._directory, self._node_id, number).unlink(missing_ok=True)
 
 

@@ -10,7 +10,8 @@ the machine (another boot id) the journal is not believed to be complete; see `m
 when the run's mark, ``<node>.run``, is not beside it: then this is not the directory that the run wrote to, or
 somebody has emptied it.
 
-A segment goes when all that it tells is in the database. An open intent would keep its segment for as long as a
+A segment leaves when all that it tells is in the database: to ``kept/``, for the time in which a database may turn out
+to have forgotten it (`mta.outcomes.kept`). An open intent would keep its segment for as long as a
 server is silent, so a new segment begins with the intents that are still open, and how many segments there are
 depends on what is not committed yet, not on the slowest server.
 
@@ -41,7 +42,6 @@ from mta.model.limits import FRAME_BYTES_MAX
 _HEADER = struct.Struct("!II")
 _PROBE_BYTES = 64 * 1024  # some hundred messages: sending does not go on for one of them
 _NAME = re.compile(r"(\d+)-(\d+)-(\d+)\.journal")
-_MARK = re.compile(r"(\d+)\.run")
 
 
 class Intent(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -52,6 +52,11 @@ class Intent(msgspec.Struct, frozen=True, array_like=True, gc=False):
     mx_host: str
     peer: str
     limit: str  # the key of the limit that counts it
+    # Who it is, whatever number the part has: a database that lost its last seconds gives numbers of parts out again.
+    delivery_id: int = 0
+    number: int = 0
+    attempt: int = 0
+    address: str = ""
 
 
 class Settled(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -189,15 +194,16 @@ class Journal:
         self._size = 0
         self._closed_segments.append(self.segment)
 
-    def committed(self, sequence: int) -> None:
-        """All reports up to ``sequence`` are in the database: removes the segments that are not needed any more."""
-        kept = []
-        for segment in self._closed_segments:
-            if segment.open_intents == 0 and segment.release <= sequence:
-                segment.path.unlink(missing_ok=True)
-            else:
-                kept.append(segment)
-        self._closed_segments = kept
+    def committed(self, sequence: int, settlement: int = 0) -> None:
+        """All reports up to ``sequence`` are in the database: segments that are not needed any more leave.
+
+        ``settlement``: the number up to which the database has them, by which they are kept; 0: they are removed.
+        """
+        self._closed_segments = [
+            segment
+            for segment in self._closed_segments
+            if segment.open_intents or segment.release > sequence or not put_away(segment.path, settlement)
+        ]
 
     def close(self) -> None:
         """Closes the files and gives up the lock; what is not committed stays for recovery."""
@@ -207,6 +213,18 @@ class Journal:
         if self._lock_fd >= 0:
             os.close(self._lock_fd)
             self._lock_fd = -1
+
+
+def lock_directory(directory: Path) -> int:
+    """Makes the directory and takes it for this process; the file descriptor holds it. BlockingIOError: it is taken."""
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        raise BlockingIOError(f"another daemon uses the journal in {directory}") from None
+    return fd
 
 
 def lock_path(directory: Path, node_id: int, child: int) -> Path:
@@ -223,36 +241,32 @@ def segments_of(directory: Path, node_id: int, child: int | None = None) -> list
     return [path for _, _, path in sorted(found)]
 
 
-def mark_path(directory: Path, node_id: int) -> Path:
-    """The mark of a run: made before it claims anything, removed when it has ended or was recovered."""
-    return directory / f"{node_id}.run"
+def runs_with_segments(directory: Path) -> set[int]:
+    """The runs whose segments are here."""
+    return {int(named[1]) for path in directory.iterdir() if (named := _NAME.fullmatch(path.name))}
 
 
-def mark_run(directory: Path, node_id: int) -> None:
-    """Makes the mark. JournalError: the directory cannot be written."""
-    path = mark_path(directory, node_id)
-    try:
-        path.touch(0o600)
-    except OSError as error:
-        raise JournalError(error.errno, f"cannot make {path}: {error.strerror}") from error
+def kept_path(directory: Path) -> Path:
+    """Where segments are kept after their commit."""
+    return directory / "kept"
 
 
-def marked_runs(directory: Path) -> set[int]:
-    """The runs that keep, or kept, their journals here."""
-    return {int(named[1]) for path in directory.iterdir() if (named := _MARK.fullmatch(path.name))}
+def put_away(path: Path, settlement: int) -> bool:
+    """Keeps a segment under the number of the settlement that recorded the last of it; 0: removes it.
 
-
-def runs_in(directory: Path) -> set[int]:
-    """The runs that left anything here."""
-    segments = {int(named[1]) for path in directory.iterdir() if (named := _NAME.fullmatch(path.name))}
-    return segments | marked_runs(directory)
-
-
-def remove_run(directory: Path, node_id: int) -> None:
-    """Nothing of this run is needed any more. The mark goes first: without it nobody believes the rest."""
-    mark_path(directory, node_id).unlink(missing_ok=True)
-    for path in (*segments_of(directory, node_id), *directory.glob(f"{node_id}-*.lock")):
+    False: it cannot be moved. Then it stays where it is, where a recovery reads it once more and finds nothing new.
+    """
+    if not settlement:
         path.unlink(missing_ok=True)
+        return True
+    try:
+        os.utime(path)  # it is kept from now on
+        path.rename(kept_path(path.parent) / f"{path.stem}-{settlement}.journal")
+    except FileNotFoundError:
+        return not path.exists()
+    except OSError:
+        return False
+    return True
 
 
 class SegmentEnd(enum.Enum):

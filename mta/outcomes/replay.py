@@ -5,12 +5,13 @@ Pure reading; what to do about it is recovery's.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from mta.model.outcome import Status
-from mta.outcomes.journal import Record, SegmentEnd, read_segment, segments_of
-from mta.outcomes.line import completed
+from mta.outcomes.journal import Intent, Record, SegmentEnd, put_away, read_segment, segments_of
+from mta.outcomes.line import COLUMNS, completed, escaped
 
 _Key = tuple[int, int]  # part, position
 
@@ -80,7 +81,95 @@ class Journals:
         """Its line for the log, where it has an outcome."""
         return self._lines.get((part_id, number))
 
-    def remove(self) -> None:
-        """All that they tell is in the database: the files go."""
+    def remove(self, settlement: int = 0) -> None:
+        """All that they tell is in the database since ``settlement``: the files go, to what is kept unless it is 0."""
         for path in self.segments:
-            path.unlink(missing_ok=True)
+            put_away(path, settlement)
+
+
+class RecipientOutcome(NamedTuple):
+    """What a journal says of an attempt, by who the recipient is: numbers of parts mean nothing to another history.
+
+    ``line`` empty: its intent, and no outcome after it. ``address`` is as a line has it (`mta.outcomes.line.escaped`).
+    """
+
+    delivery_id: int
+    number: int
+    attempt: int
+    part_id: int  # where it was; a hint
+    position: int
+    address: str
+    at: str  # of the outcome, ISO 8601; empty for an intent
+    told: Told
+    line: bytes
+
+
+class OutcomeReader:
+    """Segments of one run, read one after the other, so that any number of them takes the memory of one.
+
+    ``segments`` are in the order in which their child wrote them.
+    """
+
+    def __init__(self, segments: Sequence[Path]) -> None:
+        self._segments = segments
+        self._open: dict[tuple[str, int, int], Intent] = {}  # writer, part, position
+        self.is_damaged = False
+
+    def outcomes(self) -> Iterator[list[RecipientOutcome]]:
+        """The outcomes of each segment."""
+        lasts = {_writer_of(path): path for path in self._segments}
+        for path in self._segments:
+            writer = _writer_of(path)
+            records, end = read_segment(path)
+            # A kill ends the last segment of a child only.
+            self.is_damaged |= end is SegmentEnd.DAMAGED or (end is SegmentEnd.TORN and path != lasts[writer])
+            yield [outcome for record in records for outcome in self._read(writer, record)]
+
+    def _read(self, writer: str, record: Record) -> Iterator[RecipientOutcome]:
+        doubts = {(doubt[0], doubt[1]): doubt for doubt in record.doubts}
+        lines = iter(record.lines.splitlines(keepends=True))  # one for each that has an outcome, in their order
+        for settled in record.settled:
+            key = (settled.part_id, settled.position)
+            self._open.pop((writer, *key), None)
+            if settled.status:
+                _, _, mx_host, peer, cause = doubts.get(key, (0, 0, "", "", ""))
+                told = Told(Status(settled.status), mx_host, peer, cause, settled.limit)
+                yield _outcome(settled.position, told, completed(next(lines)))
+        for intent in record.intents:
+            self._open[writer, intent.part_id, intent.position] = intent
+
+    def open_intents(self) -> list[RecipientOutcome]:
+        """What was begun and has no outcome, in all that was read."""
+        found = []
+        for intent in self._open.values():
+            if intent.number:  # else written by an older version, which did not say who it is
+                told = Told(None, intent.mx_host, intent.peer, "", intent.limit)
+                found.append(
+                    RecipientOutcome(
+                        intent.delivery_id,
+                        intent.number,
+                        intent.attempt,
+                        intent.part_id,
+                        intent.position,
+                        escaped(intent.address),
+                        "",
+                        told,
+                        b"",
+                    )
+                )
+        return found
+
+
+def _writer_of(path: Path) -> str:
+    return "-".join(path.name.split("-")[:2])
+
+
+def _outcome(position: int, told: Told, line: bytes) -> RecipientOutcome:
+    columns = line.decode().split("\t", _ADDRESS + 1)
+    at, delivery_id, number, part_id, attempt = columns[:5]
+    return RecipientOutcome(
+        int(delivery_id), int(number), int(attempt), int(part_id), position, columns[_ADDRESS], at, told, line
+    )
+
+
+_ADDRESS = COLUMNS.index("address")

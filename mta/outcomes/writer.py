@@ -36,7 +36,9 @@ class Writer:
         *,
         delay_s: float,
         lines_bytes_max: int,
+        sequence: int = 0,
     ) -> None:
+        """``sequence``: the number of the run's last settlement, where it has recorded some already."""
         self._pool = pool
         self._run = run
         self._take = take
@@ -44,7 +46,7 @@ class Writer:
         self._lines_bytes_max = lines_bytes_max
         self._wanted = asyncio.Event()
         self._urgent = asyncio.Event()
-        self._sequence = 0
+        self._sequence = self.recorded = sequence  # the last begun, the last that the database has acknowledged
         self._is_stopping = False
         self._waiting: list[asyncio.Future[None]] = []
         self.trouble = ""
@@ -99,6 +101,7 @@ class Writer:
             loop = asyncio.get_running_loop()
             self._began_s = loop.time()
             await self._until_recorded(settlement)
+            self.recorded = self._sequence
             self.commit_s += 0.2 * (loop.time() - self._began_s - self.commit_s)
             self._began_s = math.inf
             committed()

@@ -82,7 +82,9 @@ _CONTENT = "SELECT content FROM mta.delivery WHERE id = $1"
 # `due_at` is compared with one value in either case, so that it bounds the index scan: parts due later cost nothing.
 CLAIM = """
 WITH alive AS MATERIALIZED (
-    SELECT id FROM mta.node WHERE id = $1 AND ended_at IS NULL AND alive_until > to_timestamp(0) FOR KEY SHARE
+    SELECT id FROM mta.node n WHERE id = $1 AND ended_at IS NULL AND alive_until > to_timestamp(0)
+      AND (SELECT e.id = n.epoch AND e.opened_at IS NOT NULL FROM mta.epoch e ORDER BY e.id DESC LIMIT 1)
+    FOR KEY SHARE
 ),
 picked AS MATERIALIZED (
     SELECT id FROM mta.delivery_part

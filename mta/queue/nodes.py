@@ -7,11 +7,14 @@ monotonic clock only with the moment at which it last asked.
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Collection
+from typing import NamedTuple
 
 import msgspec
 
 from mta.queue.connection import Conn
+from mta.queue.epochs import DatabaseBehind
 
 
 class Fenced(Exception):  # noqa: N818 - a verdict about us, not an error of ours
@@ -19,21 +22,50 @@ class Fenced(Exception):  # noqa: N818 - a verdict about us, not an error of our
 
 
 class NodeRun(msgspec.Struct, frozen=True):
-    """One run of a daemon."""
+    """One run of a daemon. Numbers are given out again by a database that forgot some, so its start tells it too."""
 
     id: int
     name: str
     boot_id: str
+    started_us: int = 0  # by the database's clock, in microseconds of Unix time; 0: not asked for
+    epoch: int = 0  # of the database, in which it began
+
+
+class RunState(NamedTuple):
+    """What the database knows of a run."""
+
+    started_us: int
+    settled: int  # number of its last settlement
+    is_ended: bool
+    alive_until: datetime.datetime
+
+
+RECOVERED = 1 << 32  # settlements from this number on were recorded by whoever recovers the run
 
 
 APPLICATION_NAME_PREFIX = "mta "  # and the node's name: what a daemon's sessions are called in pg_stat_activity
 
 _REGISTER = """
-INSERT INTO mta.node (name, boot_id, alive_until) VALUES ($1, $2, now() + make_interval(secs => $3)) RETURNING id
+INSERT INTO mta.node (name, boot_id, alive_until, epoch)
+SELECT $1, $2, now() + make_interval(secs => $3), max(id) FROM mta.epoch
+RETURNING id, (extract(epoch FROM started_at) * 1000000)::bigint, epoch
 """
+_UNREGISTER = "DELETE FROM mta.node WHERE id = $1"
+_SKIP_IDS = "SELECT max(nextval(pg_get_serial_sequence('mta.node', 'id'))) FROM generate_series(1, $1::bigint)"
 _RENEW = """
-UPDATE mta.node SET alive_until = now() + make_interval(secs => $2)
-WHERE id = $1 AND ended_at IS NULL AND alive_until > to_timestamp(0) RETURNING id
+UPDATE mta.node n SET alive_until = now() + make_interval(secs => $2)
+WHERE id = $1 AND ended_at IS NULL AND alive_until > to_timestamp(0)
+RETURNING alive_until, epoch = (SELECT max(e.id) FROM mta.epoch e)
+"""
+# One that was declared dead has lost its heartbeats too, but that is for `renew` to say.
+_HAS_HEARTBEAT = """
+SELECT EXISTS (SELECT FROM mta.node
+               WHERE id = $1 AND (alive_until >= $2 OR alive_until = to_timestamp(0) OR ended_at IS NOT NULL))
+"""
+_EXISTS = "SELECT EXISTS (SELECT FROM mta.node WHERE id = $1)"
+_STATES = """
+SELECT id, (extract(epoch FROM started_at) * 1000000)::bigint, settled, ended_at IS NOT NULL, alive_until
+FROM mta.node WHERE id = ANY ($1::bigint[])
 """
 # The jump puts every settlement of the run itself, and of whoever began to recover it before, behind the counter.
 # FOR UPDATE: it waits for claims, which hold the row FOR KEY SHARE, so that none is made behind its back. A settlement
@@ -63,43 +95,78 @@ UPDATE mta.node n SET ended_at = now() FROM living WHERE n.id = living.id RETURN
 """
 # A statement of its own: it must see a claim that the one before had to wait for.
 _FREE_ALL = "UPDATE mta.delivery_part SET owner = NULL WHERE owner = $1"
-_EARLIER = """
-SELECT id, name, boot_id FROM mta.node
+_RUN = "id, name, boot_id, (extract(epoch FROM started_at) * 1000000)::bigint, epoch"
+_EARLIER = f"""
+SELECT {_RUN} FROM mta.node
 WHERE (name = $1 OR id = ANY ($3::bigint[])) AND id <> $2 AND ended_at IS NULL ORDER BY id
-"""
-_ENDED_AMONG = "SELECT id FROM mta.node WHERE id = ANY ($1::bigint[]) AND ended_at IS NOT NULL"
+"""  # noqa: S608 - put together from constants
 _IS_LEASE_OVER = "SELECT ended_at IS NOT NULL OR alive_until < now() FROM mta.node WHERE id = $1"
 _BEGIN_RECOVERY = "SELECT pg_try_advisory_lock(20181, ($1::bigint & 2147483647)::int)"
-_DEAD = """
-SELECT id, name, boot_id FROM mta.node
+_DEAD = f"""
+SELECT {_RUN} FROM mta.node
 WHERE ended_at IS NULL AND name <> $1 AND alive_until < now() - make_interval(secs => $2) ORDER BY id
-"""
+"""  # noqa: S608 - put together from constants
 
 
-async def register(conn: Conn, name: str, boot_id: str, lease_s: float) -> NodeRun:
-    """A new run, alive for ``lease_s`` from the database's now."""
-    node_id = await conn.fetchval(_REGISTER, name, boot_id, lease_s)
-    return NodeRun(node_id, name, boot_id)
+async def register(conn: Conn, name: str, boot_id: str, lease_s: float, *, above: int = 0) -> NodeRun:
+    """A new run, alive for ``lease_s`` from the database's now.
+
+    ``above``: its id is higher than this one, which an earlier run had from a database that has forgotten it.
+    """
+    while True:
+        row = await conn.fetchrow(_REGISTER, name, boot_id, lease_s)
+        assert row is not None
+        node_id, started_us, epoch = row
+        if node_id > above:
+            return NodeRun(node_id, name, boot_id, started_us, epoch)
+        await conn.execute(_UNREGISTER, node_id)
+        await conn.fetchval(_SKIP_IDS, above - node_id)
 
 
-async def renew(conn: Conn, node_id: int, lease_s: float) -> None:
-    """Extends the lease. Raises Fenced when the run was declared dead."""
-    if await conn.fetchval(_RENEW, node_id, lease_s) is None:
-        raise Fenced(f"node run {node_id} was declared dead")
+async def renew(conn: Conn, node_id: int, lease_s: float) -> datetime.datetime:
+    """Extends the lease; its end. Raises Fenced when the run was declared dead, DatabaseBehind when the database lacks
+    the run, or another node found that it lacks what that had recorded."""
+    renewed = await conn.fetchrow(_RENEW, node_id, lease_s)
+    if renewed is None:
+        raise await _not_alive(conn, node_id)
+    alive_until, is_of_this_epoch = renewed
+    if not is_of_this_epoch:
+        raise DatabaseBehind("another node found that the database lacks what it had recorded")
+    assert isinstance(alive_until, datetime.datetime)
+    return alive_until
+
+
+async def has_heartbeat(conn: Conn, node_id: int, alive_until: datetime.datetime) -> bool:
+    """Whether the database has this heartbeat of the run, or declared it dead since."""
+    has: bool = await conn.fetchval(_HAS_HEARTBEAT, node_id, alive_until)
+    return has
+
+
+async def _not_alive(conn: Conn, node_id: int) -> Fenced | DatabaseBehind:
+    if await conn.fetchval(_EXISTS, node_id):
+        return Fenced(f"node run {node_id} was declared dead")
+    return DatabaseBehind(f"the database does not know node run {node_id}")
 
 
 async def advance(conn: Conn, node_id: int, sequence: int) -> bool:
     """Inside a transaction: from here to its end nobody can declare this run dead. Raises Fenced.
 
-    False when the settlement of this number is recorded already.
+    False when the settlement of this number is recorded already. Raises DatabaseBehind when those before it are not.
     """
     was: int | None = await conn.fetchval(_ADVANCE, node_id, sequence)
     if was is None:
-        raise Fenced(f"node run {node_id} was declared dead")
+        raise await _not_alive(conn, node_id)
     if was > sequence:
         raise Fenced(f"node run {node_id} is being recovered by another")
-    assert was in (sequence - 1, sequence), f"settlement {sequence} after {was}"
+    if was < sequence - 1:
+        raise DatabaseBehind(f"node run {node_id} recorded settlement {sequence - 1}, the database has {was}")
     return was < sequence
+
+
+async def states(conn: Conn, node_ids: Collection[int]) -> dict[int, RunState]:
+    """What the database knows of these runs; those that it does not know are not there."""
+    rows = await conn.fetch(_STATES, list(node_ids))
+    return {row[0]: RunState(*row[1:]) for row in (tuple(row) for row in rows)}
 
 
 async def end_sessions(conn: Conn, node_id: int) -> int:
@@ -145,11 +212,6 @@ async def begin_recovery(conn: Conn, node_id: int) -> bool:
 async def earlier_runs(conn: Conn, run: NodeRun, marked: Collection[int] = ()) -> list[NodeRun]:
     """Runs of the same node that did not end in good order: by its name, or ``marked`` in its journal directory."""
     return [NodeRun(*row) for row in await conn.fetch(_EARLIER, run.name, run.id, list(marked))]
-
-
-async def ended_among(conn: Conn, node_ids: Collection[int]) -> list[int]:
-    """Those of the runs that are over and settled."""
-    return [row["id"] for row in await conn.fetch(_ENDED_AMONG, list(node_ids))]
 
 
 async def is_lease_over(conn: Conn, node_id: int) -> bool:

@@ -98,6 +98,13 @@ class ChildrenSettings(msgspec.Struct, frozen=True):
         return self.count or max(1, len(os.sched_getaffinity(0)))
 
 
+class JournalSettings(msgspec.Struct, frozen=True):
+    """How much of the journal is kept after its commit, and for how long: a failover may make the database forget."""
+
+    keep_s: Annotated[float, _between(0, 604_800)] = 900.0  # 0: not at all
+    keep_mbytes: Annotated[int, _between(0, 10_000_000)] = 4_096  # then the oldest goes, whatever its age
+
+
 class SmtpSettings(msgspec.Struct, frozen=True):
     """How MX hosts are reached."""
 
@@ -123,6 +130,7 @@ class Settings(msgspec.Struct, frozen=True):
     database: DatabaseSettings
     master: MasterSettings
     children: ChildrenSettings
+    journal: JournalSettings
     dns: DnsSettings
     smtp: SmtpSettings
     tls: TlsSettings
@@ -170,6 +178,7 @@ _TABLES: Final[dict[str, type[msgspec.Struct]]] = {
     "database": DatabaseSettings,
     "master": MasterSettings,
     "children": ChildrenSettings,
+    "journal": JournalSettings,
     "dns": DnsSettings,
     "smtp": SmtpSettings,
     "tls": TlsSettings,

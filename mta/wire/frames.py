@@ -117,9 +117,13 @@ class Lease(msgspec.Struct, frozen=True, array_like=True, tag=8):
 
 
 class Committed(msgspec.Struct, frozen=True, array_like=True, tag=9):
-    """All reports up to this sequence number are in the database: their journal may go."""
+    """All reports up to this sequence number are in the database: their journal may go, or is kept.
+
+    ``settlement``: that with which the last of them was recorded; 0: journals are not kept.
+    """
 
     sequence: int
+    settlement: int = 0
 
 
 class Drain(msgspec.Struct, frozen=True, array_like=True, tag=10):

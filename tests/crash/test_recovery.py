@@ -12,7 +12,8 @@ import pytest
 
 from mta.master import recovery
 from mta.model.outcome import InDoubtPolicy, Status
-from mta.outcomes.journal import Intent, Journal, Record, Settled, mark_run, marked_runs, segments_of
+from mta.outcomes.journal import Intent, Journal, Record, Settled, segments_of
+from mta.outcomes.kept import mark_run, marked_runs
 from mta.outcomes.line import log_line, session_columns, timestamp
 from mta.queue import audit, claim, deliveries, nodes
 from mta.queue.append import append_parts
