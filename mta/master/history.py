@@ -102,26 +102,28 @@ class NodeHistory:
         self._mark = RunMark(run.id, self._name, boot_id, run.started_us, run.epoch)
         mark_run(directory, run.id, self._mark)
         reconciler = reconciliation.Reconciler(pool, run, self._lease_s, directory)
-        result = await reconciler.run(epoch, self._journal.keep_s)
+        await reconciler.run(epoch, self._journal.keep_s)
         await recovery.recover_earlier_runs(pool, run, self._lease_s, directory, keeps=keeps)
-        await reconciliation.conclude(pool, run, result, self._lease_s)
+        await reconciler.conclude()
         self.sequence = reconciler.sequence
         return run
 
     async def renew(self, conn: Conn) -> None:
         """Extends the lease of the run; raises as `mta.queue.nodes.renew` does."""
-        self._guard.acknowledged(await nodes.renew(conn, self._mark.id, self._lease_s))
-        touch_mark(self._directory, self._mark.id)
+        alive_until = await nodes.renew(conn, self._mark.id, self._lease_s)
+        self._guard.acknowledged(alive_until)
+        touch_mark(self._directory, self._mark.id, alive_until.timestamp())
 
     async def went_back(self) -> str:
         """Returns when the database is seen to have gone back in time: how."""
         await self._guard.is_behind.wait()
-        log.error("the database went back in time, nothing more is begun", cause=self._guard.cause)
+        log.warning("the database went back in time, nothing more is begun", cause=self._guard.cause)
         return self._guard.cause
 
     def note_behind(self, error: BaseException, recorded: int) -> None:
         """The run is over since the database lacks some of it; ``recorded``: the last settlement acknowledged."""
-        log.error("the run ends, and the next tells the database what it has forgotten", cause=str(error))
+        if not self._guard.is_behind.is_set():
+            log.warning("the database went back in time, what is under way is broken off", cause=str(error))
         remark(self._directory, msgspec.structs.replace(self._mark, recorded=recorded))
 
     def kept_as(self, recorded: int) -> int:

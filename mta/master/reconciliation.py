@@ -69,7 +69,7 @@ class LocalRun:
     """A run that left something in the journal directory, and what the database knows of it (None: nothing)."""
 
     mark: RunMark
-    heard_unix_s: float  # when the database acknowledged its last heartbeat
+    alive_until_s: float  # the last lease that the database has acknowledged, by its clock
     state: RunState | None
     kept_up_to: int  # the highest settlement that is kept of it
     is_over: bool  # it ended in good order, or was recovered
@@ -88,7 +88,8 @@ class LocalRun:
         recorded = max(self.mark.recorded, self.kept_up_to)
         if ALWAYS_NEEDED > recorded > self.state.settled:
             return f"run {self.mark.id} recorded settlement {recorded}, the database has {self.state.settled}"
-        if not self.state.is_ended and self.heard_unix_s > self.state.alive_until.timestamp() + CLOCK_S:
+        is_alive = not self.state.is_ended and self.state.settled < RECOVERED
+        if is_alive and self.mark.started_us and self.alive_until_s > self.state.alive_until.timestamp() + 1:
             return f"run {self.mark.id} was acknowledged a heartbeat that the database does not have"
         return ""
 
@@ -113,13 +114,13 @@ async def look_at_runs(conn: Conn, directory: Path) -> list[LocalRun]:
     known = await nodes.states(conn, [mark.id for mark, _ in found])
     unfinished = marked_runs(directory)
     runs = []
-    for mark, heard_unix_s in found:
+    for mark, alive_until_s in found:
         state = known.get(mark.id)
         if state is not None and mark.started_us not in (0, state.started_us):
             state = None  # another run was given this number since
         kept = kept_segments(directory, mark.id)
         kept_up_to = kept[-1].settlement if kept else 0
-        runs.append(LocalRun(mark, heard_unix_s, state, kept_up_to, mark.id not in unfinished))
+        runs.append(LocalRun(mark, alive_until_s, state, kept_up_to, mark.id not in unfinished))
     return runs
 
 
@@ -150,21 +151,6 @@ async def highest_forgotten(conn: Conn, directory: Path) -> int:
     return max((run.mark.id for run in await look_at_runs(conn, directory) if run.state is None), default=0)
 
 
-async def conclude(pool: asyncpg.Pool, own: NodeRun, result: Reconciled, lease_s: float) -> None:
-    """Says that this node has told all that it knows, and returns when every node has."""
-    if result.incomplete:
-        log.error(
-            "journals do not tell all that the database may have forgotten",
-            why=result.incomplete,
-            node=own.name,
-            do="see High availability in docs/operating.md; to go on: mta db failover --without NODE, with this node",
-        )
-    else:
-        async with pool.acquire() as conn:
-            await epochs.confirm(conn, own.epoch, own.name)
-    await wait_until_open(pool, own, lease_s)
-
-
 class Reconciler:
     """Tells the database what it has forgotten of this node. One for each start of a run; used once."""
 
@@ -176,23 +162,23 @@ class Reconciler:
         self._collector = Collector(no_schedule(), lambda _: None)
         self._books: dict[int, DeliveryBook] = {}
         self._result = Reconciled()
+        self._runs: list[LocalRun] = []
         self.sequence = 0  # the number of its last settlement; the run goes on from there
 
     async def run(self, epoch: Epoch, keep_s: float) -> Reconciled:
         """All runs of this node that began before the epoch. Those that are not ended are left to recovery."""
         async with self._pool.acquire() as conn:
-            runs = [run for run in await look_at_runs(conn, self._directory) if run.mark.epoch < epoch.id]
-        runs = [run for run in runs if run.mark.id != self._own.id]
-        if not runs:
+            runs = await look_at_runs(conn, self._directory)
+        self._runs = [run for run in runs if run.mark.epoch < epoch.id and run.mark.id != self._own.id]
+        if not self._runs:
             return self._result
         async with self._alone() as conn:
-            for run in runs:
+            for run in self._runs:
                 await self._reconcile(conn, run)
-            self._check_reach(runs, epoch, keep_s)
-            for run in runs:
-                if run.state is None:
-                    remove_run(self._directory, run.mark.id, ALWAYS_NEEDED)
-                remark(self._directory, msgspec.structs.replace(run.mark, epoch=epoch.id))
+        self._check_reach(self._runs, epoch, keep_s)
+        for run in self._runs:
+            if run.state is None:
+                remove_run(self._directory, run.mark.id, ALWAYS_NEEDED)
         log.warning(
             "the journals of this node were told to the database once more",
             settled=self._result.settled,
@@ -200,6 +186,23 @@ class Reconciler:
             orphans=self._result.orphans,
         )
         return self._result
+
+    async def conclude(self) -> None:
+        """Says that this node has told all that it knows, and returns when every node has."""
+        own = self._own
+        if self._result.incomplete:
+            log.error(
+                "journals do not tell all that the database may have forgotten",
+                why=self._result.incomplete,
+                node=own.name,
+                do="docs/operating.md, High availability; to go on: mta db failover --without NODE, with this node",
+            )
+        else:
+            async with self._pool.acquire() as conn:
+                await epochs.confirm(conn, own.epoch, own.name)
+        await wait_until_open(self._pool, own, self._lease_s)
+        for run in self._runs:
+            remark(self._directory, msgspec.structs.replace(run.mark, epoch=own.epoch))
 
     @asynccontextmanager
     async def _alone(self) -> AsyncIterator[Conn]:
@@ -235,7 +238,7 @@ class Reconciler:
                 incomplete.append(f"run {run.mark.id}: {lacks}")
             if not run.is_over and run.mark.boot_id not in ("", self._own.boot_id):
                 incomplete.append(f"the machine stopped in run {run.mark.id}, so its journal may lack its end")
-        lag_s = max(run.heard_unix_s for run in runs) - epoch.as_of.timestamp()
+        lag_s = max(run.alive_until_s for run in runs) - epoch.as_of.timestamp()
         if lag_s > max(keep_s, CLOCK_S) and any(run.behind() for run in runs):
             incomplete.append(f"the database is behind by {lag_s:.0f} s, journals are kept for {keep_s:.0f} s")
 

@@ -6,11 +6,12 @@ of them was recorded, ``<node>-<child>-<n>-<settlement>.journal``. So a file nam
 run up to settlement N lacks any of it. Keeping costs one rename a segment, and the disk.
 
 A run is known by its mark, ``<node>.run``: numbers of runs may be given out again by a database that lost some. The
-mark's time is that of the last heartbeat that the database has acknowledged.
+time of that file is the end of the lease that the database has acknowledged last, by the database's clock.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from pathlib import Path
@@ -56,6 +57,8 @@ def mark_run(directory: Path, node_id: int, mark: RunMark | None = None) -> None
     try:
         kept_path(directory).mkdir(mode=0o700, exist_ok=True)
         _write_whole(path, msgspec.json.encode(mark or RunMark(node_id)))
+        if mark is not None:
+            os.utime(path, (mark.started_us / 1e6, mark.started_us / 1e6))
     except OSError as error:
         raise JournalError(error.errno, f"cannot make {path}: {error.strerror}") from error
 
@@ -67,12 +70,10 @@ def _write_whole(path: Path, content: bytes) -> None:
     written.replace(path)
 
 
-def touch_mark(directory: Path, node_id: int) -> None:
-    """The database has acknowledged a heartbeat of the run just now."""
-    try:
-        os.utime(mark_path(directory, node_id))
-    except OSError:
-        pass  # a directory that cannot be written: the journal itself says so, where it matters
+def touch_mark(directory: Path, node_id: int, alive_until_s: float) -> None:
+    """The database has acknowledged a lease of the run until this Unix time of its own."""
+    with contextlib.suppress(OSError):  # a directory that cannot be written: the journal says so, where it matters
+        os.utime(mark_path(directory, node_id), (alive_until_s, alive_until_s))
 
 
 def marked_runs(directory: Path) -> set[int]:
@@ -87,7 +88,7 @@ def _marks_in(directory: Path) -> dict[int, Path]:
 
 
 def local_runs(directory: Path) -> list[tuple[RunMark, float]]:
-    """All runs that left anything here, also in what is kept, with the Unix time of their last heartbeat; in order."""
+    """All runs that left anything here, also in what is kept, with the end of the last lease acknowledged; in order."""
     paths = {**_marks_in(kept_path(directory)), **_marks_in(directory)}
     return [(_read_mark(node_id, path), path.stat().st_mtime) for node_id, path in sorted(paths.items())]
 
@@ -112,10 +113,8 @@ def remove_run(directory: Path, node_id: int, settlement: int = 0) -> None:
     """
     mark = mark_path(directory, node_id)
     if settlement:
-        try:
+        with contextlib.suppress(FileNotFoundError):
             mark.rename(kept_path(directory) / mark.name)
-        except FileNotFoundError:
-            pass
     mark.unlink(missing_ok=True)
     for path in segments_of(directory, node_id):
         put_away(path, settlement)

@@ -109,9 +109,26 @@ WITH open AS (
 )
 SELECT count(*) FROM listed
 """  # noqa: S608 - put together from constants
+# A held part has no settled positions, since it is counted whole: what is left of one that has some becomes a new part.
 _HOLD_DOUBTS = f"""
-UPDATE mta.delivery_part SET held = true
-WHERE id IN (SELECT p.id {_MAY_BE_SENT} AND d.in_doubt_policy = 'hold')
+WITH doubtful AS (
+    SELECT p.* {_MAY_BE_SENT} AND d.in_doubt_policy = 'hold'
+), settled AS (
+    DELETE FROM mta.part_settled s USING doubtful p WHERE s.part_id = p.id RETURNING s.part_id, s.positions
+), partly AS (
+    DELETE FROM mta.delivery_part p WHERE id IN (SELECT part_id FROM settled) RETURNING p.*
+), whole AS (
+    UPDATE mta.delivery_part SET held = true
+    WHERE id IN (SELECT id FROM doubtful) AND id NOT IN (SELECT part_id FROM settled)
+)
+INSERT INTO mta.delivery_part
+    (delivery_id, due_at, site, attempt, held, appended_at, fields, egress, numbers, count, recipients)
+SELECT p.delivery_id, p.due_at, p.site, p.attempt, true, p.appended_at, p.fields, p.egress,
+       array_agg(coalesce(p.numbers[i], p.append_id << {PART_INDEX_BITS} | i - 1) ORDER BY i), count(*),
+       convert_to(jsonb_agg(r ORDER BY i)::text, 'UTF8')
+FROM partly p, jsonb_array_elements(convert_from(p.recipients, 'UTF8')::jsonb) WITH ORDINALITY AS one (r, i)
+WHERE NOT EXISTS (SELECT FROM settled s WHERE s.part_id = p.id AND (i - 1)::smallint = ANY (s.positions))
+GROUP BY p.id, p.delivery_id, p.due_at, p.site, p.attempt, p.appended_at, p.fields, p.egress
 """  # noqa: S608 - put together from constants
 
 
@@ -142,11 +159,12 @@ async def enter(conn: Conn, *, is_behind: str = "") -> tuple[Epoch, bool]:
         seen, last = last, await latest(conn)
         if last.server == server and last.id > seen.id:
             return last, False  # another node was quicker
-        cause = is_behind or (
-            "another server"
-            if last.system_identifier != server.system_identifier
-            else f"timeline {last.timeline} became {server.timeline}"
-        )
+        if last.system_identifier != server.system_identifier:
+            cause = "another server, by its system identifier"
+        elif last.timeline != server.timeline:
+            cause = f"timeline {last.timeline} became {server.timeline}: a standby was promoted, or a backup restored"
+        else:
+            cause = is_behind
         await conn.execute(_BEGIN, last.id + 1, server.system_identifier, server.timeline, cause)
         await conn.execute(_EXPECT_LIVING, last.id + 1)
         return await latest(conn), True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -156,8 +157,8 @@ async def test_blocks_that_never_reached_the_disk_are_no_records(died: Died) -> 
 async def test_a_journal_directory_that_was_emptied_makes_all_doubtful_once_the_lease_is_over(died: Died) -> None:
     """A container made anew shares the machine's boot id, not the files."""
     dead = await died(2)
-    for path in dead.directory.iterdir():
-        path.unlink()
+    shutil.rmtree(dead.directory)
+    dead.directory.mkdir()
     async with dead.database.pool.acquire() as conn:
         await conn.execute("UPDATE mta.node SET alive_until = now() + interval '0.4 s'")
     await dead.recover()

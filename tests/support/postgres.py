@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import itertools
 import os
 import shutil
@@ -19,7 +20,7 @@ from mta.queue.migrate import migrate
 from mta.queue.partitions import ensure_partitions
 
 TEMPLATE = "mta_template"
-_PREFIX = "mta-test-pg-"
+_PREFIX = "mta-tests-pg-"
 _MEMORY = Path("/dev/shm")
 _MEMORY_BYTES_MIN = 8 << 30
 _serial = itertools.count(1)
@@ -45,14 +46,42 @@ def _base() -> Path:
 
 @contextlib.contextmanager
 def directories(count: int) -> Iterator[list[Path]]:
-    """Directories for servers, named after this process; those of processes that died are cleared away."""
+    """Directories for servers; those of processes that died are cleared away.
+
+    Whoever uses one holds its lock. A process id would not do: in a container it means another process.
+    """
     base = _base()
     for left in base.glob(_PREFIX + "*"):
-        pid = left.name.removeprefix(_PREFIX).split("-")[0]
-        if pid.isdigit() and not Path(f"/proc/{pid}").exists():
-            EmbeddedPostgres(left).kill()
-            shutil.rmtree(left, ignore_errors=True)
-    yield [Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=base)) for _ in range(count)]
+        with _locked(left) as is_ours:
+            if is_ours:
+                EmbeddedPostgres(left).kill()
+                shutil.rmtree(left, ignore_errors=True)
+    with contextlib.ExitStack() as locks:
+        yield [_new_directory(base, locks) for _ in range(count)]
+
+
+def _new_directory(base: Path, locks: contextlib.ExitStack) -> Path:
+    while True:
+        made = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=base))
+        # Somebody who clears away may have come between.
+        if locks.enter_context(_locked(made)) and made.exists():
+            return made
+
+
+@contextlib.contextmanager
+def _locked(directory: Path) -> Iterator[bool]:
+    try:
+        fd = os.open(directory, os.O_RDONLY)
+    except FileNotFoundError:
+        yield False
+        return
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield True
+    except BlockingIOError:
+        yield False
+    finally:
+        os.close(fd)
 
 
 @contextlib.contextmanager
