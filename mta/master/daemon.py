@@ -298,6 +298,7 @@ class Daemon:
                 tasks.create_task(Alerts(self._pool, self._settings.alarms).run(), name="alerts"),
             ]
             intake = tasks.create_task(self.intake.run(), name="intake")
+            self._tasks = [task for task in (writer, intake, *background) if task.get_name() != "history"]
             self.started.set()
             notify("READY=1")
             children = len(self.children.living)
@@ -542,6 +543,11 @@ class Daemon:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(WIND_DOWN_S):
                 await self._all_children_gone()
+        # More than once: asyncpg may give another error to who is cancelled while it waits for a connection.
+        while running := [task for task in self._tasks if not task.done()]:
+            for task in running:
+                task.cancel()
+            await asyncio.wait(running, timeout=1.0)
         raise DatabaseBehind(cause)
 
     # --- faults -------------------------------------------------------------------------------

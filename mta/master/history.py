@@ -54,6 +54,13 @@ class HistoryGuard:
 
     async def check(self, conn: Conn) -> None:
         """Raises ConnectionError, and sets ``is_behind``, when it is another history; ConnectionError for a standby."""
+        try:
+            await self._compare(conn)
+        except BaseException:
+            conn.terminate()  # else the pool closes it in good order, which a silent server may not answer
+            raise
+
+    async def _compare(self, conn: Conn) -> None:
         server = await epochs.server_of(conn)
         if not server.timeline:
             raise ConnectionError(STANDBY)
