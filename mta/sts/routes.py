@@ -47,13 +47,13 @@ log = structlog.get_logger()
 class _Applied:
     """What holds for a domain: a policy or (mostly) none; and the route that was made by it, for its source."""
 
-    __slots__ = ("made", "names_all", "policy", "source")
+    __slots__ = ("made", "policy", "source", "unnamed")
 
     def __init__(self, policy: Policy | None) -> None:
         self.policy = policy
         self.source: Site | None = None
         self.made: Route | None = None
-        self.names_all = True  # the hosts of the source
+        self.unnamed: frozenset[str] = frozenset()  # hosts of the source that the policy does not name
 
 
 _NO_POLICY: Final = _Applied(None)
@@ -85,7 +85,8 @@ class PolicyRoutes:
         self._refreshes: set[asyncio.Task[None]] = set()
         self._sites: Cache[Site] = Cache(entries_max)  # verified twins: one object for all domains of a site
         self._failed: Cache[str] = Cache(entries_max)  # domain -> the id of which it was said that it fails
-        self._fetched: Cache[None] = Cache(entries_max)  # domain -> until when its policy is not fetched again
+        # Domain -> hosts that its policy, as fetched last, does not name; it is not fetched again before the entry's end.
+        self._fetched: Cache[frozenset[str]] = Cache(entries_max)
 
     # -- asked from outside
 
@@ -128,7 +129,9 @@ class PolicyRoutes:
             applied = await asyncio.shield(flight)
             allowed = self._allowed(domain, route, applied)
             if self._is_doubtful(domain, applied):
-                allowed = self._allowed(domain, route, await self._fetched_again(domain, applied))
+                applied = await self._fetched_again(domain, applied)
+                allowed = self._allowed(domain, route, applied)
+            self._note_unnamed(domain, applied)
         except Exception as error:
             log_internal_error("finding the policy of a domain", error, domain=domain)
             text = f"{domain}: internal error ({type(error).__name__})"
@@ -153,23 +156,31 @@ class PolicyRoutes:
             return route
         if applied.source is not route or applied.made is None:
             applied.source, applied.made = route, self._apply(domain, route, policy)
-            applied.names_all = all(policy.names(host.name) for host in route.hosts)
+            applied.unnamed = frozenset(host.name for host in route.hosts if not policy.names(host.name))
         return applied.made
 
     def _is_doubtful(self, domain: str, applied: _Applied) -> bool:
-        """The policy is to be enforced, does not name all hosts, and was not fetched just now.
+        """The policy is to be enforced, does not name all hosts, and may be older than they are.
 
         A domain that moves changes policy, id and hosts in three places; our record of the id may be as old as its TTL,
         and until then mail would be held up by a policy that is no more (RFC 8461 §8.1). §5.1: nothing fails for good
-        before a newer policy was looked for.
+        before a newer policy was looked for. One that names some hosts and never the others is asked for once.
         """
-        policy = applied.policy
-        if policy is None or policy.mode is not Mode.ENFORCE or applied.names_all:
+        policy, unnamed = applied.policy, applied.unnamed
+        if policy is None or policy.mode is not Mode.ENFORCE or not unnamed:
             return False
         if domain in self._again:
             return True
         fetched = self._fetched.find(domain)
-        return fetched is None or self._clock() >= fetched.expires_at
+        if fetched is None:
+            return True
+        is_due = self._clock() >= fetched.expires_at
+        return is_due and (not unnamed <= fetched.value or isinstance(applied.made, NoRoute))
+
+    def _note_unnamed(self, domain: str, applied: _Applied) -> None:
+        fetched = self._fetched.find(domain)
+        if fetched is not None:
+            fetched.value |= applied.unnamed
 
     async def _fetched_again(self, domain: str, applied: _Applied) -> _Applied:
         """What holds after the policy was fetched, whatever its id; once for all who wait."""
@@ -182,7 +193,6 @@ class PolicyRoutes:
 
     async def _fetch_again(self, domain: str, applied: _Applied) -> _Applied:
         try:
-            self._fetched.put(domain, None, self._clock() + FETCH_AGAIN_S)
             name = canonical_domain(domain)
             known = self._store.find(name, self._wall_clock())
             fetched = None if known is None else await self._fetch(name, known.id)
@@ -292,7 +302,7 @@ class PolicyRoutes:
             log_internal_error("fetching a policy again", error, domain=domain)
 
     async def _fetch(self, domain: str, announced: str) -> Policy | None:
-        self._fetched.put(domain, None, self._clock() + FETCH_AGAIN_S)
+        self._fetched.put(domain, frozenset(), self._clock() + FETCH_AGAIN_S)
         try:
             policy = await self._fetcher.fetch(domain)
         except FetchFailed as error:
