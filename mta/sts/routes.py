@@ -85,7 +85,7 @@ class PolicyRoutes:
         self._refreshes: set[asyncio.Task[None]] = set()
         self._sites: Cache[Site] = Cache(entries_max)  # verified twins: one object for all domains of a site
         self._failed: Cache[str] = Cache(entries_max)  # domain -> the id of which it was said that it fails
-        # Domain -> hosts that its policy, as fetched last, does not name; it is not fetched again before the entry's end.
+        # Domain -> hosts that its policy, as fetched last, does not name. Not fetched again before the entry's end.
         self._fetched: Cache[frozenset[str]] = Cache(entries_max)
 
     # -- asked from outside

@@ -106,9 +106,12 @@ def results_of_gather(tree: ast.Module) -> Iterator[tuple[int, str]]:
         node.value.value for node in ast.walk(tree) if isinstance(node, ast.Expr) and isinstance(node.value, ast.Await)
     }
     for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("gather"):
-            if node not in awaited and not any(isinstance(one, ast.Starred) for one in node.args):
-                yield node.lineno, ast.unparse(node)
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("gather") and node not in awaited:
+            yield from () if has_star(node) else [(node.lineno, ast.unparse(node))]
+
+
+def has_star(call: ast.Call) -> bool:
+    return any(isinstance(one, ast.Starred) for one in call.args)
 
 
 def lazy_generators(tree: ast.Module) -> Iterator[tuple[int, str]]:
