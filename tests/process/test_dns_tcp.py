@@ -89,7 +89,7 @@ async def test_an_error_in_finding_a_route_is_a_temporary_failure_of_its_domain(
                 assert resolver.cached("whole.test") is route
             now_s[0] += 60
             assert isinstance(await resolver.route("whole.test"), Site)
-            # The site's addresses have just ended, the domain has not: asked for in the background, where nobody waits for it.
+            # The site's addresses have just ended, the domain has not: they are asked for behind its back.
             now_s[0] += 200
             assert isinstance(await resolver.route("cut.test"), Site)
             now_s[0] += 45

@@ -14,22 +14,14 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator, Sequence
 from functools import cache
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.support.compiled import ROOT, listed
+
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 _LAZY = {"islice", "takewhile", "dropwhile", "chain", "zip", "map", "filter", "iter", "enumerate", "put", "append"}
 _COMPARISONS = {"__eq__", "__lt__", "__le__", "__gt__", "__ge__"}
-
-
-def listed() -> tuple[str, ...]:
-    """The modules that setup.py compiles."""
-    for node in ast.parse((ROOT / "setup.py").read_text()).body:
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == "COMPILED":
-            return tuple(ast.literal_eval(node.value))
-    raise AssertionError("setup.py lists nothing")
 
 
 @cache
