@@ -37,6 +37,7 @@ from mta.queue.connection import DATABASE_AWAY, Conn
 from mta.queue.nodes import NodeRun
 from mta.settings.config import MasterSettings
 from mta.telemetry.faults import log_internal_error
+from mta.telemetry.outages import DATABASE
 from mta.telemetry.waits import event_or_timeout
 from mta.traffic.effects import Effect
 from mta.traffic.egress import EgressChooser
@@ -148,18 +149,16 @@ class Intake:
                 async with self._pool.acquire(timeout=10) as conn:
                     if self.trouble:
                         await self._release_strays(conn)
-                        log.info("database is back")
                         self.trouble = ""
+                        DATABASE.answered("claim")
                     self._refresh(await claims.active_deliveries(conn))
                     self._quarantined_at = await quarantine.latest(conn)
                     await self._cancel_cancelled(conn)
                     await self._finish_ended(conn)
                     wait_s = min(wait_s, await self._claim_due(conn))
             except DATABASE_AWAY as error:
-                text = f"{type(error).__name__}: {error}"
-                if text != self.trouble:
-                    log.error("cannot claim, waiting for the database", error=text)
-                self.trouble = text
+                self.trouble = f"{type(error).__name__}: {error}"
+                DATABASE.failed("claim", error)
             await event_or_timeout(self._news, wait_s)
 
     async def _finish_ended(self, conn: Conn) -> None:
