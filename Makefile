@@ -5,11 +5,8 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 COMPILED := .venv/.compiled
 RECIPIENTS ?= 20000
-# Of tests/property not those of what setup.py does not list (the ledger of shared limits, say): they show the same twice.
-NOT_HOT := $(patsubst %,tests/property/test_%.py,adaptation qualify shared_limits waves)
-HOT_TESTS := $(filter-out $(NOT_HOT),$(wildcard tests/property/test_*.py)) \
-  tests/process/test_dialogue_scripts.py tests/process/test_daemon.py tests/process/test_link.py \
-  $(patsubst %,tests/pure/test_%.py,dialogue reply render schedule triage)
+# Asked for when it is needed: tests/support/hot_tests.py says which and why.
+HOT_TESTS = $(shell $(BIN)/python -m tests.support.hot_tests)
 # More than there are processors: a third of the tests' time is waiting for what takes its time.
 WORKERS ?= $(shell echo $$(($$(nproc 2>/dev/null || echo 2) * 3 / 2)))
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder

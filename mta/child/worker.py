@@ -425,11 +425,11 @@ async def serve(fd: int) -> None:
     # What lives as long as the process is never looked at again; letters and replies hold no cycles.
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
-    try:
-        await worker.finished
-    finally:
-        if transport.is_closing():
-            # The master is dead. Connections must not outlive it: end without ceremony.
-            os._exit(3)
-        transport.close()  # after what is written: the last report goes out first
-        await worker.unlinked.wait()
+    # Not in a `finally`: compiled, a wait there would lose the error that is under way.
+    await asyncio.wait([worker.finished])
+    if transport.is_closing():
+        # The master is dead. Connections must not outlive it: end without ceremony.
+        os._exit(3)
+    transport.close()  # after what is written: the last report goes out first
+    await worker.unlinked.wait()
+    worker.finished.result()

@@ -18,6 +18,7 @@ from mta.model.errors import BadInput
 from mta.sink.nameserver import ThreadedNameserver, read_zones
 from mta.sink.processes import SinkOptions, SinkProcesses
 from mta.sink.record import Record, Statistics
+from mta.telemetry.logs import configure
 
 app = typer.Typer(help="The scripted, recording far end: an SMTP server for demo, tests and benchmarks.")
 
@@ -49,6 +50,7 @@ def sink(
     """Receive mail until Ctrl-C or SIGTERM, then say what came."""
     if context.invoked_subcommand is not None:
         return
+    configure()
     try:
         addresses, port = read_listen(listen or ["127.0.0.1:2525"])
         far_end = SinkProcesses(

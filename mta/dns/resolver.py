@@ -30,6 +30,7 @@ from mta.dns.transport import Transport, TransportStatistics
 from mta.model.dns import DnsSettings
 from mta.model.errors import BadInput, LocalFault
 from mta.model.site import NoRoute, Route
+from mta.telemetry.faults import log_internal_error
 
 STALE_MAX_S: Final = 10.0  # how long past its end a route is still handed out while it is asked for anew
 _REFRESHES_MAX = 100  # of those at once, so that they never crowd out first questions
@@ -43,6 +44,10 @@ class Routes(Protocol):
     def cached(self, domain: str) -> Route | None: ...
 
     async def route(self, domain: str) -> Route: ...
+
+    def current(self, domain: str) -> Route | None: ...
+
+    async def renewed(self, domain: str) -> Route: ...
 
     async def close(self) -> None: ...
 
@@ -153,8 +158,29 @@ class Resolver:
         if known is not None:
             return known
         if self._is_closed:
-            return NoRoute(is_final=False, enhanced="4.4.3", text=f"{domain}: the resolver is closed")
+            return self._closed(domain)
         return await asyncio.shield(self._flight(domain))
+
+    def current(self, domain: str) -> Route | None:
+        """As `cached`, but nothing that is past its end, and nothing is asked for."""
+        held = self._domains.find(domain)
+        if held is None:
+            return None
+        now = self._clock()
+        return held.value.route if now < held.expires_at and now < held.value.expires_at else None
+
+    async def renewed(self, domain: str) -> Route:
+        """As `route`, but asked for anew as soon as it is past its end: for who has found nobody there."""
+        known = self.current(domain)
+        if known is not None:
+            return known
+        if self._is_closed:
+            return self._closed(domain)
+        return await asyncio.shield(self._flight(domain))
+
+    @staticmethod
+    def _closed(domain: str) -> NoRoute:
+        return NoRoute(is_final=False, enhanced="4.4.3", text=f"{domain}: the resolver is closed")
 
     async def texts(self, name: str) -> Answer:
         """The TXT records of a canonical name. Not remembered: whoever asks does that; see `lifetime_s`."""
@@ -216,7 +242,7 @@ class Resolver:
             elif place.flight is None:
                 # The flight is set here and not in the task's first step, or each further hit would start one more.
                 place.flight = asyncio.get_running_loop().create_future()
-                self._own(asyncio.get_running_loop().create_task(self._fill(place)))
+                self._own(asyncio.get_running_loop().create_task(self._refill(place)))
         return route
 
     def _own(self, task: asyncio.Task[Any]) -> None:
@@ -241,11 +267,23 @@ class Resolver:
         except BadInput as problem:
             # Kept out of the cache: such text costs no question, and it comes in endless variety.
             return NoRoute(is_final=True, enhanced="5.1.2", text=str(problem))
+        except Exception as error:
+            return self._at_fault(domain, error)
         finally:
             del self._flights[domain]
         if place.route is None:
             raise LocalFault(f"no route was decided for {domain}")
         return place.route
+
+    def _at_fault(self, domain: str, error: Exception) -> NoRoute:
+        """An error of ours costs the one domain its route, for as long as a server's failure would."""
+        log_internal_error("finding a route", error, domain=domain)
+        route = NoRoute(is_final=False, enhanced="4.3.0", text=f"{domain}: internal error ({type(error).__name__})")
+        known = self._domains.find(domain)
+        failures = known.failures + 1 if known is not None else 1
+        expires_at = self._clock() + self._lifetimes.failure_s(failures)
+        self._domains.put(domain, _Place(None, route, math.inf), expires_at, failures=failures)
+        return route
 
     async def _find_place(self, domain: str, failures: int) -> _Place:
         """Asks for the MX records, and decides; the domain points to its place from then on."""
@@ -298,6 +336,13 @@ class Resolver:
                 await self._fill(place)
                 return
             await asyncio.shield(place.flight)
+
+    async def _refill(self, place: _Place) -> None:
+        """As `_fill`, and nobody waits for it: who comes after its failure asks anew."""
+        try:
+            await self._fill(place)
+        except Exception as error:
+            log_internal_error("asking for the addresses of a site again", error)
 
     async def _fill(self, place: _Place) -> None:
         """Decides the place anew. Its ``flight`` has been set by the caller, and ends here whatever happens."""

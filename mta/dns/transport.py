@@ -23,6 +23,7 @@ import random
 import socket
 from collections import OrderedDict, deque
 from collections.abc import Sequence
+from functools import partial
 from typing import Final
 
 import msgspec
@@ -30,6 +31,8 @@ import msgspec
 from mta.dns import message
 from mta.dns.answer import Answer, Found, RecordType
 from mta.dns.nameservers import Endpoint
+from mta.dns.tcp import TcpClient, TcpFailed
+from mta.telemetry.faults import log_internal_error
 
 _PORTS_PER_SERVER: Final = 4
 _PORT_QUERIES_MAX: Final = 2_000  # then a fresh source port takes its place
@@ -38,7 +41,6 @@ _PACKET_BYTES_MAX: Final = 65_535
 _RECEIVE_BUFFER_BYTES: Final = 1 << 20  # answers to a burst of several hundred questions
 # Each after the one before; a recursive server may be at work for longer, and joins them.
 _REPEAT_AFTER_S: Final = (0.5, 1.0)
-_TCP_MAX: Final = 64  # connections at once; few answers are that long
 
 
 class TransportStatistics(msgspec.Struct, frozen=True):
@@ -63,6 +65,7 @@ class _Exchange:
         "bad",
         "edns",
         "future",
+        "is_over",
         "kind",
         "name",
         "port",
@@ -85,6 +88,7 @@ class _Exchange:
         self.port: _Port | None = None
         self.query_id = 0
         self.text = ""
+        self.is_over = False
 
 
 class _Port:
@@ -133,8 +137,8 @@ class Transport:
         self._due: list[OrderedDict[_Exchange, float]] = [OrderedDict() for _ in self._steps_s]
         self._timer: asyncio.Handle | None = None
         self._timer_ends_at = math.inf  # kept here: for a time that has come, uvloop's call_at gives a plain Handle
-        self._tcp_tasks: set[asyncio.Task[None]] = set()
-        self._tcp_slots = asyncio.Semaphore(_TCP_MAX)
+        self._tcp = TcpClient(timeout_s)
+        self._tcp_tasks: set[asyncio.Task[bytes]] = set()
         self._is_closed = False
         self._outstanding = self._outstanding_highest = 0
         self._queries = self._repeated = self._timeouts = self._bad_answers = self._ignored = self._over_tcp = 0
@@ -146,7 +150,7 @@ class Transport:
         if self._is_closed:
             future.set_result(Answer(Found.TEMPORARY, name, text="the resolver is closed"))
         elif self._outstanding < self._outstanding_max:
-            self._start(exchange)
+            self._start_or_fail(exchange)
         else:
             self._queue.append(exchange)
         return future
@@ -168,9 +172,10 @@ class Transport:
         """Ends every question as ``TEMPORARY`` and gives all sockets back. Idempotent."""
         self._is_closed = True
         self._set_timer(None)
-        for task in self._tcp_tasks:
+        tasks = list(self._tcp_tasks)
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tcp_tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         for exchange in (*self._queue, *(exchange for due in self._due for exchange in due)):
             if not exchange.future.done():
                 exchange.future.set_result(Answer(Found.TEMPORARY, exchange.name, text="the resolver was closed"))
@@ -188,6 +193,12 @@ class Transport:
         self._outstanding += 1
         self._outstanding_highest = max(self._outstanding_highest, self._outstanding)
         self._try(exchange)
+
+    def _start_or_fail(self, exchange: _Exchange) -> None:
+        try:
+            self._start(exchange)
+        except Exception as error:
+            self._at_fault(exchange, error)
 
     def _try(self, exchange: _Exchange) -> None:
         server = (self._preferred + exchange.tries) % len(self._servers)
@@ -242,12 +253,18 @@ class Transport:
                     if ends_at > now:
                         break
                     del due[exchange]
-                    if step + 1 < len(self._steps_s):
-                        self._repeat(exchange)
-                    else:
-                        self._time_out(exchange)
+                    self._end_step(exchange, is_last=step + 1 == len(self._steps_s))
         finally:
             self._set_timer(min((next(iter(due.values())) for due in self._due if due), default=None))
+
+    def _end_step(self, exchange: _Exchange, *, is_last: bool) -> None:
+        try:
+            if is_last:
+                self._time_out(exchange)
+            else:
+                self._repeat(exchange)
+        except Exception as error:
+            self._at_fault(exchange, error)
 
     def _repeat(self, exchange: _Exchange) -> None:
         if exchange.port is not None:
@@ -295,14 +312,24 @@ class Transport:
         else:
             self._finish(exchange, Answer(Found.TEMPORARY, exchange.name, text=text))
 
+    def _at_fault(self, exchange: _Exchange, error: BaseException) -> None:
+        """An error of ours in dealing with one question: it ends, and nothing else does."""
+        log_internal_error("asking a nameserver", error, name=exchange.name, kind=exchange.kind.name)
+        self._withdraw(exchange)
+        text = f"internal error ({type(error).__name__})"
+        self._finish(exchange, Answer(Found.TEMPORARY, exchange.name, text=text))
+
     def _finish(self, exchange: _Exchange, answer: Answer) -> None:
+        if exchange.is_over:
+            return
+        exchange.is_over = True
         if not exchange.future.done():
             exchange.future.set_result(answer)
         self._outstanding -= 1
         while not self._is_closed and self._queue and self._outstanding < self._outstanding_max:
             waiting = self._queue.popleft()
             if not waiting.future.done():
-                self._start(waiting)
+                self._start_or_fail(waiting)
 
     # -- packets
 
@@ -373,17 +400,23 @@ class Transport:
         if exchange is None or not message.repeats_question(wire, exchange.question):
             self._ignored += 1
             return
-        server = self._servers[port.server]
         self._withdraw(exchange)
+        try:
+            self._take(exchange, port.server, wire)
+        except Exception as error:
+            self._at_fault(exchange, error)
+
+    def _take(self, exchange: _Exchange, server: int, wire: bytes) -> None:
+        """Reads an answer over UDP that is one to the question."""
         try:
             packet = message.read_packet(wire, exchange.name, exchange.kind, exchange.question)
         except message.BadPacket as problem:
-            self._bad_answer(exchange, f"{problem} from {server}")
+            self._bad_answer(exchange, f"{problem} from {self._servers[server]}")
             return
         if packet.is_truncated:
-            self._start_tcp(exchange, port.server)
+            self._start_tcp(exchange, server)
         else:
-            self._conclude(exchange, packet, port.server)
+            self._conclude(exchange, packet, server)
 
     def _conclude(self, exchange: _Exchange, packet: message.Packet, server: int) -> None:
         answer = packet.answer
@@ -403,33 +436,40 @@ class Transport:
 
     def _start_tcp(self, exchange: _Exchange, server: int) -> None:
         self._over_tcp += 1
-        task = self._loop.create_task(self._ask_over_tcp(exchange, server))
-        self._tcp_tasks.add(task)
-        task.add_done_callback(self._tcp_tasks.discard)
-
-    async def _ask_over_tcp(self, exchange: _Exchange, server: int) -> None:
-        endpoint = self._servers[server]
+        self._queries += 1
         query_id = self._rng.getrandbits(16)
         query = message.encode_query(query_id, exchange.question, edns=exchange.edns, asks_secure=self._asks_secure)
+        task = self._loop.create_task(self._tcp.ask(self._servers[server], query))
+        self._tcp_tasks.add(task)
+        task.add_done_callback(partial(self._tcp_ended, exchange, server, query_id))
+
+    def _tcp_ended(self, exchange: _Exchange, server: int, query_id: int, task: asyncio.Task[bytes]) -> None:
+        """The question goes on, whatever its task has come to."""
+        self._tcp_tasks.discard(task)
         try:
-            async with self._tcp_slots, asyncio.timeout(self._timeout_s):
-                self._queries += 1
-                wire = await _tcp_question(endpoint, query)
+            self._conclude_tcp(exchange, server, query_id, task)
+        except Exception as error:
+            self._at_fault(exchange, error)
+
+    def _conclude_tcp(self, exchange: _Exchange, server: int, query_id: int, task: asyncio.Task[bytes]) -> None:
+        if task.cancelled():
+            self._finish(exchange, Answer(Found.TEMPORARY, exchange.name, text="the resolver was closed"))
+            return
+        failed = task.exception()
+        if isinstance(failed, TcpFailed):
+            self._bad_answer(exchange, str(failed))
+            return
+        wire = task.result()
+        try:
             if message.packet_id(wire) != query_id or not message.repeats_question(wire, exchange.question):
                 raise message.BadPacket("answer to another question")
             packet = message.read_packet(wire, exchange.name, exchange.kind, exchange.question)
             if packet.is_truncated:
                 raise message.BadPacket("truncated over TCP as well")
         except message.BadPacket as problem:
-            self._bad_answer(exchange, f"{problem} from {endpoint}")
-        except (OSError, TimeoutError, EOFError) as problem:
-            why = "time-out" if isinstance(problem, TimeoutError) else type(problem).__name__
-            self._bad_answer(exchange, f"no answer over TCP from {endpoint} ({why})")
-        except asyncio.CancelledError:
-            self._finish(exchange, Answer(Found.TEMPORARY, exchange.name, text="the resolver was closed"))
-            raise
-        else:
-            self._conclude(exchange, packet, server)
+            self._bad_answer(exchange, f"{problem} from {self._servers[server]}")
+            return
+        self._conclude(exchange, packet, server)
 
 
 def _steps_s(timeout_s: float) -> tuple[float, ...]:
@@ -439,13 +479,3 @@ def _steps_s(timeout_s: float) -> tuple[float, ...]:
         if sum(steps_s) + after_s < timeout_s:
             steps_s += (after_s,)
     return (*steps_s, timeout_s - sum(steps_s))
-
-
-async def _tcp_question(endpoint: Endpoint, query: bytes) -> bytes:
-    reader, writer = await asyncio.open_connection(endpoint.address, endpoint.port)
-    try:
-        writer.write(len(query).to_bytes(2, "big") + query)
-        size = int.from_bytes(await reader.readexactly(2), "big")
-        return await reader.readexactly(size)
-    finally:
-        writer.close()

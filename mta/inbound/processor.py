@@ -20,6 +20,7 @@ from mta.inbound.spool import Spool, mails_in
 from mta.model.outcome import Status
 from mta.queue.connection import DATABASE_AWAY, Conn
 from mta.queue.feedback import Feedback, Recorded, count, latest_numbers, record
+from mta.telemetry.outages import DATABASE
 from mta.telemetry.waits import event_or_timeout
 
 BATCH: Final = 200
@@ -48,17 +49,14 @@ class Processor:
 
     async def run(self, pool: asyncpg.Pool, stop_wanted: asyncio.Event) -> None:
         """Until told to stop; what is left then is done by the next one."""
-        is_away = False
         try:
             while not stop_wanted.is_set():
                 try:
                     is_done = await self.step(pool) == 0
-                    is_away = False
+                    DATABASE.answered("record what came back")
                 except DATABASE_AWAY as error:
-                    if not is_away:
-                        what = f"{type(error).__name__}: {error}"
-                        log.warning("the database is away, mail waits in the spool", error=what)
-                    is_done = is_away = True
+                    DATABASE.failed("record what came back", error)
+                    is_done = True
                 if is_done:
                     await event_or_timeout(stop_wanted, LOOK_S)
         finally:

@@ -25,6 +25,7 @@ from mta.bounces import read_letter
 from mta.failure.qualify import BounceRule, Qualifier
 from mta.inbound.meaning import Meaning, Trust, meaning
 from mta.inbound.spool import read_stored
+from mta.telemetry.logs import configure_as_parent
 
 START_S: Final = 60.0
 MAIL_S: Final = 10.0  # for a file; a mail takes a millisecond, mostly
@@ -45,6 +46,7 @@ _reading: _Reading | None = None
 
 def _begin(rules: Sequence[BounceRule], trust: Trust) -> None:
     global _reading
+    configure_as_parent()
     _reading = _Reading(Qualifier(rules), trust)
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES_MAX, MEMORY_BYTES_MAX))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -22,6 +22,7 @@ from mta.queue.connection import DATABASE_AWAY, Conn
 from mta.queue.qualified import qualified_texts
 from mta.queue.updates import Update
 from mta.settings.config import Settings
+from mta.telemetry.outages import DATABASE
 from mta.telemetry.systemd import notify
 from mta.telemetry.waits import event_or_timeout
 
@@ -65,12 +66,13 @@ class Keeper:
         """Until told to stop; waits for a database that is away. Raises BadInput for rules that cannot be used."""
         self._qualifier = self._load()
         while pool := await connect(self._settings, self._stop_wanted):
+            DATABASE.answered("keep")
             try:
                 async with closing(pool):
                     await self._serve(pool)
                 return
             except DATABASE_AWAY as error:
-                log.warning("the database is away", error=f"{type(error).__name__}: {error}")
+                DATABASE.failed("keep", error)
                 await event_or_timeout(self._stop_wanted, LOOK_S)
 
     async def _serve(self, pool: asyncpg.Pool) -> None:

@@ -218,13 +218,13 @@ class Answers:
 
     def _asked_for(self, domain: str) -> int:
         """Recipients that wait for the route of a domain."""
-        return sum(len(positions) for _, positions in self._daemon.intake.asked.get(domain, ()))
+        return sum(len(one.positions) for one in self._daemon.intake.asked.get(domain, ()))
 
     async def _asked_of(self, delivery_id: int) -> int:
         """Recipients of a delivery that wait for routes."""
         found = 0
         async for waiting in _sliced(self._daemon.intake.asked.values()):
-            found += sum(len(positions) for part, positions in waiting if part.delivery.id == delivery_id)
+            found += sum(len(one.positions) for one in waiting if one.part.delivery.id == delivery_id)
         return found
 
     def _is_memory_full(self) -> bool:

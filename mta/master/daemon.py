@@ -48,6 +48,7 @@ from mta.queue.settle import Settlement, forget_credits, load_credits
 from mta.settings.config import Settings, load_settings
 from mta.sts import open_routes
 from mta.telemetry.faults import end_on_fault
+from mta.telemetry.outages import DATABASE
 from mta.telemetry.systemd import notify
 from mta.traffic.limits import DAY_S, HOUR_S
 from mta.traffic.quota import BUCKET_S
@@ -369,22 +370,17 @@ class Daemon:
         """Renews the lease; nothing is begun while it is not certain."""
         lease_s = self._settings.master.lease_s
         loop = asyncio.get_running_loop()
-        trouble = ""
         while True:
             asked_s = loop.time()
             try:
                 async with asyncio.timeout(min(lease_s / 3, RENEW_TIMEOUT_S_MAX)), self._pool.acquire() as conn:
                     await self._history.renew(conn)
             except DATABASE_AWAY as error:
-                if not trouble:
-                    trouble = f"{type(error).__name__}: {error}"
-                    log.error("lease cannot be renewed", error=trouble)
+                DATABASE.failed("renew the lease", error)
             else:
                 self._lease_until_s = asked_s + lease_s - LEASE_MARGIN_S
                 self.children.renew_lease(self._lease_until_s)
-                if trouble:
-                    trouble = ""
-                    log.info("lease is certain again")
+                DATABASE.answered("renew the lease")
             self._check_hold()
             notify("WATCHDOG=1")
             await asyncio.sleep(min(1.0, lease_s / 6))
@@ -441,7 +437,8 @@ class Daemon:
                         old, gone = (int((time.time() - ago_s) // BUCKET_S) for ago_s in (2 * HOUR_S, DAY_S + HOUR_S))
                         await forget_credits(conn, self.node.name, old, gone)
             except DATABASE_AWAY as error:
-                log.warning("housekeeping is put off", error=f"{type(error).__name__}: {error}")
+                if not DATABASE.is_on:
+                    log.warning("housekeeping is put off", error=f"{type(error).__name__}: {error}")
 
     async def _start_child(self) -> None:
         child = await self.children.start_one()

@@ -13,6 +13,7 @@ import structlog
 from mta.master.history import HistoryGuard
 from mta.queue import migrate, nodes
 from mta.settings.config import Settings
+from mta.telemetry.outages import DATABASE
 from mta.telemetry.systemd import notify
 
 STATEMENT_LEASES = 4  # no statement of ours is allowed longer than so many leases (a minute)
@@ -73,7 +74,8 @@ async def connect(
             if str(error) != said:
                 said = str(error)
                 host = urlsplit(settings.database.dsn).hostname or "local"  # no more: it may hold a password
-                log.warning("waiting for the database", host=host, error=said)
+                if not DATABASE.is_on:  # else that is said already
+                    log.warning("waiting for the database", host=host, error=said)
                 notify(f"STATUS=waiting for the database: {said}")
             try:
                 async with asyncio.timeout(1.0):

@@ -47,6 +47,8 @@ class Dispatch:
         self._timer: asyncio.TimerHandle | None = None
         self.contents: dict[int, bytes] = {}  # delivery -> content, while the node works on it
         self.automations_of: Callable[[Rule], tuple[int, ...]] | None = None  # what children look for in replies
+        # Of what is given up, what stays so: the others have a way (`mta.master.routing.Routing.follow`).
+        self.follow: Callable[[list[GiveBack[LeasedPart]]], list[GiveBack[LeasedPart]]] | None = None
         self.hold_reason = ""  # not empty: nothing is handed out (lease, journal, drain)
 
     def wake(self) -> None:
@@ -63,18 +65,19 @@ class Dispatch:
             return
         now_s = self._loop.time()
         touched: set[int] = set()
+        given_up: list[GiveBack[LeasedPart]] = []
         for action in self._schedule.hand_out(now_s):
             if isinstance(action, HandOut):
                 touched.add(self._hand_out(action, now_s))
             elif isinstance(action, OpenSession):
                 touched.add(self._open(action))
             elif isinstance(action, CloseSession):
-                child = self._children.living.get(action.session.child)
-                if child is not None:
-                    child.tell(Close(action.session.id))
-                    touched.add(child.number)
+                touched.add(self._close(action))
+            elif action.is_attempt:
+                given_up.append(action)
             else:
-                self._give_back(action)
+                self.give_back(action)
+        self._give_up(given_up)
         for number in touched:
             if child := self._children.living.get(number):
                 child.flush()
@@ -109,6 +112,12 @@ class Dispatch:
         )
         self._collector.opened(hop.keys)
         return child.number
+
+    def _close(self, action: CloseSession) -> int:
+        child = self._children.living.get(action.session.child)
+        if child is not None:
+            child.tell(Close(action.session.id))
+        return action.session.child
 
     def _hand_out(self, action: HandOut[LeasedPart], now_s: float) -> int:
         session = action.session
@@ -172,7 +181,15 @@ class Dispatch:
                 child.templates.discard(delivery_id)
                 child.tell(Forget(delivery_id))
 
-    def _give_back(self, action: GiveBack[LeasedPart]) -> None:
+    def _give_up(self, given_up: list[GiveBack[LeasedPart]]) -> None:
+        """All paths of their sites are away: these are deferred, but for those who have another route by now."""
+        if given_up and self.follow is not None:
+            given_up = self.follow(given_up)
+        for action in given_up:
+            self.give_back(action)
+
+    def give_back(self, action: GiveBack[LeasedPart]) -> None:
+        """These recipients leave the memory."""
         if action.part.delivery.is_leaving:
             return  # it goes back as a whole, or has gone: recipients in a part of their own would be there twice
         site = action.lane.site.key

@@ -20,6 +20,7 @@ from mta.master.intake import Intake
 from mta.queue import events as store
 from mta.queue.connection import DATABASE_AWAY, Conn
 from mta.queue.events import StoredEvent, Told
+from mta.telemetry.outages import DATABASE
 from mta.traffic.effects import Effect, spread
 from mta.traffic.events import TrafficEvent
 from mta.traffic.schedule import Schedule
@@ -72,7 +73,6 @@ class EventBook:
         self._released: set[str] = set()  # domains whose recipients are to be brought forward
         self._looked_at: str | None = None
         self._news = asyncio.Event()
-        self._trouble = ""
 
     # --- from outside -------------------------------------------------------------------------
 
@@ -115,18 +115,11 @@ class EventBook:
                 async with self._pool.acquire(timeout=10) as conn:
                     await self._exchange(conn)
             except DATABASE_AWAY as error:
-                self._away(f"{type(error).__name__}: {error}")
+                DATABASE.failed("exchange traffic events", error)
             else:
-                self._away("")
+                DATABASE.answered("exchange traffic events")
             self._end_over()
             await self._wait()
-
-    def _away(self, trouble: str) -> None:
-        if trouble and not self._trouble:
-            log.warning("traffic events are not exchanged, waiting for the database", error=trouble)
-        elif self._trouble and not trouble:
-            log.info("traffic events are exchanged again")
-        self._trouble = trouble
 
     async def _wait(self) -> None:
         now_s = self.now_unix_s()

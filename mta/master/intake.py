@@ -22,7 +22,7 @@ from mta.master.books import DeliveryBook, LeasedPart
 from mta.master.collector import Collector
 from mta.master.dispatch import Dispatch
 from mta.master.keys import KeyStore
-from mta.master.routing import Routing
+from mta.master.routing import Routing, Waiting
 from mta.message.keyring import sender_domain_of
 from mta.model.egress import EgressPool
 from mta.model.failure import Category, FailureType, Verdict
@@ -36,6 +36,8 @@ from mta.queue.claim import ClaimedPart, DeliveryView
 from mta.queue.connection import DATABASE_AWAY, Conn
 from mta.queue.nodes import NodeRun
 from mta.settings.config import MasterSettings
+from mta.telemetry.faults import log_internal_error
+from mta.telemetry.outages import DATABASE
 from mta.telemetry.waits import event_or_timeout
 from mta.traffic.effects import Effect
 from mta.traffic.egress import EgressChooser
@@ -99,7 +101,7 @@ class Intake:
         return max(0.0, now_s - self._claim_began_s)
 
     @property
-    def asked(self) -> Mapping[str, list[tuple[LeasedPart, list[int]]]]:
+    def asked(self) -> Mapping[str, list[Waiting]]:
         """Domains whose route is not known yet, each with who waits for it."""
         return self._routing.asked
 
@@ -147,18 +149,16 @@ class Intake:
                 async with self._pool.acquire(timeout=10) as conn:
                     if self.trouble:
                         await self._release_strays(conn)
-                        log.info("database is back")
                         self.trouble = ""
+                        DATABASE.answered("claim")
                     self._refresh(await claims.active_deliveries(conn))
                     self._quarantined_at = await quarantine.latest(conn)
                     await self._cancel_cancelled(conn)
                     await self._finish_ended(conn)
                     wait_s = min(wait_s, await self._claim_due(conn))
             except DATABASE_AWAY as error:
-                text = f"{type(error).__name__}: {error}"
-                if text != self.trouble:
-                    log.error("cannot claim, waiting for the database", error=text)
-                self.trouble = text
+                self.trouble = f"{type(error).__name__}: {error}"
+                DATABASE.failed("claim", error)
             await event_or_timeout(self._news, wait_s)
 
     async def _finish_ended(self, conn: Conn) -> None:
@@ -216,10 +216,10 @@ class Intake:
         for part, positions in self._schedule.remove_delivery(book.id):
             self._collector.expire(part, positions)
         for waiting in self._routing.asked.values():
-            for part, positions in waiting:
-                if part.delivery is book:
-                    self._collector.expire(part, positions)
-            waiting[:] = [one for one in waiting if one[0].delivery is not book]
+            for one in waiting:
+                if one.part.delivery is book:
+                    self._collector.expire(one.part, one.positions)
+            waiting[:] = [one for one in waiting if one.part.delivery is not book]
         self._dispatch.recall(book.id)
         self._news.set()
 
@@ -398,6 +398,10 @@ class Intake:
         except (msgspec.DecodeError, msgspec.ValidationError) as error:
             # Nobody but a hand in the database writes such a part. It is held, untouched, and named.
             log.error("part cannot be read and is held", part=claimed.id, delivery=book.id, error=str(error))
+            self._collector.set_aside(claimed.id)
+            return None
+        except Exception as error:
+            log_internal_error("reading a part, which is held", error, part=claimed.id, delivery=book.id)
             self._collector.set_aside(claimed.id)
             return None
         self._collector.hold(part)

@@ -98,7 +98,7 @@ class Qualification:
                 async with pool.acquire(timeout=10) as conn:
                     await self.begin(conn)
             except DATABASE_AWAY as error:
-                log.warning("texts of failures cannot be read, those in force stay", error=f"{type(error).__name__}")
+                log.debug("texts of failures cannot be read, those in force stay", error=f"{type(error).__name__}")
 
     def _use(self, frame: BounceRules) -> None:
         self.frame = frame

@@ -1,6 +1,7 @@
 """Where recipients go: their domains' routes, the pool they leave from, and the lane they wait in.
 
-What is held back by a traffic event (`mta.traffic.holds`) goes back to the queue from here.
+What is held back by a traffic event (`mta.traffic.holds`) goes back to the queue from here. When nobody can be reached
+where recipients wait, their routes are looked up once more before an attempt is counted (`Routing.follow`).
 """
 
 from __future__ import annotations
@@ -9,6 +10,9 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Iterable
+from typing import NamedTuple
+
+import structlog
 
 from mta.dns.resolver import Routes
 from mta.failure.judge import OF_NO_ANSWER, OF_NO_ROUTE, judged
@@ -21,6 +25,8 @@ from mta.model.errors import BadInput
 from mta.model.outcome import Status
 from mta.model.reply import Reply
 from mta.model.site import NoRoute, Route, Site
+from mta.telemetry.faults import log_internal_error
+from mta.traffic.actions import GiveBack
 from mta.traffic.effects import Effect
 from mta.traffic.egress import EgressChooser
 from mta.traffic.holds import Changes, Holds
@@ -28,11 +34,31 @@ from mta.traffic.lanes import Lane
 from mta.traffic.ready import Run, Stream
 from mta.traffic.schedule import Schedule
 
+log = structlog.get_logger()
 LOOKUPS_MAX = 1_000  # at a time; the resolver asks fewer questions at once, and some wait for one and the same host
 
 
+class Waiting(NamedTuple):
+    """Recipients of a part who wait for their domain's route."""
+
+    part: LeasedPart
+    positions: list[int]
+    given_up: GivenUp | None = None
+
+
+class GivenUp(NamedTuple):
+    """``action`` is performed if the domain's route still leads to ``site``, where nobody could be reached."""
+
+    action: GiveBack[LeasedPart]
+    site: Site
+
+
 class Routing:
-    """Owned by the master's loop."""
+    """Owned by the master's loop.
+
+    What goes wrong in finding a recipient's way, by an error of ours, defers that recipient. What goes wrong in the
+    books (schedule, collector) ends the run: see `mta.telemetry.faults`.
+    """
 
     def __init__(
         self,
@@ -47,9 +73,10 @@ class Routing:
         self._collector = collector
         self._dispatch = dispatch
         self._holds = holds
-        self.asked: dict[str, list[tuple[LeasedPart, list[int]]]] = {}  # domain -> who waits for its route
+        self.asked: dict[str, list[Waiting]] = {}  # domain -> who waits for its route
         self._unasked: deque[str] = deque()  # of them, those whose look-up has to wait
         self._lookups: set[asyncio.Task[None]] = set()
+        dispatch.follow = self.follow
 
     def take_in(self, part: LeasedPart, positions: Iterable[int]) -> None:
         """Groups recipients of a part by domain and sends each group on its way."""
@@ -73,27 +100,37 @@ class Routing:
             self.take_in(part, positions)
 
     def _route_all(self, part: LeasedPart, by_domain: dict[str, list[int]]) -> None:
-        cached, held, domain_class = self._resolver.cached, self._holds.domain, self._schedule.domain_class
         lanes: dict[tuple[str, str, str], tuple[Site, str, list[int]]] = {}
         for domain, positions in by_domain.items():
-            if (effect := held(domain)) is not None:
-                self._put_off(part, positions, domain, effect)
-                continue
-            route = cached(domain)
-            if isinstance(route, Site):
-                of_domain = domain_class(domain)
-                key = (route.key, self._chooser(part, route, of_domain).eligible_names(domain), of_domain)
+            try:
+                way = self._way(part, domain)
+            except Exception as error:
+                way = _at_fault(domain, error)
+            if isinstance(way, tuple):
+                key, site = way
                 lane = lanes.get(key)
                 if lane is None:
-                    lanes[key] = (route, domain, positions)
+                    lanes[key] = (site, domain, positions)
                 else:
                     lane[2].extend(positions)
-            elif route is None:
-                self._ask(domain, part, positions)
+            elif way is None:
+                self._ask(domain, Waiting(part, positions))
+            elif isinstance(way, Effect):
+                self._put_off(part, positions, domain, way)
             else:
-                self._no_route(part, positions, route)
+                self._no_route(part, positions, way)
         for site, domain, positions in lanes.values():
             self._ready(part, site, domain, positions)
+
+    def _way(self, part: LeasedPart, domain: str) -> tuple[tuple[str, str, str], Site] | Effect | NoRoute | None:
+        """Where a part's recipients of a domain go: the lane's key and its site; None: the route must be asked for."""
+        if (effect := self._holds.domain(domain)) is not None:
+            return effect
+        route = self._resolver.cached(domain)
+        if not isinstance(route, Site):
+            return route
+        of_domain = self._schedule.domain_class(domain)
+        return (route.key, self._chooser(part, route, of_domain).eligible_names(domain), of_domain), route
 
     def _put_off(self, part: LeasedPart, positions: list[int], domain: str, effect: Effect) -> None:
         """Recipients of a domain that is held back are in the queue again until then; no attempt is counted."""
@@ -115,12 +152,34 @@ class Routing:
 
     # --- routes -------------------------------------------------------------------------------
 
-    def _ask(self, domain: str, part: LeasedPart, positions: list[int]) -> None:
+    def follow(self, given_up: list[GiveBack[LeasedPart]]) -> list[GiveBack[LeasedPart]]:
+        """Looks once more where recipients go of whose site nobody could be reached; returns those who stay given up.
+
+        Whose domain leads elsewhere by now goes there, and no attempt is counted. A route past its end is asked for
+        again first. What is given up is all that waits in a lane, so all of it follows.
+        """
+        stay: list[GiveBack[LeasedPart]] = []
+        sites = {id(action.lane): action.lane.site for action in given_up}  # a lane gets its new site below
+        for action in given_up:
+            site = sites[id(action.lane)]
+            for domain, positions in _by_domain(action.part, action.positions).items():
+                route = self._resolver.current(domain)
+                of_domain = _of_domain(action, positions)
+                waiting = Waiting(action.part, positions, GivenUp(of_domain, site))
+                if action.part.delivery.is_leaving or route == site:
+                    stay.append(of_domain)
+                elif route is None:
+                    self._ask(domain, waiting)
+                else:
+                    self._go_on(domain, waiting, route)
+        return stay
+
+    def _ask(self, domain: str, who: Waiting) -> None:
         waiting = self.asked.get(domain)
         if waiting is not None:
-            waiting.append((part, positions))
+            waiting.append(who)
             return
-        self.asked[domain] = [(part, positions)]
+        self.asked[domain] = [who]
         self._unasked.append(domain)
         if len(self._lookups) < LOOKUPS_MAX:
             task = asyncio.get_running_loop().create_task(self._look_up_all())
@@ -134,19 +193,29 @@ class Routing:
 
     async def _look_up(self, domain: str) -> None:
         try:
-            route: Route = await self._resolver.route(domain)
+            route: Route = await self._resolver.renewed(domain)
         except BadInput as error:
             route = NoRoute(True, "5.1.2", f"the domain is not valid: {error.what}")
-        for part, positions in self.asked.pop(domain):
-            if part.delivery.is_leaving:
-                continue
-            if (effect := self._holds.domain(domain)) is not None:
-                self._put_off(part, positions, domain, effect)
-            elif isinstance(route, Site):
-                self._ready(part, route, domain, positions)
-            else:
-                self._no_route(part, positions, route)
+        except Exception as error:
+            route = _at_fault(domain, error)
+        for waiting in self.asked.pop(domain):
+            if not waiting.part.delivery.is_leaving:
+                self._go_on(domain, waiting, route)
         self._dispatch.wake()
+
+    def _go_on(self, domain: str, waiting: Waiting, route: Route) -> None:
+        """A domain's route is known: its recipients are on their way, or their attempt ends here."""
+        part, positions, given_up = waiting
+        if (effect := self._holds.domain(domain)) is not None:
+            self._put_off(part, positions, domain, effect)
+        elif given_up is not None and (route == given_up.site or (isinstance(route, NoRoute) and not route.is_final)):
+            self._dispatch.give_back(given_up.action)
+        elif isinstance(route, Site):
+            if given_up is not None:
+                log.info("route has changed", domain=domain, site=route.key, was=given_up.site.key)
+            self._ready(part, route, domain, positions)
+        else:
+            self._no_route(part, positions, route)
 
     def _no_route(self, part: LeasedPart, positions: Iterable[int], route: NoRoute) -> None:
         status, verdict = (Status.FAILED, OF_NO_ROUTE) if route.is_final else (Status.DEFERRED, OF_NO_ANSWER)
@@ -162,6 +231,17 @@ class Routing:
         await asyncio.gather(*self._lookups, return_exceptions=True)
         self._unasked.clear()
         self.asked.clear()
+
+
+def _at_fault(domain: str, error: Exception) -> NoRoute:
+    log_internal_error("finding the way of recipients", error, domain=domain)
+    return NoRoute(is_final=False, enhanced="4.3.0", text=f"{domain}: internal error ({type(error).__name__})")
+
+
+def _of_domain(action: GiveBack[LeasedPart], positions: list[int]) -> GiveBack[LeasedPart]:
+    if len(positions) == len(action.positions):
+        return action
+    return GiveBack(action.lane, action.stream, action.part, positions, action.due_in_s, True, action.cause)
 
 
 def _by_domain(part: LeasedPart, positions: Iterable[int]) -> dict[str, list[int]]:

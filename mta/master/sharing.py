@@ -18,6 +18,7 @@ from mta.model.waiting import WaitReason
 from mta.queue import shares as store
 from mta.queue.connection import DATABASE_AWAY, Conn
 from mta.queue.nodes import NodeRun
+from mta.telemetry.outages import DATABASE
 from mta.traffic.holdings import Holdings
 from mta.traffic.ledger import Peer
 from mta.traffic.schedule import Schedule
@@ -47,7 +48,6 @@ class Sharing:
         self._schedule = schedule
         self._holdings = Holdings(schedule, self._egress_ids, _now_s())
         self._peers: tuple[str, ...] = ()
-        self._trouble = ""
         self._wake = wake
 
     async def begin(self, conn: Conn) -> None:
@@ -65,15 +65,9 @@ class Sharing:
                 async with self._pool.acquire(timeout=10) as conn:
                     await self._exchange(conn)
             except DATABASE_AWAY as error:
-                if not self._trouble:
-                    self._trouble = f"{type(error).__name__}: {error}"
-                    log.warning(
-                        "shares of limits are not exchanged, the node keeps to those it has", error=self._trouble
-                    )
+                DATABASE.failed("exchange shares of limits", error)
             else:
-                if self._trouble:
-                    self._trouble = ""
-                    log.info("shares of limits are exchanged again")
+                DATABASE.answered("exchange shares of limits")
 
     def _is_waited_for(self) -> bool:
         return self._holdings.bound_ids is not None and any(

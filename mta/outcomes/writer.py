@@ -17,6 +17,7 @@ import structlog
 from mta.outcomes.line import COLUMNS
 from mta.queue.nodes import Fenced, NodeRun
 from mta.queue.settle import Settlement, commit
+from mta.telemetry.outages import DATABASE
 from mta.telemetry.waits import event_or_timeout
 
 RETRY_S = 1.0
@@ -125,17 +126,18 @@ class Writer:
                 # Disk full, failing over, shutting down, deadlock: the server's trouble, not the settlement's.
                 self._wait_for_database(error)
             else:
-                if self.trouble:
-                    log.info("database is back", settlement=self._sequence)
-                    self.trouble = ""
+                self.trouble = ""
+                DATABASE.answered("record outcomes")
                 return
             await asyncio.sleep(RETRY_S)
 
     def _wait_for_database(self, error: Exception) -> None:
         text = f"{type(error).__name__}: {error}"
-        if text != self.trouble:
-            log.error("outcomes cannot be recorded, waiting for the database", error=text, settlement=self._sequence)
+        if isinstance(error, asyncpg.InsufficientResourcesError) and text != self.trouble:
+            # It is there, and has no room: which room is what somebody must know.
+            log.error("outcomes cannot be recorded", error=text, settlement=self._sequence)
         self.trouble = text
+        DATABASE.failed("record outcomes", error)
 
 
 def _tell(waiting: list[asyncio.Future[None]]) -> None:

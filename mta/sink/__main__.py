@@ -14,8 +14,10 @@ import sys
 import msgspec
 import uvloop
 
+import mta.telemetry.plain  # noqa: F401 - first of ours, before structlog
 from mta.model.errors import BadInput
 from mta.sink.server import ProcessOptions, serve
+from mta.telemetry.logs import configure_as_parent
 
 BAD_INPUT_EXIT = 2
 
@@ -38,6 +40,7 @@ async def _run(options: ProcessOptions) -> None:
 
 
 def main() -> int:
+    configure_as_parent()
     line = bytearray()
     while not line.endswith(b"\n"):  # unbuffered: what follows belongs to the loop
         octet = os.read(0, 1)

@@ -17,6 +17,7 @@ from mta.queue.connection import DATABASE_AWAY, Conn, connection
 from mta.queue.streams import Place, Reader, StreamRow, Wanted
 from mta.settings.streams import OnRefused, StreamSettings
 from mta.stream.sink import Away, Batch, Refused, Sink, batches, one_line
+from mta.telemetry.outages import DATABASE
 from mta.telemetry.waits import event_or_timeout
 
 LINES_MAX: Final = 2_000  # read at a time, or a whole batch where that is more
@@ -47,23 +48,22 @@ class Stream:
 
     async def run(self) -> None:
         """Until told to stop."""
-        said = ""
+        doing = f"tell the event stream {self._settings.name}"
         try:
             while not self._stop.is_set():
                 try:
                     async with connection(self._dsn, application_name=f"mta stream {self._settings.name}"[:63]) as conn:
-                        said = ""
+                        DATABASE.answered(doing)
                         await self._serve(conn)
                 except DATABASE_AWAY as error:
-                    if one_line(error) != said:
-                        said = one_line(error)
-                        log.warning("the database is away", stream=self._settings.name, error=said)
+                    DATABASE.failed(doing, error)
                     await self._wait(DATABASE_AGAIN_S)
                 except Exception:
                     # Ends this stream and no other, nor the keeper. All that it knew was read; it is read again.
                     log.exception("event stream failed, and begins again", stream=self._settings.name)
                     await self._wait(FAULT_AGAIN_S)
         finally:
+            DATABASE.gave_up(doing)
             await self._sink.close()
 
     async def _serve(self, conn: Conn) -> None:

@@ -7,6 +7,8 @@
 | ... some of them | a verified site of these |
 | ... none of them | not now, 4.7.5 |
 
+Before a policy keeps mail from a host that it does not name it is fetched once more, at most once in ``FETCH_AGAIN_S``.
+
 Single-threaded: every method belongs to the event loop on which the first question is asked.
 """
 
@@ -15,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import random as random_module
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final
 
@@ -34,6 +36,7 @@ from mta.model.sts import Mode, Policy, parse_record
 from mta.model.tls import Dane, TlsSettings
 from mta.sts.fetch import Fetcher, FetchFailed
 from mta.sts.store import FILE_NAME, Known, PolicyStore
+from mta.telemetry.faults import log_internal_error
 
 TEXT_S_MAX: Final = 5.0  # a record that takes longer is none for now: recipients wait for it
 FETCH_AGAIN_S: Final = 300.0  # RFC 8461 §3.3: after a failure, not sooner
@@ -44,12 +47,13 @@ log = structlog.get_logger()
 class _Applied:
     """What holds for a domain: a policy or (mostly) none; and the route that was made by it, for its source."""
 
-    __slots__ = ("made", "policy", "source")
+    __slots__ = ("made", "policy", "source", "unnamed")
 
     def __init__(self, policy: Policy | None) -> None:
         self.policy = policy
         self.source: Site | None = None
         self.made: Route | None = None
+        self.unnamed: frozenset[str] = frozenset()  # hosts of the source that the policy does not name
 
 
 _NO_POLICY: Final = _Applied(None)
@@ -77,35 +81,66 @@ class PolicyRoutes:
         self._wall_clock = wall_clock
         self._domains: Cache[_Applied] = Cache(entries_max)
         self._flights: dict[str, asyncio.Task[_Applied]] = {}
-        self._refreshes: set[asyncio.Task[Policy | None]] = set()
+        self._again: dict[str, asyncio.Task[_Applied]] = {}  # domains whose policy is fetched as it names too few hosts
+        self._refreshes: set[asyncio.Task[None]] = set()
         self._sites: Cache[Site] = Cache(entries_max)  # verified twins: one object for all domains of a site
         self._failed: Cache[str] = Cache(entries_max)  # domain -> the id of which it was said that it fails
+        # Domain -> hosts that its policy, as fetched last, does not name. Not fetched again before the entry's end.
+        self._fetched: Cache[frozenset[str]] = Cache(entries_max)
 
     # -- asked from outside
 
     def cached(self, domain: str) -> Route | None:
-        """As `mta.dns.resolver.Resolver.cached`; None too while the domain's policy is not known."""
-        held = self._domains.find(domain)
-        if held is None or self._clock() >= held.expires_at:
-            return None
-        route = self._resolver.cached(domain)
-        applied = held.value
-        return route if applied.policy is None or route is None else self._allowed(domain, route, applied)
+        """As `mta.dns.resolver.Resolver.cached`; None too while the domain's policy is not known, or doubtful."""
+        return self._known(domain, self._resolver.cached)
+
+    def current(self, domain: str) -> Route | None:
+        """As `mta.dns.resolver.Resolver.current`; None as for `cached`."""
+        return self._known(domain, self._resolver.current)
 
     async def route(self, domain: str) -> Route:
         """As `mta.dns.resolver.Resolver.route`; both questions are asked at the same time."""
         known = self.cached(domain)
-        if known is not None:
-            return known
-        flight = self._flights.get(domain)
-        if flight is None:
-            flight = self._flights[domain] = asyncio.get_running_loop().create_task(self._discover(domain))
-        route = await self._resolver.route(domain)
-        return self._allowed(domain, route, await asyncio.shield(flight))
+        return known if known is not None else await self._find_route(domain, self._resolver.route)
+
+    async def renewed(self, domain: str) -> Route:
+        """As `mta.dns.resolver.Resolver.renewed`."""
+        known = self.current(domain)
+        return known if known is not None else await self._find_route(domain, self._resolver.renewed)
+
+    def _known(self, domain: str, ask: Callable[[str], Route | None]) -> Route | None:
+        held = self._domains.find(domain)
+        if held is None or self._clock() >= held.expires_at:
+            return None
+        route = ask(domain)
+        applied = held.value
+        if applied.policy is None or route is None:
+            return route
+        allowed = self._allowed(domain, route, applied)
+        return None if self._is_doubtful(domain, applied) else allowed
+
+    async def _find_route(self, domain: str, ask: Callable[[str], Awaitable[Route]]) -> Route:
+        try:
+            flight = self._flights.get(domain)
+            if flight is None:
+                flight = self._flights[domain] = asyncio.get_running_loop().create_task(self._discover(domain))
+                flight.add_done_callback(_look_at)
+            route = await ask(domain)
+            applied = await asyncio.shield(flight)
+            allowed = self._allowed(domain, route, applied)
+            if self._is_doubtful(domain, applied):
+                applied = await self._fetched_again(domain, applied)
+                allowed = self._allowed(domain, route, applied)
+            self._note_unnamed(domain, applied)
+        except Exception as error:
+            log_internal_error("finding the policy of a domain", error, domain=domain)
+            text = f"{domain}: internal error ({type(error).__name__})"
+            return NoRoute(is_final=False, enhanced="4.3.0", text=text)
+        return allowed
 
     async def close(self) -> None:
         """Ends what is under way, and writes what is not written. Idempotent."""
-        tasks = [*self._flights.values(), *self._refreshes]
+        tasks = [*self._flights.values(), *self._again.values(), *self._refreshes]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -121,7 +156,55 @@ class PolicyRoutes:
             return route
         if applied.source is not route or applied.made is None:
             applied.source, applied.made = route, self._apply(domain, route, policy)
+            applied.unnamed = frozenset(host.name for host in route.hosts if not policy.names(host.name))
         return applied.made
+
+    def _is_doubtful(self, domain: str, applied: _Applied) -> bool:
+        """The policy is to be enforced, does not name all hosts, and may be older than they are.
+
+        A domain that moves changes policy, id and hosts in three places; our record of the id may be as old as its TTL,
+        and until then mail would be held up by a policy that is no more (RFC 8461 §8.1). §5.1: nothing fails for good
+        before a newer policy was looked for. One that names some hosts and never the others is asked for once.
+        """
+        policy, unnamed = applied.policy, applied.unnamed
+        if policy is None or policy.mode is not Mode.ENFORCE or not unnamed:
+            return False
+        if domain in self._again:
+            return True
+        fetched = self._fetched.find(domain)
+        if fetched is None:
+            return True
+        is_due = self._clock() >= fetched.expires_at
+        return is_due and (not unnamed <= fetched.value or isinstance(applied.made, NoRoute))
+
+    def _note_unnamed(self, domain: str, applied: _Applied) -> None:
+        fetched = self._fetched.find(domain)
+        if fetched is not None:
+            fetched.value |= applied.unnamed
+
+    async def _fetched_again(self, domain: str, applied: _Applied) -> _Applied:
+        """What holds after the policy was fetched, whatever its id; once for all who wait."""
+        flight = self._again.get(domain)
+        if flight is None:
+            flight = asyncio.get_running_loop().create_task(self._fetch_again(domain, applied))
+            self._again[domain] = flight
+            flight.add_done_callback(_look_at)
+        return await asyncio.shield(flight)
+
+    async def _fetch_again(self, domain: str, applied: _Applied) -> _Applied:
+        try:
+            name = canonical_domain(domain)
+            known = self._store.find(name, self._wall_clock())
+            fetched = None if known is None else await self._fetch(name, known.id)
+            if fetched is None or fetched == applied.policy:
+                return applied
+            again = self._applied(fetched, None)
+            held = self._domains.find(domain)
+            ends_at = self._clock() + fetched.max_age_s
+            self._domains.put(domain, again, ends_at if held is None else min(held.expires_at, ends_at))
+            return again
+        finally:
+            del self._again[domain]
 
     def _apply(self, domain: str, site: Site, policy: Policy) -> Route:
         hosts = tuple(host for host in site.hosts if policy.names(host.name))
@@ -208,11 +291,18 @@ class PolicyRoutes:
 
     def _refresh(self, domain: str, announced: str) -> None:
         """Beside the mail: what is known holds meanwhile, and longer when this fails."""
-        task = asyncio.get_running_loop().create_task(self._fetch(domain, announced))
+        task = asyncio.get_running_loop().create_task(self._fetch_beside(domain, announced))
         self._refreshes.add(task)
         task.add_done_callback(self._refreshes.discard)
 
+    async def _fetch_beside(self, domain: str, announced: str) -> None:
+        try:
+            await self._fetch(domain, announced)
+        except Exception as error:
+            log_internal_error("fetching a policy again", error, domain=domain)
+
     async def _fetch(self, domain: str, announced: str) -> Policy | None:
+        self._fetched.put(domain, frozenset(), self._clock() + FETCH_AGAIN_S)
         try:
             policy = await self._fetcher.fetch(domain)
         except FetchFailed as error:
@@ -227,6 +317,12 @@ class PolicyRoutes:
             log.info("mta-sts policy", domain=domain, id=announced, mode=policy.mode.value, max_age_s=policy.max_age_s)
         self._store.keep(domain, Known(announced, policy, now_s, now_s + policy.max_age_s))
         return policy
+
+
+def _look_at(task: asyncio.Task[_Applied]) -> None:
+    """Who asked may be gone: then nobody else looks at what went wrong, and it would count as an error of the loop."""
+    if not task.cancelled():
+        task.exception()
 
 
 def open_routes(

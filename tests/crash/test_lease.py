@@ -205,7 +205,7 @@ async def test_while_the_database_is_away_the_daemon_waits_says_so_and_goes_on(t
         delivery = await world.deliver(everyone)
         await world.wait_for(delivery, lambda d: d.delivered > 100)
         await asyncio.to_thread(server.stop)
-        await until("it says so", lambda: node.said("outcomes cannot be recorded, waiting for the database"))
+        await until("it says so", lambda: node.said("database is away"))
         await until("its lease ends", lambda: any(e["held_by"] == "lease" for e in node.said("sending")))
         at_lease_end = world.record().recipients().total()
         await asyncio.sleep(1.0)

@@ -2,36 +2,39 @@
 
 from __future__ import annotations
 
-import ast
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 from mta import is_compiled
+from tests.support.compiled import imported_by, listed
+from tests.support.hot_tests import EXERCISED_BY, hot_tests
 
 ROOT = Path(__file__).parents[2]
 
 
-def _listed() -> list[str]:
-    tree = ast.parse((ROOT / "setup.py").read_text())
-    (value,) = [
-        node.value
-        for node in tree.body
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == "COMPILED"
-    ]
-    return list(ast.literal_eval(value))
-
-
 def test_what_is_listed_is_there() -> None:
-    assert [name for name in _listed() if not (ROOT / name).is_file()] == []
+    assert [name for name in list(listed()) if not (ROOT / name).is_file()] == []
 
 
 def test_all_of_it_is_compiled_or_nothing() -> None:
-    compiled = [name for name in _listed() if list((ROOT / name).parent.glob(f"{Path(name).stem}.cpython-*.so"))]
-    assert compiled in ([], _listed())
+    compiled = [name for name in list(listed()) if list((ROOT / name).parent.glob(f"{Path(name).stem}.cpython-*.so"))]
+    assert compiled in ([], list(listed()))
     if os.environ.get("MTA_INTERPRETED") != "1":
         assert is_compiled() == bool(compiled)
+
+
+def test_each_compiled_module_is_exercised_by_tests_that_run_both_ways() -> None:
+    assert set(EXERCISED_BY) == set(listed()), "enter what is compiled in tests/support/hot_tests.py, with its tests"
+    assert [name for name in hot_tests() if not (ROOT / name).is_file()] == []
+    unrelated = [
+        f"{test}: {module}"
+        for module, tests in EXERCISED_BY.items()
+        for test in tests
+        if module not in imported_by(f"tests/{test}.py") and not test.startswith("process/")  # these start the programs
+    ]
+    assert unrelated == [], "the test does not import, not even through others, what it is to exercise"
 
 
 def _run(code: str, **environment: str) -> list[str]:

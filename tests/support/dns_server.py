@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import enum
+import socket
+import struct
 from collections import Counter
 from collections.abc import Callable, Mapping
 
@@ -19,6 +22,21 @@ Script = Callable[[dns.message.Message, bool], list[bytes]]  # query, is it TCP 
 SOA = "ns.example.test. admin.example.test. 1 3600 600 86400 {minimum}"
 
 
+class TcpFault(enum.Enum):
+    """What becomes of a question over TCP."""
+
+    REFUSED = "nobody listens"
+    SILENT = "it is read, and never answered"
+    CLOSED = "the connection is closed behind it"
+    RESET = "the connection is reset"
+    HALF = "the answer breaks off"
+    HALF_SILENT = "half of the answer comes, and nothing more"
+    TRICKLE = "the answer comes octet by octet, slower than anybody waits"
+    GARBAGE = "octets that are no packet"
+    EMPTY = "a packet of no octets"
+    OTHER = "the answer to another question"
+
+
 class DnsServer(asyncio.DatagramProtocol):
     """Serves ``zones`` (name -> records); names without an entry do not exist.
 
@@ -26,8 +44,9 @@ class DnsServer(asyncio.DatagramProtocol):
     ``scripts`` give the packets themselves. All of it may be changed at any time.
     """
 
-    def __init__(self, zones: dict[str, Zone], *, chase: bool = True) -> None:
+    def __init__(self, zones: dict[str, Zone], *, chase: bool = True, tcp_fault: TcpFault | None = None) -> None:
         self.zones = dict(zones)
+        self.tcp_fault = tcp_fault
         self.chase = chase  # whether an alias is followed, as a recursive server does
         self.rcodes: dict[str, dns.rcode.Rcode] = {}
         self.silent: set[str] = set()
@@ -53,10 +72,14 @@ class DnsServer(asyncio.DatagramProtocol):
         self._tcp = await asyncio.start_server(self._serve_tcp, "127.0.0.1", 0)
         self.port = self._tcp.sockets[0].getsockname()[1]
         self._udp, _ = await loop.create_datagram_endpoint(lambda: self, local_addr=("127.0.0.1", self.port))
+        self._tcp_ends = asyncio.Event()
+        if self.tcp_fault is TcpFault.REFUSED:
+            self._tcp.close()
         return self
 
     async def __aexit__(self, *_: object) -> None:
         self._udp.close()
+        self._tcp_ends.set()
         self._tcp.close()
         await self._tcp.wait_closed()
 
@@ -87,8 +110,37 @@ class DnsServer(asyncio.DatagramProtocol):
         size = int.from_bytes(await reader.readexactly(2), "big")
         query = dns.message.from_wire(await reader.readexactly(size))
         self.tcp_queries += 1
-        for packet in self._answers(query, is_tcp=True):
-            writer.write(len(packet).to_bytes(2, "big") + packet)
+        packets = b"".join(len(packet).to_bytes(2, "big") + packet for packet in self._answers(query, is_tcp=True))
+        if self.tcp_fault is None:
+            writer.write(packets)
+            writer.close()
+            return
+        await self._fail(self.tcp_fault, query, packets, writer)
+
+    async def _fail(
+        self, fault: TcpFault, query: dns.message.Message, packets: bytes, writer: asyncio.StreamWriter
+    ) -> None:
+        if fault in (TcpFault.HALF, TcpFault.HALF_SILENT):
+            writer.write(packets[: len(packets) // 2])
+        elif fault is TcpFault.GARBAGE:
+            writer.write(b"\0\x20" + bytes(range(0x80, 0xA0)))
+        elif fault is TcpFault.EMPTY:
+            writer.write(b"\0\0")
+        elif fault is TcpFault.OTHER:
+            query.id ^= 1
+            wire = dns.message.make_response(query).to_wire()
+            writer.write(len(wire).to_bytes(2, "big") + wire)
+        elif fault is TcpFault.RESET:
+            linger = struct.pack("ii", 1, 0)
+            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        elif fault is TcpFault.TRICKLE:
+            for octet in packets:
+                if writer.is_closing() or self._tcp_ends.is_set():
+                    break
+                writer.write(bytes((octet,)))
+                await asyncio.sleep(0.05)
+        if fault in (TcpFault.SILENT, TcpFault.HALF_SILENT):
+            await self._tcp_ends.wait()
         writer.close()
 
     def _count(self, query: dns.message.Message) -> None:
