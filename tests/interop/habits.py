@@ -103,17 +103,23 @@ class Session:
         return self.reply()
 
 
+def code_of(reply: str) -> str:
+    return reply if reply in ("silence", "closed") else reply[:3]
+
+
 def behind_the_dot(extra: str) -> str:
     """Two messages, the envelope of the second in one write with the end of the first: the codes of its replies."""
     with Session() as session:
+        if "PIPELINING" not in session.ehlo:
+            return "PIPELINING is not offered"
         session.write(ENVELOPE + "DATA\r\n")
-        first = [session.reply()[:3] for _ in range(3)]
+        first = [code_of(session.reply()) for _ in range(3)]
         if first != ["250", "250", "354"]:
             return "the first envelope gets " + " ".join(first)
         session.write(BODY + extra + ".\r\n" + ENVELOPE + "DATA\r\n")
         codes = []
         for _ in range(4):
-            codes.append(session.reply(SILENCE_S)[:7].split(" ")[0])
+            codes.append(code_of(session.reply(SILENCE_S)))
             if codes[-1] in ("silence", "closed"):
                 break
         return " ".join(codes)

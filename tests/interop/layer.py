@@ -21,7 +21,7 @@ MODULE_ROOT: Final = Path(__file__).parents[2]
 STORE: Final = Path(os.environ.get("MTA_INTEROP_DIR", MODULE_ROOT / ".interop")).resolve()
 WORK: Final = "/interop"  # where a server finds its working directory
 INSTALL_S: Final = 900
-_BOX: Final = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-euc")
+_BOX: Final = ("unshare", "--mount", "--uts", "--pid", "--fork", "--kill-child", "sh", "-euc")
 
 # $1: the layer to begin with, or nothing. $2: the working directory, or nothing. In $top: up, root.
 _MOUNT = """

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 from tests.interop.layer import WORK, Layer
-from tests.interop.place import HOST_ADDRESS, MAILBOXES, PORT, Place
+from tests.interop.place import HOST, HOST_ADDRESS, MAILBOXES, PORT, Place
 
 START_S = 60.0
 
@@ -128,6 +128,8 @@ class DebianServer(RemoteServer):
         place.write("passwd", "".join(_unix_user(name, 2000 + at) for at, name in enumerate(MAILBOXES)))
         homes = " ".join(f"/home/{name}" for name in MAILBOXES)
         prepare = f"""
+        hostname {HOST}
+        printf '127.0.0.1 localhost\n{HOST_ADDRESS} {HOST} mx\n' > /etc/hosts
         cat {WORK}/passwd >> /etc/passwd
         mkdir -p {homes}
         for home in {homes}; do chown "${{home##*/}}" "$home"; done

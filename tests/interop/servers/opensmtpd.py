@@ -9,22 +9,26 @@ from tests.interop.layer import WORK, Layer
 from tests.interop.place import DOMAIN, HOST, REFUSE, REFUSE_HEADER, Place
 from tests.interop.remote import DebianServer, StoredMessage, mbox_messages
 
-# Speaks the protocol of smtpd-filters(7): lines in, lines out. 0.5 and later: session, then token.
-_FILTER = rf"""#!/usr/bin/awk -f
-BEGIN {{ FS = "|" }}
-/^config\|ready/ {{
-    print "register|filter|smtp-in|data-line"; print "register|filter|smtp-in|commit"; print "register|ready"; fflush()
-}}
-$1 == "filter" && $5 == "data-line" {{
-    line = $0; for (i = 1; i < 8; i++) sub(/^[^|]*\|/, "", line)
-    if (line ~ /^{REFUSE_HEADER}:.*{REFUSE}/) refused[$6] = 1
-    print "filter-dataline|" $6 "|" $7 "|" line; fflush()
-}}
-$1 == "filter" && $5 == "commit" {{
-    if ($6 in refused) {{ delete refused[$6]; print "filter-result|" $6 "|" $7 "|reject|550 5.7.1 Not wanted here" }}
-    else print "filter-result|" $6 "|" $7 "|proceed"
-    fflush()
-}}
+# Speaks the protocol of smtpd-filters(7): lines in, lines out; a line names first the session, then the token.
+_FILTER = rf"""#!/bin/sh
+while IFS= read -r line; do
+    case $line in
+        "config|ready"*)
+            echo "register|filter|smtp-in|data-line"; echo "register|filter|smtp-in|commit"; echo "register|ready" ;;
+        "filter|"*"|smtp-in|data-line|"*)
+            rest=${{line#*|*|*|*|*|}}; session=${{rest%%|*}}; rest=${{rest#*|}}; token=${{rest%%|*}}; text=${{rest#*|}}
+            case $text in "{REFUSE_HEADER}: {REFUSE}"*) refused=$refused,$session ;; esac
+            printf 'filter-dataline|%s|%s|%s\n' "$session" "$token" "$text" ;;
+        "filter|"*"|smtp-in|commit|"*)
+            rest=${{line#*|*|*|*|*|}}; session=${{rest%%|*}}; token=${{rest#*|}}; token=${{token%%|*}}
+            case $refused in
+                *,$session*)
+                    refused=
+                    echo "filter-result|$session|$token|reject|550 5.7.1 Not wanted here" ;;
+                *) echo "filter-result|$session|$token|proceed" ;;
+            esac ;;
+    esac
+done
 """
 
 
@@ -35,13 +39,13 @@ class OpenSmtpd(DebianServer):
     layer: ClassVar = Layer("opensmtpd", ["opensmtpd"])
 
     def script(self, place: Place) -> str:
-        place.write("refuse.awk", _FILTER, mode=0o755)
+        place.write("refuse.sh", _FILTER, mode=0o755)
         place.write(
             "smtpd.conf",
             f"""
 pki here cert "/etc/cert.pem"
 pki here key "/etc/key.pem"
-filter refuse proc-exec "/usr/local/refuse.awk"
+filter refuse proc-exec "/usr/local/refuse.sh"
 table aliases file:/etc/aliases
 listen on 0.0.0.0 hostname {HOST} tls pki here filter refuse
 action "local" mbox alias <aliases>
@@ -51,7 +55,7 @@ match from any for domain "{DOMAIN}" action "local"
         return f"""
         cp {WORK}/smtpd.conf /etc/smtpd.conf
         cp {WORK}/cert.pem {WORK}/key.pem /etc/; chmod 600 /etc/key.pem
-        cp {WORK}/refuse.awk /usr/local/refuse.awk; chmod 755 /usr/local/refuse.awk
+        cp {WORK}/refuse.sh /usr/local/refuse.sh; chmod 755 /usr/local/refuse.sh
         touch /etc/aliases
         rm -rf /var/mail; ln -s {WORK}/mail /var/mail; rm -rf /var/spool/mail; ln -s {WORK}/mail /var/spool/mail
         mkdir -p /var/empty /run/smtpd
