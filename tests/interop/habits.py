@@ -203,4 +203,3 @@ def test_what_it_does_is_written_down(server: RemoteServer, tmp_path: Path) -> N
     for name, what in found.items():
         result.record(server.name, "habits", name, what)
     assert found["EHLO"], f"it does not answer: {found}"
-

@@ -48,7 +48,10 @@ class NpmServer(RemoteServer):
     def install(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "package.json").write_text("{}\n")
-        _run(["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", f"{self.package}@{self.pinned}"], self.folder)
+        _run(
+            ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", f"{self.package}@{self.pinned}"],
+            self.folder,
+        )
 
     def version(self) -> str:
         return f"{json.loads((self.module / 'package.json').read_text())['version']} (npm)"
@@ -72,7 +75,9 @@ class GoServer(RemoteServer):
     def install(self) -> None:
         folder = STORE / "go" / self.name
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "go.mod").write_text("module interop\n\ngo 1.24\n" + "".join(f"replace {one}\n" for one in self.replace))
+        (folder / "go.mod").write_text(
+            "module interop\n\ngo 1.24\n" + "".join(f"replace {one}\n" for one in self.replace)
+        )
         settings = {"GOFLAGS": "-mod=mod", "GOTOOLCHAIN": "local"}
         _run(["go", "get", "-tool", f"{self.package}@{self.pinned}"], folder, **settings)
         self.program.parent.mkdir(parents=True, exist_ok=True)

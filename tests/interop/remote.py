@@ -29,15 +29,13 @@ class StoredMessage(NamedTuple):
 
 
 class RemoteServer(ABC):
-    """A server, how it is installed and run, and what it is known to do.
-
-    ``changes``: what it changes in a message beyond the trace headers that it prepends, in words; empty when nothing.
-    """
+    """A server, how it is installed and run, and how its mailboxes and its log are read."""
 
     name: ClassVar[str]
     title: ClassVar[str]
     how: ClassVar[str]  # what is not as the server comes, in words
     start_s: ClassVar[float] = START_S
+    tls_fails: ClassVar[str] = ""  # why its STARTTLS leads nowhere: its mail goes in the clear, as TLS is opportunistic
 
     @property
     @abstractmethod

@@ -75,7 +75,7 @@ class RemoteWorld(World):
     """As `World`, with a remote server in the place of the sink."""
 
     connections: int = 1
-    tls: bool = False
+    tls_rule: str = "disabled"
     place: Place = field(kw_only=True)
 
     async def __aenter__(self) -> RemoteWorld:
@@ -97,7 +97,7 @@ name = "everything"
 mx = "*"
 scope = "path"
 connections_max = {self.connections}
-tls = "{"verified" if self.tls else "disabled"}"
+tls = "{self.tls_rule}"
 """
         settings = f"""
 [tls]

@@ -14,4 +14,15 @@ from tests.interop.servers.postfix import SERVER as postfix
 from tests.interop.servers.sendmail import SERVER as sendmail
 from tests.interop.servers.smtp_server import SERVER as smtp_server
 
-SERVERS: tuple[RemoteServer, ...] = (postfix, exim, opensmtpd, sendmail, courier, chasquid, maddy, mox, haraka, smtp_server)
+SERVERS: tuple[RemoteServer, ...] = (
+    postfix,
+    exim,
+    opensmtpd,
+    sendmail,
+    courier,
+    chasquid,
+    maddy,
+    mox,
+    haraka,
+    smtp_server,
+)

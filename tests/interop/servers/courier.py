@@ -30,7 +30,9 @@ while (accept(my $client, $server)) {{
 class Courier(DebianServer):
     name: ClassVar = "courier"
     title: ClassVar = "Courier"
-    how: ClassVar = "Debian's configuration for one domain, `esmtpd.pem` with a certificate, a global mail filter that refuses"
+    how: ClassVar = (
+        "Debian's configuration for one domain, `esmtpd.pem` with a certificate, a global mail filter that refuses"
+    )
     layer: ClassVar = Layer("courier", ["courier-mta"])
 
     def script(self, place: Place) -> str:

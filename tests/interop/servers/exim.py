@@ -14,7 +14,7 @@ class Exim(DebianServer):
     name: ClassVar = "exim"
     title: ClassVar = "Exim"
     how: ClassVar = (
-        "Debian's \"internet site\", `MAIN_TLS_ENABLE` with a certificate, a condition of `acl_check_data` that refuses; "
+        'Debian\'s "internet site", `MAIN_TLS_ENABLE` with a certificate, a condition of `acl_check_data` that refuses; '
         "a queue run each 5 s, for it queues what comes after the tenth message of a connection"
     )
     layer: ClassVar = Layer("exim", ["exim4-daemon-heavy"])

@@ -50,7 +50,9 @@ class Haraka(NpmServer):
         place.write("config/plugins", "tls\nmail_from.is_resolvable\nrcpt_to.in_host_list\ninterop\n")
         place.write("config/tls_key.pem", (place.directory / "key.pem").read_text(), mode=0o600)
         place.write("config/tls_cert.pem", (place.directory / "cert.pem").read_text())
-        code = _PLUGIN.replace("USERS", json.dumps(MAILBOXES)).replace("HEADER", REFUSE_HEADER).replace("REFUSE", REFUSE)
+        code = (
+            _PLUGIN.replace("USERS", json.dumps(MAILBOXES)).replace("HEADER", REFUSE_HEADER).replace("REFUSE", REFUSE)
+        )
         place.write("plugins/interop.js", code.replace("MAIL", str(place.mail)))
         return ["node", str(self.module / "bin" / "haraka"), "-c", str(place.directory)]
 

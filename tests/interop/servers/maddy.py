@@ -51,7 +51,9 @@ smtp tcp://0.0.0.0:PORT {
 class Maddy(GoServer):
     name: ClassVar = "maddy"
     title: ClassVar = "maddy"
-    how: ClassVar = "its own `maddy.conf` without submission and IMAP (20 messages a second), a `command` check that refuses"
+    how: ClassVar = (
+        "its own `maddy.conf` without submission and IMAP (20 messages a second), a `command` check that refuses"
+    )
     package: ClassVar = "github.com/foxcpp/maddy/cmd/maddy"
     pinned: ClassVar = "v0.8.1"
     replace: ClassVar = (

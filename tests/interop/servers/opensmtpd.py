@@ -37,6 +37,7 @@ class OpenSmtpd(DebianServer):
     title: ClassVar = "OpenSMTPD"
     how: ClassVar = "its own `smtpd.conf` for one domain, `tls` with a certificate, a filter that refuses at `commit`"
     layer: ClassVar = Layer("opensmtpd", ["opensmtpd"])
+    tls_fails: ClassVar = "6.8.0 and OpenSSL 3 do not go together: each handshake ends with the alert `internal error`"
 
     def script(self, place: Place) -> str:
         place.write("refuse.sh", _FILTER, mode=0o755)

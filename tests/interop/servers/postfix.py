@@ -13,7 +13,7 @@ from tests.interop.remote import DebianServer, StoredMessage, mbox_messages
 class Postfix(DebianServer):
     name: ClassVar = "postfix"
     title: ClassVar = "Postfix"
-    how: ClassVar = "Debian's \"Internet Site\", `smtpd_tls_*` for a certificate, a line of `header_checks` that refuses"
+    how: ClassVar = 'Debian\'s "Internet Site", `smtpd_tls_*` for a certificate, a line of `header_checks` that refuses'
     layer: ClassVar = Layer(
         "postfix",
         ["postfix"],

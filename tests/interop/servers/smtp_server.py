@@ -43,7 +43,9 @@ class SmtpServer(NpmServer):
     def command(self, place: Place) -> list[str]:
         for name in MAILBOXES:
             (place.mail / name / "new").mkdir(parents=True)
-        code = _SERVER.replace("USERS", json.dumps(MAILBOXES)).replace("HEADER", REFUSE_HEADER).replace("REFUSE", REFUSE)
+        code = (
+            _SERVER.replace("USERS", json.dumps(MAILBOXES)).replace("HEADER", REFUSE_HEADER).replace("REFUSE", REFUSE)
+        )
         code = code.replace("MODULE", str(self.module)).replace("HOST", HOST).replace("PORT", str(PORT))
         return ["node", str(place.write("server.js", code))]
 
