@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -42,7 +43,12 @@ def main(arguments: list[str]) -> int:
             except (subprocess.SubprocessError, OSError) as error:
                 print(f"SKIPPED: {server.title} cannot be installed: {error}", file=sys.stderr, flush=True)
     command = [*_NAMESPACE, sys.executable, "-m", "tests.interop", *arguments]
-    return subprocess.run(command, env={**os.environ, INSIDE: "1"}, cwd=MODULE_ROOT, check=False).returncode
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    process = subprocess.Popen(command, env={**os.environ, INSIDE: "1"}, cwd=MODULE_ROOT)
+    try:
+        return process.wait()
+    finally:
+        process.kill()  # it has no ear for other signals; all that runs inside ends with it
 
 
 def _cannot() -> str:

@@ -1,4 +1,4 @@
-"""One delivery to a real server: good, unknown and refused recipients, in one session and in many, in the clear and with TLS.
+"""One delivery to a real server: good, unknown and refused recipients, in one session and in many, plain and by TLS.
 
 Not collected by ``make test``: ``make interop`` runs it, in a network of its own (`tests.interop.__main__`).
 """
@@ -39,8 +39,7 @@ async def test_each_recipient_has_the_outcome_that_the_server_gave_it(
 ) -> None:
     if not server.is_installed:
         pytest.skip(f"{server.name} is not installed")
-    tmp_path.chmod(0o755)
-    place = await asyncio.to_thread(Place.make, tmp_path / "server")
+    place = await asyncio.to_thread(Place.make, tmp_path)
     rule = ("opportunistic" if server.tls_fails else "verified") if tls else "disabled"
     async with RemoteWorld(tmp_path, database, connections=connections, tls_rule=rule, place=place) as world:
         starting = server.running(place)
@@ -182,7 +181,5 @@ def faults(lines: list[asyncpg.Record], stored: list[StoredMessage], found: dict
         told.append(f"{len(invented)} are in mailboxes and not recorded as delivered: {sorted(invented)[:3]}")
     if twice := [name for name, count in copies.items() if count > 1]:
         told.append(f"{len(twice)} are in mailboxes more than once: {sorted(twice)[:3]}")
-    for what in ("same octets", "DKIM verified"):
-        if found[what] != len(stored):
-            told.append(f"{what}: {found[what]} of {len(stored)}; {found['differences']}")
-    return told
+    short = [what for what in ("same octets", "DKIM verified") if found[what] != len(stored)]
+    return told + [f"{what}: {found[what]} of {len(stored)}; {found['differences']}" for what in short]

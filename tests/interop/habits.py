@@ -1,6 +1,6 @@
-"""What a server does where servers differ, asked without the product: plain SMTP over a socket, one command after another.
+"""What a server does where servers differ, asked without the product: plain SMTP over a socket.
 
-What is found here is written down (`tests.interop.result`), not judged: only a server that does not answer at all fails.
+What is found is written down (`tests.interop.result`), not judged: only a server that does not answer fails.
 """
 
 from __future__ import annotations
@@ -187,8 +187,7 @@ def changed_lines(server: RemoteServer, place: Place) -> list[str]:
 def test_what_it_does_is_written_down(server: RemoteServer, tmp_path: Path) -> None:
     if not server.is_installed:
         pytest.skip(f"{server.name} is not installed")
-    tmp_path.chmod(0o755)
-    place = Place.make(tmp_path / "server")
+    place = Place.make(tmp_path)
     refuse = f"{REFUSE_HEADER}: {REFUSE}\r\n\r\nx\r\n"
     with ThreadedNameserver(dns_zones(), port=DNS_PORT), server.running(place):
         with Session() as session:

@@ -1,9 +1,9 @@
 """Debian's packages in a file system of their own: an overlay over this machine's, which is left as it is.
 
-MTAs of a distribution want root, users of their own, fixed paths, and each wants to be the only one. So each is installed
-by ``apt-get`` inside an overlay, in a mount namespace; what that changed is kept as one tar file, the *layer*. A run unpacks
-the layer into memory, lays it over the machine's own file system, and starts the server in there, in a process
-namespace: when its first process is killed, nothing of it is left.
+MTAs of a distribution want root, users of their own, fixed paths, and each wants to be the only one. So each is
+installed by ``apt-get`` inside an overlay, in a mount namespace; what that changed is kept as a tar file, the *layer*.
+A run unpacks the layer into memory, lays it over the machine's own file system, and starts the server in there, in a
+process namespace: when its first process is killed, nothing of it is left.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ class NpmServer(RemoteServer):
 
 
 class GoServer(RemoteServer):
-    """A program of a Go module. ``replace`` as its own go.mod has it, which does not count for those that require it."""
+    """A program of a Go module. ``replace`` as its own go.mod has it: it does not count for who requires it."""
 
     package: ClassVar[str]
     pinned: ClassVar[str]

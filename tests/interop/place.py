@@ -1,7 +1,7 @@
-"""The small internet in which a remote server and the product meet: names, addresses, users, certificates, a working directory.
+"""The small internet in which a remote server and the product meet: names, addresses, users, certificates.
 
-All of it is in a network namespace of the run's own (`tests.interop.__main__`), on its loopback interface: the addresses are
-of RFC 5737, so that the product comes to the server from outside and not from a host that the server trusts.
+All of it is in a network namespace of the run's own (`tests.interop.__main__`), on its loopback interface: the
+addresses are of RFC 5737, so that the product comes from outside and not from a host that the server trusts.
 """
 
 from __future__ import annotations
@@ -63,8 +63,10 @@ class Place:
     directory: Path
 
     @classmethod
-    def make(cls, directory: Path) -> Place:
+    def make(cls, parent: Path) -> Place:
         """With a certificate for `HOST` that ``ca.pem`` vouches for."""
+        parent.chmod(0o755)  # servers have users of their own
+        directory = parent / "server"
         directory.mkdir(mode=0o755)
         place = cls(directory)
         authority = trustme.CA()

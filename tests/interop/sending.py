@@ -54,7 +54,7 @@ def content() -> bytes:
     return json.dumps(
         {
             "sender": f'"Größe & Söhne" <news@{SENDER_DOMAIN}>',
-            "subject": "{{first}}, your Größe: a subject that is long enough to be folded over more than one line of it",
+            "subject": "{{first}}, your Größe: a subject that is long enough to be folded, over two lines",
             "to_name": "{{first}}",
             "text": TEXT,
             "html": HTML,
@@ -64,7 +64,7 @@ def content() -> bytes:
 
 
 def recipients() -> list[tuple[str, list[str]]]:
-    """(local part, values): good and unknown ones in turns, and in the middle of them one that is refused at the dot."""
+    """(local part, values): good and unknown ones in turns, and amidst them one that is refused at the dot."""
     mixed = list(itertools.chain.from_iterable(zip(USERS, UNKNOWN, strict=True)))
     mixed.insert(len(mixed) // 2 + 1, REFUSED)
     return [(name, [f"Ämilie {name}", REFUSE if name == REFUSED else "accept"]) for name in mixed]

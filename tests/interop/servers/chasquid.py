@@ -9,13 +9,16 @@ from tests.interop.layer import WORK, Layer
 from tests.interop.place import DOMAIN, HOST, MAILBOXES, PORT, REFUSE, REFUSE_HEADER, Place
 from tests.interop.remote import DebianServer, StoredMessage, maildir_messages
 
+# A user has a password; nobody logs in with this one.
+_PASSWORD = 'scrypt: { logN: 14 r: 8 p: 1 keyLen: 32 salt: "x" encrypted: "x" }'
+
 
 class Chasquid(DebianServer):
     name: ClassVar = "chasquid"
     title: ClassVar = "chasquid"
     how: ClassVar = (
-        "its own configuration (it does not start without a certificate), a `post-data` hook that refuses, an MDA that writes "
-        "what it is given to a file"
+        "its own configuration (it does not start without a certificate), a `post-data` hook that refuses, an MDA that "
+        "writes what it is given to a file"
     )
     layer: ClassVar = Layer("chasquid", ["chasquid"])
 
@@ -45,7 +48,7 @@ mail_log_path: "<stdout>"
         cp {WORK}/cert.pem /etc/chasquid/certs/{HOST}/fullchain.pem
         cp {WORK}/key.pem /etc/chasquid/certs/{HOST}/privkey.pem
         while read user; do
-            printf 'users: {{ key: "%s" value: {{ scrypt: {{ logN: 14 r: 8 p: 1 keyLen: 32 salt: "x" encrypted: "x" }} }} }}\\n' "$user"
+            printf 'users: {{ key: "%s" value: {{ {_PASSWORD} }} }}\\n' "$user"
             mkdir -p "{WORK}/mail/$user/new"
         done < {WORK}/users > /etc/chasquid/domains/{DOMAIN}/users
         exec chasquid

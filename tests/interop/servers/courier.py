@@ -41,14 +41,16 @@ class Courier(DebianServer):
         echo {HOST} > /etc/courier/me
         printf 'localhost\\n{HOST}\\n{DOMAIN}\\n' > /etc/courier/locals
         printf '{DOMAIN}\\n' > /etc/courier/esmtpacceptmailfor.dir/{DOMAIN}
-        cp {WORK}/both.pem /etc/courier/esmtpd.pem; chown courier /etc/courier/esmtpd.pem; chmod 600 /etc/courier/esmtpd.pem
+        cp {WORK}/both.pem /etc/courier/esmtpd.pem
+        chown courier /etc/courier/esmtpd.pem; chmod 600 /etc/courier/esmtpd.pem
         for home in /home/good* /home/picky; do
             user=${{home##*/}}; mkdir {WORK}/mail/$user; chown $user {WORK}/mail/$user; rm -rf $home
             ln -s {WORK}/mail/$user $home; setpriv --reuid $user --clear-groups maildirmake {WORK}/mail/$user/Maildir
         done
         mkdir -p /run/courier/authdaemon; chown root:courier /run/courier; chown courier:courier /run/courier/authdaemon
         chmod 775 /run/courier; chmod 750 /run/courier/authdaemon
-        cp {WORK}/refuse /usr/lib/courier/filters/refuse; ln -sf /usr/lib/courier/filters/refuse /etc/courier/filters/active/refuse
+        cp {WORK}/refuse /usr/lib/courier/filters/refuse
+        ln -sf /usr/lib/courier/filters/refuse /etc/courier/filters/active/refuse
         makesmtpaccess; makeacceptmailfor; makehosteddomains; makealiases
         authdaemond start; courierfilter start; courier start; sleep 1; esmtpd start
         exec sleep infinity

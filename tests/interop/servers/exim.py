@@ -14,8 +14,8 @@ class Exim(DebianServer):
     name: ClassVar = "exim"
     title: ClassVar = "Exim"
     how: ClassVar = (
-        'Debian\'s "internet site", `MAIN_TLS_ENABLE` with a certificate, a condition of `acl_check_data` that refuses; '
-        "a queue run each 5 s, for it queues what comes after the tenth message of a connection"
+        'Debian\'s "internet site", `MAIN_TLS_ENABLE` with a certificate, a condition of `acl_check_data` that '
+        "refuses; a queue run each 5 s, for it queues what comes after the tenth message of a connection"
     )
     layer: ClassVar = Layer("exim", ["exim4-daemon-heavy"])
 
@@ -53,7 +53,7 @@ CHECK_DATA_LOCAL_ACL_FILE = /etc/exim4/refuse
         )
         return f"""
         echo {HOST} > /etc/mailname
-        cp {WORK}/update-exim4.conf.conf {WORK}/exim4.conf.localmacros {WORK}/refuse {WORK}/cert.pem {WORK}/key.pem /etc/exim4/
+        cd {WORK}; cp update-exim4.conf.conf exim4.conf.localmacros refuse cert.pem key.pem /etc/exim4/
         chown Debian-exim /etc/exim4/key.pem
         rm -rf /var/mail; ln -s {WORK}/mail /var/mail
         mkdir -p /run/exim4 && chown Debian-exim: /run/exim4

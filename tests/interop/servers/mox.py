@@ -46,8 +46,8 @@ class Mox(GoServer):
     name: ClassVar = "mox"
     title: ClassVar = "mox"
     how: ClassVar = (
-        "a configuration with one listener and `FirstTimeSenderDelay: 1ms` (15 s by default); no junk filter; it refuses at "
-        "the dot for an account without room"
+        "a configuration with one listener and `FirstTimeSenderDelay: 1ms` (15 s by default); no junk filter; it "
+        "refuses at the dot for an account without room"
     )
     package: ClassVar = "github.com/mjl-/mox"
     pinned: ClassVar = "v0.0.15"
@@ -58,7 +58,8 @@ class Mox(GoServer):
         place.write(
             "config/domains.conf",
             f"Domains:\n\t{DOMAIN}: nil\nAccounts:\n\tall:\n\t\tDomain: {DOMAIN}\n\t\tDestinations:\n{boxes}"
-            f"\tfull:\n\t\tDomain: {DOMAIN}\n\t\tQuotaMessageSize: 1\n\t\tDestinations:\n\t\t\t{REFUSED}@{DOMAIN}: nil\n",
+            f"\tfull:\n\t\tDomain: {DOMAIN}\n\t\tQuotaMessageSize: 1\n\t\tDestinations:\n"
+            f"\t\t\t{REFUSED}@{DOMAIN}: nil\n",
         )
         (place.directory / "data").mkdir()
         return [str(self.program), "-config", str(config), "serve"]

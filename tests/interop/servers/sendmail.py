@@ -13,7 +13,10 @@ from tests.interop.remote import DebianServer, StoredMessage, mbox_messages
 class Sendmail(DebianServer):
     name: ClassVar = "sendmail"
     title: ClassVar = "sendmail"
-    how: ClassVar = "Debian's `sendmail.mc`, listening on all addresses, `confSERVER_CERT` with a certificate, a header check that refuses"
+    how: ClassVar = (
+        "Debian's `sendmail.mc`, listening on all addresses, a certificate in `confSERVER_CERT`, a header check that "
+        "refuses"
+    )
     layer: ClassVar = Layer("sendmail", ["sendmail-bin", "sendmail", "procmail"])
 
     def script(self, place: Place) -> str:

@@ -18,7 +18,9 @@ const users = new Set(USERS)
 const refusal = (code, text) => Object.assign(new Error(text), { responseCode: code })
 new SMTPServer({
   name: 'HOST', authOptional: true, key: fs.readFileSync('key.pem'), cert: fs.readFileSync('cert.pem'),
-  onRcptTo: (to, session, done) => done(users.has(to.address.split('@')[0]) ? null : refusal(550, '5.1.1 No such user')),
+  onRcptTo: (to, session, done) => {
+    done(users.has(to.address.split('@')[0]) ? null : refusal(550, '5.1.1 No such user'))
+  },
   onData: (stream, session, done) => {
     const chunks = []
     stream.on('data', chunk => chunks.push(chunk))
