@@ -35,6 +35,7 @@ class RemoteServer(ABC):
     title: ClassVar[str]
     how: ClassVar[str]  # what is not as the server comes, in words
     start_s: ClassVar[float] = START_S
+    rewrites: ClassVar[str] = ""  # what it changes in messages, so that their signatures break; `original` undoes it
     tls_fails: ClassVar[str] = ""  # why its STARTTLS leads nowhere: its mail goes in the clear, as TLS is opportunistic
 
     @property
@@ -64,7 +65,7 @@ class RemoteServer(ABC):
         return {"PATH": os.environ["PATH"], "HOME": str(place.directory), "LANG": "C.UTF-8"}
 
     def original(self, octets: bytes) -> bytes:
-        """Takes back what the format of the mailbox is known to change; see the document."""
+        """Takes back what it is known to change in messages (``rewrites``)."""
         return octets
 
     @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import ClassVar
 
@@ -34,6 +35,7 @@ class Courier(DebianServer):
         "Debian's configuration for one domain, `esmtpd.pem` with a certificate, a global mail filter that refuses"
     )
     layer: ClassVar = Layer("courier", ["courier-mta"])
+    rewrites: ClassVar = "puts quotes around encoded words in the names of From and To"
 
     def script(self, place: Place) -> str:
         place.write("refuse", _FILTER, mode=0o755)
@@ -58,6 +60,10 @@ class Courier(DebianServer):
 
     def stored(self, place: Place) -> Iterator[StoredMessage]:
         return maildir_messages(place.mail, "Maildir")
+
+    def original(self, octets: bytes) -> bytes:
+        head, mark, body = octets.partition(b"\r\n\r\n")
+        return re.sub(rb'"(=\?[^"]*\?=)"', rb"\1", head) + mark + body
 
 
 SERVER = Courier()
