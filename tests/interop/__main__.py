@@ -65,6 +65,7 @@ def _run_inside(arguments: list[str]) -> int:
     for address in ADDRESSES:
         subprocess.run(["ip", "address", "add", f"{address}/32", "dev", "lo"], check=True)
     with tempfile.TemporaryDirectory(prefix="mta-interop-") as folder:
+        Path(folder).chmod(0o755)  # servers have users of their own
         resolver = Path(folder, "resolv.conf")
         resolver.write_text("nameserver 127.0.0.1\noptions timeout:2 attempts:1\n")
         subprocess.run(["mount", "--bind", resolver, os.path.realpath("/etc/resolv.conf")], check=True)

@@ -142,6 +142,8 @@ def count_until_refused(command: str, most: int, good: str) -> str:
         for count in range(most):
             answer = session.ask(command.format(count))
             if answer[:1] != good:
+                if answer == "silence":
+                    answer = f"no reply within {REPLY_S:.0f} s"
                 return f"{count} times, then {answer[:120]}"
         return f"{most} times, in {time.monotonic() - began:.1f} s"
 

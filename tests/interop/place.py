@@ -65,7 +65,8 @@ class Place:
     @classmethod
     def make(cls, parent: Path) -> Place:
         """With a certificate for `HOST` that ``ca.pem`` vouches for."""
-        parent.chmod(0o755)  # servers have users of their own
+        for folder in (parent, parent.parent):
+            folder.chmod(0o755)  # servers have users of their own
         directory = parent / "server"
         directory.mkdir(mode=0o755)
         place = cls(directory)

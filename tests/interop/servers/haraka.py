@@ -47,7 +47,7 @@ class Haraka(NpmServer):
         place.write("config/smtp.ini", f"listen=0.0.0.0:{PORT}\n")
         place.write("config/me", f"{HOST}\n")
         place.write("config/host_list", f"{DOMAIN}\n")
-        place.write("config/plugins", "tls\nmail_from.is_resolvable\nrcpt_to.in_host_list\ninterop\n")
+        place.write("config/plugins", "tls\nmail_from.is_resolvable\ninterop\nrcpt_to.in_host_list\n")
         place.write("config/tls_key.pem", (place.directory / "key.pem").read_text(), mode=0o600)
         place.write("config/tls_cert.pem", (place.directory / "cert.pem").read_text())
         code = (
