@@ -32,7 +32,8 @@ class Courier(DebianServer):
     name: ClassVar = "courier"
     title: ClassVar = "Courier"
     how: ClassVar = (
-        "Debian's configuration for one domain, `esmtpd.pem` with a certificate, a global mail filter that refuses"
+        "Debian's configuration for one domain, a certificate in `esmtpd.pem`, a global filter that refuses; `TARPIT=0`, "
+        "for else it answers each unknown recipient of a session twice as late as the one before: after 8 s, 16 s, 32 s"
     )
     layer: ClassVar = Layer("courier", ["courier-mta"])
     rewrites: ClassVar = "puts quotes around encoded words in the names of From and To"
@@ -53,6 +54,7 @@ class Courier(DebianServer):
         chmod 775 /run/courier; chmod 750 /run/courier/authdaemon
         cp {WORK}/refuse /usr/lib/courier/filters/refuse
         ln -sf /usr/lib/courier/filters/refuse /etc/courier/filters/active/refuse
+        sed -i 's/^TARPIT=.*/TARPIT=0/' /etc/courier/esmtpd
         makesmtpaccess; makeacceptmailfor; makehosteddomains; makealiases
         authdaemond start; courierfilter start; courier start; sleep 1; esmtpd start
         exec sleep infinity
