@@ -36,7 +36,7 @@ class Courier(DebianServer):
         "`TARPIT=0`, for else it answers each unknown recipient of a session twice as late as the one before: after 8 s, 16 s, 32 s"
     )
     layer: ClassVar = Layer("courier", ["courier-mta"])
-    rewrites: ClassVar = "puts quotes around encoded words in the names of From and To"
+    rewrites: ClassVar = "puts quotes around a name that is an encoded word and begins with an encoded character"
 
     def script(self, place: Place) -> str:
         place.write("refuse", _FILTER, mode=0o755)
