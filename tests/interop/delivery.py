@@ -24,13 +24,12 @@ from tests.interop.servers import SERVERS
 from tests.support.keys import ed25519_signer, is_verified, records, rsa_signer
 from tests.support.postgres import Database
 
-WAIT_S = 45.0  # for 81 outcomes of a server on this machine
 MANY = 8
 RECEIVED = re.compile(rb"^Received:[^\r\n]*\r\n(?:[ \t][^\r\n]*\r\n)*", re.MULTILINE)
 TRACE_HEADERS = re.compile(rb"(?:[A-Za-z][A-Za-z0-9-]*:[^\r\n]*\r\n(?:[ \t][^\r\n]*\r\n)*)*")
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("connections", [1, MANY], ids=["one session", "many sessions"])
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
 @pytest.mark.parametrize("server", SERVERS, ids=lambda server: server.name)
@@ -49,7 +48,7 @@ async def test_each_recipient_has_the_outcome_that_the_server_gave_it(
             await node.start()
             began = time.monotonic()
             sent = await world.send()
-            lines = await world.outcomes(sent, WAIT_S)
+            lines = await world.outcomes(sent, server.outcomes_s)
             took_s = time.monotonic() - began
             is_complete = len({line["address"] for line in lines}) == len(recipients())
             await (node.stop() if is_complete else node.kill())  # a drain would wait for what the server owes
@@ -162,7 +161,7 @@ def faults(
     attempts = Counter(line["address"].partition("@")[0] for line in lines)
     expected = {*USERS, *UNKNOWN, REFUSED}
     if silent := expected - attempts.keys():
-        told.append(f"{len(silent)} of {len(expected)} recipients have no outcome after {WAIT_S:.0f} s")
+        told.append(f"{len(silent)} of {len(expected)} recipients have no outcome")
     if repeated := [name for name, count in attempts.items() if count > 1]:
         told.append(f"{len(repeated)} recipients have more than one line in the log, such as {sorted(repeated)[:3]}")
     for line in lines:

@@ -109,10 +109,11 @@ def code_of(reply: str) -> str:
 
 def behind_the_dot(extra: str) -> str:
     """Two messages, the envelope of the second in one write with the end of the first: the codes of its replies."""
+    first_envelope = ENVELOPE.replace(USERS[0], REFUSED) if REFUSE in extra else ENVELOPE
     with Session() as session:
         if "PIPELINING" not in session.ehlo:
             return "PIPELINING is not offered"
-        session.write(ENVELOPE + "DATA\r\n")
+        session.write(first_envelope + "DATA\r\n")
         first = [code_of(session.reply()) for _ in range(3)]
         if first != ["250", "250", "354"]:
             return "the first envelope gets " + " ".join(first)

@@ -35,6 +35,7 @@ class RemoteServer(ABC):
     title: ClassVar[str]
     how: ClassVar[str]  # what is not as the server comes, in words
     start_s: ClassVar[float] = START_S
+    outcomes_s: ClassVar[float] = 45.0  # within which a session has its outcomes for all recipients
     rewrites: ClassVar[str] = ""  # what it changes in messages, so that their signatures break; `original` undoes it
     tls_fails: ClassVar[str] = ""  # why its STARTTLS leads nowhere: its mail goes in the clear, as TLS is opportunistic
 
