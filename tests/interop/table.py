@@ -40,7 +40,7 @@ def deliveries_table(results: Mapping[str, Any]) -> str:
         if (entry := results.get(server.name)) and "runs" in entry:
             cells = [_run_cell(entry["runs"].get(name)) for name in RUNS]
             trace = sorted({header for run in entry["runs"].values() for header in run["prepended"]})
-            rows.append([entry["title"], entry["version"], entry["date"], *cells, ", ".join(trace)])
+            rows.append([server.title, entry["version"], entry["date"], *cells, ", ".join(trace)])
     return _table(["server", "version", "date", *RUNS, "prepended"], rows)
 
 
@@ -68,7 +68,7 @@ def habits_table(results: Mapping[str, Any]) -> str:
             words = [line[4:].split(" ")[0].partition("=")[0] for line in habits["EHLO"]]
             rows.append(
                 [
-                    entry["title"],
+                    server.title,
                     ", ".join(word for word in words if word.upper() not in _USUAL) or "none of these",
                     *(
                         _code(habits[name])

@@ -32,8 +32,7 @@ class Courier(DebianServer):
     name: ClassVar = "courier"
     title: ClassVar = "Courier"
     how: ClassVar = (
-        "Debian's configuration for one domain, a certificate in `esmtpd.pem`, a global filter that refuses; `TARPIT=0`: "
-        "else it answers each unknown recipient of a session twice as late as the one before, after 8 s, 16 s, 32 s"
+        "Debian's configuration for one domain, a certificate in `esmtpd.pem`, a global filter that refuses; `TARPIT=0`"
     )
     layer: ClassVar = Layer("courier", ["courier-mta"])
     rewrites: ClassVar = "puts quotes around a name that is an encoded word and begins with an encoded character"
