@@ -18,7 +18,7 @@ COMPILE := $(UV) pip compile pyproject.toml --generate-hashes --no-emit-index-ur
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup compile demo test lint bench wheel lock clean
+.PHONY: help setup compile demo test lint bench interop wheel lock clean
 
 help: ## Say what each target does
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -64,6 +64,9 @@ bench: setup ## Measure this machine, every scenario: a quarter of an hour; BENC
 	$(BIN)/python -m bench all --scale $(BENCH_SCALE) --json-out bench.json
 	$(BIN)/python -m bench picture bench.json bench.svg
 
+interop: setup ## Deliver to real mail servers, SERVERS="postfix mox" or all ten: needs root on Linux, takes a quarter of an hour
+	$(BIN)/python -m tests.interop $(SERVERS)
+
 wheel: setup ## Build dist/mta-*.whl for a node, compiled where this checkout is
 	MTA_COMPILE=$$(ls mta/compiled__mypyc* >/dev/null 2>&1 && echo 1 || echo 0) \
 	  $(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
@@ -73,6 +76,6 @@ lock: ## Resolve pyproject.toml anew into requirements/ (needs uv)
 	$(COMPILE) --upgrade --extra dev -o requirements/dev.lock
 
 clean: ## Remove all that the other targets made, .venv/ too
-	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .grimp_cache *.egg-info
+	rm -rf .venv .interop build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .grimp_cache *.egg-info
 	find mta -name '*.so' -delete
 	find mta bench tests -name __pycache__ -prune -exec rm -rf {} +
