@@ -39,6 +39,7 @@ COMPILED = (
     "mta/traffic/limit.py",
     "mta/traffic/counters.py",
     "mta/traffic/sessions.py",
+    "mta/traffic/reach.py",
     "mta/traffic/ready.py",
     "mta/traffic/lanes.py",
     "mta/traffic/surplus.py",

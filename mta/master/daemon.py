@@ -584,5 +584,7 @@ def _schedule(rules: RuleSet, settings: Settings, unix_offset_s: float) -> Sched
         settings.children.sessions_max,
         settings.master.ready_per_site_max,
         settings.master.ready_recipients_max,
+        addresses_per_attempt_max=settings.smtp.addresses_per_attempt_max,
+        sessions_per_attempt_max=settings.smtp.sessions_per_attempt_max,
     )
     return Schedule(rules, bounds, unix_offset_s=unix_offset_s, shuffle=random.SystemRandom().shuffle)

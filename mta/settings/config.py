@@ -102,6 +102,8 @@ class SmtpSettings(msgspec.Struct, frozen=True):
     """How MX hosts are reached."""
 
     port: Annotated[int, _between(1, 65_535)] = 25
+    addresses_per_attempt_max: Annotated[int, _between(2, 64)] = 5  # RFC 5321 §5.1: two at least
+    sessions_per_attempt_max: Annotated[int, _between(1, 64)] = 2
 
 
 class FailureSettings(msgspec.Struct, frozen=True):

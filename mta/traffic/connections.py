@@ -31,7 +31,11 @@ _NEVER: Final = NextMx.NEVER
 _WHEN_FULL: Final = NextMx.WHEN_FULL
 
 NO_HOP: Final = Wait(WaitReason.NO_EGRESS, math.inf, "no address of the site can be reached from this egress")
+ATTEMPT_SPENT: Final = Wait(
+    WaitReason.BACKOFF, math.inf, "as many addresses failed as are tried in one attempt; others are tried in the next"
+)
 BUSY: Final = Wait(WaitReason.WINDOW, math.inf, "its sessions are busy")
+OPENING: Final = Wait(WaitReason.WINDOW, math.inf, "more sessions are opened when those that are being opened answer")
 NO_CAPACITY: Final = Wait(WaitReason.SESSIONS, math.inf, "all sessions of all children are in use")
 
 
@@ -81,6 +85,10 @@ class Connections:
             return session
         if not group.wants_session(waiting):
             return BUSY
+        slots = group.reach.slots
+        if not slots.is_open(now_s):
+            gates.append(slots)
+            return OPENING
         hop = self._best_hop(group, now_s, gates, size_bytes)
         if not isinstance(hop, Hop):
             # A server that refuses more connections than it has is busy, not failing.
@@ -153,21 +161,33 @@ class Connections:
         failing: Wait | None = None
         full: Wait | None = None
         full_preference = 0
+        spare: Hop | None = None
         next_mx = next_mx_of(group.hops)
+        budget = group.reach.budget
+        is_tight = len(budget.tried) > 0
+        is_spent = budget.is_spent
+        if is_spent:
+            gates.append(budget)
         for hop in group.hops:
             if next_mx is _NEVER and hop.preference > group.hops[0].preference:
                 break
             if full is not None and hop.preference > full_preference and next_mx is not _WHEN_FULL:
                 break
+            if is_spent and hop.peer not in budget.tried:
+                failing = failing or ATTEMPT_SPENT
+                continue
             wait = self._why_not(hop, now_s, gates, size_bytes)
             if wait is None:
-                return hop
+                if not (is_tight and budget.is_used_up_by(hop.mx_host, hop.peer)):
+                    return hop
+                spare = spare or hop
+                continue
             if wait.reason is _BACKOFF or hop.path.suspended_until_s > now_s:
                 if failing is None or wait.until < failing.until:
                     failing = wait
             elif full is None or wait.until < full.until:
                 full, full_preference = wait, hop.preference
-        return full or failing or NO_HOP
+        return spare or full or failing or NO_HOP
 
     def _why_not(self, hop: Hop, now_s: float, gates: list[Gate], size_bytes: int) -> Wait | None:
         """What keeps a session from being opened by this hop now."""
@@ -227,6 +247,7 @@ class Connections:
             hop.path.trials += 1
         group.sessions += 1
         group.usable += 1
+        group.reach.slots.opening += 1
         if not group.is_moving(now_s):
             group.moved_s = now_s
         if len(group.hops) > 1:
@@ -290,6 +311,11 @@ class Connections:
             session.opened_s = now_s
             session.begin_measuring(now_s)
             group = session.group
+            slots = group.reach.slots
+            slots.opening -= 1
+            slots.opened += 1
+            slots.has_answered = True
+            self._turns.wake(slots)
             took_s = now_s - session.ordered_s
             group.open_s = took_s if not group.open_s else 0.8 * group.open_s + 0.2 * took_s
 
@@ -341,6 +367,9 @@ class Connections:
         session.measure(attempted, now_s, WINDOW_BATCHES * self._bounds.batch_recipients)
         session.group.moved_s = now_s
         session.progress += attempted
+        reach = session.group.reach
+        if reach.begin_anew():
+            self._turns.wake(reach.budget)
         if session.progress == attempted:
             session.group.proven += not session.is_closing
             path = session.path
@@ -369,12 +398,19 @@ class Connections:
             self._leave_rooms(session)
             path = session.hop.path
             self._end_trial(session)
+            reach = session.group.reach
+            was_opened = session.opened_s < math.inf
+            if was_opened:
+                reach.slots.opened -= 1
+            else:
+                reach.slots.opening -= 1
             if failure and session.progress == 0:
+                reach.failed(session.hop.mx_host, session.hop.peer, was_opened=was_opened)
                 path.last_failure = failure
                 until_s = path.backoff.failed(now_s)
                 if path.waiting:
                     self._turns.alarms.set(path, until_s)
-            for gate in (*session.rooms, path, session.group):
+            for gate in (*session.rooms, path, session.group, reach.slots):
                 self._turns.wake(gate)
             session.is_over = True
             if session.in_flight:

@@ -14,6 +14,7 @@ from mta.traffic.counters import Counters, Limit, Path, Room
 from mta.traffic.gates import Gate
 from mta.traffic.limit import Idle
 from mta.traffic.quota import Quota
+from mta.traffic.reach import SiteReach
 from mta.traffic.rules import NextMx, Rule, RuleSet, Tls
 
 # A session is given as much as it can send in this time, so that a slow server holds few recipients and a
@@ -320,15 +321,17 @@ class Group(Gate):
         "moved_s",
         "open_s",
         "proven",
+        "reach",
         "rules_version",
         "sessions",
         "site",
         "usable",
     )
 
-    def __init__(self, site: Site, egress: Egress, domain_class: str = "") -> None:
+    def __init__(self, site: Site, egress: Egress, reach: SiteReach, domain_class: str = "") -> None:
         super().__init__()
         self.site = site
+        self.reach = reach
         self.domain_class = domain_class
         self.egress = egress
         self.hops: list[Hop] = []
