@@ -44,6 +44,8 @@ COMPILED = (
     "mta/traffic/lanes.py",
     "mta/traffic/surplus.py",
     "mta/traffic/actions.py",
+    "mta/traffic/waits.py",
+    "mta/traffic/host_sessions.py",
     "mta/traffic/connections.py",
     "mta/traffic/schedule.py",
     "mta/simulation/dice.py",

@@ -41,6 +41,7 @@ _KEYS: Final = {
 _EVENTS: Final = {
     WaitReason.DNS: "when the resolver answers",
     WaitReason.RULE_CONNECTIONS: "when one of the open connections ends",
+    WaitReason.HOST_CONNECTIONS: "when one of the open connections ends",
     WaitReason.RULE_CONNECTION_RATE: "when it is known what became of the connections that are being opened",
     WaitReason.RULE_MESSAGES: "when messages under way are reported",
     WaitReason.RULE_MESSAGES_PER_HOUR: "when messages under way are reported",

@@ -136,6 +136,16 @@ class Room(Gate):
         self._idle.leave(idle)
 
 
+class HostRoom(Room):
+    """The connections that a host takes at a time from one egress, as was learnt (`mta.traffic.host_facts`)."""
+
+    __slots__ = ("host",)
+
+    def __init__(self, host: str, sessions_max: int) -> None:
+        super().__init__(sessions_max)
+        self.host = host
+
+
 class Limit(Room):
     """All that one rule (or provider, or plan) bounds in one scope.
 

@@ -38,6 +38,19 @@ class OpeningSlots(Gate):
     def is_open(self, now_s: float) -> bool:
         return self.opening < self.most
 
+    def answered(self) -> None:
+        """The server has greeted one of them."""
+        self.opening -= 1
+        self.opened += 1
+        self.has_answered = True
+
+    def ended(self, *, was_opened: bool) -> None:
+        """One is over, or could not be opened."""
+        if was_opened:
+            self.opened -= 1
+        else:
+            self.opening -= 1
+
 
 class AttemptBudget(Gate):
     """The addresses of a site that failed since it last took a message. When they are enough, no other is tried."""

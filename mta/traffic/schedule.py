@@ -20,16 +20,19 @@ from mta.model.site import Site
 from mta.model.waiting import SOONEST_FIRST, Wait, WaitReason
 from mta.traffic import surplus
 from mta.traffic.actions import Action, Bounds, CloseSession, GiveBack, HandOut, OpenSession
-from mta.traffic.connections import NO_HOP, OPENING, Connections
+from mta.traffic.connections import Connections
 from mta.traffic.counters import Counters, Held, Limit, counts_bytes
 from mta.traffic.effects import Effect, Target
 from mta.traffic.egress import EgressChooser
 from mta.traffic.gates import Gate, Turns
+from mta.traffic.host_facts import HostFacts, Learnt
+from mta.traffic.host_sessions import connections_beside
 from mta.traffic.lanes import Lane, LaneKey, Look
 from mta.traffic.reach import SiteReach
 from mta.traffic.ready import Run, Stream
 from mta.traffic.rules import Rule, RuleSet
 from mta.traffic.sessions import STALL_S, Group, Session, find_hops
+from mta.traffic.waits import NO_HOP, OPENING
 
 __all__ = ["Action", "Bounds", "CloseSession", "GiveBack", "HandOut", "OpenSession", "Schedule"]
 
@@ -38,7 +41,7 @@ PartT = TypeVar("PartT")
 TURNS_PER_CALL: Final = 256  # then the loop lets reports in
 BATCHES_PER_TURN: Final = 16  # of one lane, to sessions that are open and not counted by the hour
 AGE_STEP_S: Final = 1.0  # a lane's recipients are looked at for their age no more often than that
-_BUSY: Final = SOONEST_FIRST[:3]
+_BUSY: Final = SOONEST_FIRST[:4]
 # Local names: an enum member looked up on its class costs more than the comparison it is for.
 _WINDOW: Final = WaitReason.WINDOW
 _WARM_UP: Final = WaitReason.WARM_UP
@@ -423,6 +426,30 @@ class Schedule(Generic[PartT]):
             for group in self._groups.values():
                 if group.site.key in sites or group.egress.name in egresses:
                     self._connections.look_again(group, now_s)
+
+    @property
+    def hosts(self) -> HostFacts:
+        """What was learnt of hosts. Who changes it says so to `follow_hosts`."""
+        return self._counters.hosts
+
+    def follow_hosts(self, hosts: Collection[str], now_s: float) -> None:
+        """What is known of these hosts has changed."""
+        for group in self._groups.values():
+            if any(hop.host in hosts for hop in group.hops):
+                group.rules_version = -1  # its hops are found anew
+                self._turns.wake(group)
+        self._version += 1
+        self._connections.follow_hosts(hosts, now_s)
+
+    def connections_beside(self, session: Session) -> int:
+        """How many connections the host of a session holds besides it, which was refused as one too many."""
+        return connections_beside(session, self._connections.all())
+
+    def take_forgotten(self) -> list[Learnt]:
+        """Facts that sessions did without since this was asked last: they hold no more."""
+        forgotten = self._connections.forgotten
+        self._connections.forgotten = []
+        return forgotten
 
     def suspension(self, group: Group, now_s: float) -> Effect | None:
         """What keeps a site through an egress from being used as a whole."""
