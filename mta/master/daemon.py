@@ -29,6 +29,7 @@ from mta.master.control import Control
 from mta.master.database import closing, connect
 from mta.master.dispatch import Dispatch
 from mta.master.events import Enforcer, EventBook
+from mta.master.host_facts import HostBook
 from mta.master.intake import Intake
 from mta.master.keys import KeyStore
 from mta.master.qualification import Qualification
@@ -40,6 +41,7 @@ from mta.outcomes.writer import Writer
 from mta.queue import nodes, partitions
 from mta.queue.connection import DATABASE_AWAY, Conn
 from mta.queue.events import CHANNEL as EVENTS_CHANNEL
+from mta.queue.host_facts import CHANNEL as HOSTS_CHANNEL
 from mta.queue.installation import verp_key
 from mta.queue.qualified import CHANNEL as TEXTS_CHANNEL
 from mta.queue.rule_sets import CHANNEL as RULES_CHANNEL
@@ -56,6 +58,7 @@ from mta.wire import (
     ChildFrame,
     ChildOptions,
     Committed,
+    HostObserved,
     JournalState,
     MasterFrame,
     Opened,
@@ -221,10 +224,12 @@ class Daemon:
         )
         self.intake.set_rules(rules)
         await self._restore_events(self._writer, unix_offset_s)
+        self.hosts = HostBook(self._pool, self.node.name, self.schedule, unix_offset_s, self.dispatch.wake)
         egress_ids = {egress.id for egress in settings.egresses}
         self._sharing = Sharing(self._pool, self.node, egress_ids, self.schedule, self.dispatch.wake)
         async with self._pool.acquire() as conn:
             await self._sharing.begin(conn)
+            await self.hosts.restore(conn)
         self._is_prepared = True
 
     async def _restore_events(self, writer: Writer, unix_offset_s: float) -> None:
@@ -289,6 +294,7 @@ class Daemon:
                 tasks.create_task(self._bury(), name="bury"),
                 tasks.create_task(self._raise_fault(), name="fault"),
                 tasks.create_task(self.events.run(), name="events"),
+                tasks.create_task(self.hosts.run(), name="hosts"),
                 tasks.create_task(self._adapter.run(), name="adaptation"),
                 tasks.create_task(self._sharing.run(), name="sharing"),
                 tasks.create_task(self._rulebook.run(self._pool), name="rules"),
@@ -486,6 +492,7 @@ class Daemon:
             (EVENTS_CHANNEL, on_events),
             (RULES_CHANNEL, self._rulebook.notify),
             (TEXTS_CHANNEL, on_texts),
+            (HOSTS_CHANNEL, self.hosts.notify),
         )
         conn.add_termination_listener(on_end)
         for channel, listener in listeners:
@@ -514,6 +521,8 @@ class Daemon:
                 self._adapter.not_opened(frame)
                 self.schedule.session_closed(frame.session, now_s, f"{frame.stage}: {frame.cause}")
                 self.dispatch.wake()
+            case HostObserved():
+                self.hosts.observed(frame)
             case JournalState():
                 self._check_hold()
             case SessionClosed():

@@ -83,7 +83,7 @@ class Dispatch:
 
     def _open(self, action: OpenSession) -> int:
         session = action.session
-        hop, egress = session.hop, session.group.egress
+        hop, egress, obeyed = session.hop, session.group.egress, session.obeyed
         child = self._children.living[session.child]
         child.tell(
             Open(
@@ -97,12 +97,14 @@ class Dispatch:
                 source=source_for(egress, hop.peer),
                 helo=hop.rule.helo or egress.helo,
                 tls=session.tls.value,
-                pipelining=hop.rule.pipelining,
-                chunking=hop.rule.chunking,
-                recipients_per_transaction_max=hop.rule.recipients_per_transaction_max,
+                pipelining=hop.rule.pipelining and obeyed.pipelining,
+                chunking=hop.rule.chunking and obeyed.chunking,
+                recipients_per_transaction_max=min(hop.rule.recipients_per_transaction_max, obeyed.recipients_max),
                 timeouts=hop.rule.timeouts,
                 automations=() if self.automations_of is None else self.automations_of(hop.rule),
                 authorities=hop.authorities,
+                pipelines_behind_end=obeyed.pipelines_behind_end,
+                resets_max=obeyed.resets_max,
             )
         )
         self._collector.opened(hop.keys)
