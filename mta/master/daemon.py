@@ -56,6 +56,7 @@ from mta.wire import (
     ChildFrame,
     ChildOptions,
     Committed,
+    Failing,
     JournalState,
     MasterFrame,
     Opened,
@@ -453,8 +454,12 @@ class Daemon:
                 log.info(
                     "child is replaced", child=child.number, messages=health.messages, mbytes=health.rss_bytes >> 20
                 )
-                self.schedule.retire_child(child.number)
-                self.children.drain(child)
+                self._replace(child)
+
+    def _replace(self, child: Child) -> None:
+        """It finishes what it has begun, while another takes its place."""
+        self.schedule.retire_child(child.number)
+        self.children.drain(child)
 
     async def _listen(self) -> None:
         """Wakes the intake on NOTIFY; without it (connection lost) the poll still finds everything."""
@@ -516,6 +521,10 @@ class Daemon:
                 self.dispatch.wake()
             case JournalState():
                 self._check_hold()
+            case Failing():
+                log.error("child has a fault and is replaced", child=child.number, pid=child.pid, cause=frame.cause)
+                self.children.slow_down(child)
+                self._replace(child)
             case SessionClosed():
                 self.schedule.session_closed(frame.session, now_s, frame.cause)
                 self.dispatch.wake()
