@@ -22,7 +22,6 @@ from mta.master import recovery
 from mta.master.adapt import Adapter
 from mta.master.alerts import Alerts
 from mta.master.answers import Answers
-from mta.master.books import LeasedPart
 from mta.master.children import Child, Children, raise_file_limit
 from mta.master.collector import Collector
 from mta.master.control import Control
@@ -35,6 +34,7 @@ from mta.master.keys import KeyStore
 from mta.master.qualification import Qualification
 from mta.master.remains import Remains
 from mta.master.rulebook import Rulebook
+from mta.master.scheduling import make_schedule
 from mta.master.sharing import Sharing
 from mta.outcomes.journal import JournalError, mark_run, remove_run
 from mta.outcomes.writer import Writer
@@ -53,11 +53,11 @@ from mta.telemetry.systemd import notify
 from mta.traffic.limits import DAY_S, HOUR_S
 from mta.traffic.quota import BUCKET_S
 from mta.traffic.rules import RuleSet
-from mta.traffic.schedule import Bounds, Schedule
 from mta.wire import (
     ChildFrame,
     ChildOptions,
     Committed,
+    Failing,
     HostObserved,
     JournalState,
     MasterFrame,
@@ -174,7 +174,7 @@ class Daemon:
             await self._rulebook.begin(conn)
             await self._qualification.begin(conn)
         rules = self._rulebook.rules
-        self.schedule = _schedule(rules, settings, unix_offset_s)
+        self.schedule = make_schedule(rules, settings, unix_offset_s)
         self.collector = Collector(self.schedule, self._on_work)
         self._writer: Writer | None = None
         async with self._pool.acquire() as conn:
@@ -459,8 +459,12 @@ class Daemon:
                 log.info(
                     "child is replaced", child=child.number, messages=health.messages, mbytes=health.rss_bytes >> 20
                 )
-                self.schedule.retire_child(child.number)
-                self.children.drain(child)
+                self._replace(child)
+
+    def _replace(self, child: Child) -> None:
+        """It finishes what it has begun, while another takes its place."""
+        self.schedule.retire_child(child.number)
+        self.children.drain(child)
 
     async def _listen(self) -> None:
         """Wakes the intake on NOTIFY; without it (connection lost) the poll still finds everything."""
@@ -525,6 +529,10 @@ class Daemon:
                 self.hosts.observed(frame)
             case JournalState():
                 self._check_hold()
+            case Failing():
+                log.error("child has a fault and is replaced", child=child.number, pid=child.pid, cause=frame.cause)
+                self.children.slow_down(child)
+                self._replace(child)
             case SessionClosed():
                 self.schedule.session_closed(frame.session, now_s, frame.cause)
                 self.dispatch.wake()
@@ -585,15 +593,3 @@ class Daemon:
                 self.intake.notify()
 
         return settlement, committed
-
-
-def _schedule(rules: RuleSet, settings: Settings, unix_offset_s: float) -> Schedule[LeasedPart]:
-    bounds = Bounds(
-        settings.children.batch_recipients,
-        settings.children.sessions_max,
-        settings.master.ready_per_site_max,
-        settings.master.ready_recipients_max,
-        addresses_per_attempt_max=settings.smtp.addresses_per_attempt_max,
-        sessions_per_attempt_max=settings.smtp.sessions_per_attempt_max,
-    )
-    return Schedule(rules, bounds, unix_offset_s=unix_offset_s, shuffle=random.SystemRandom().shuffle)

@@ -14,6 +14,7 @@ from mta.model.timeouts import SessionTimeouts
 from mta.session.link import Link
 from mta.session.open import SessionTarget, open_session
 from mta.smtp.dialogue import Dialogue, Envelope, Kind, Stage, Verdict
+from mta.smtp.envelope import Observation
 from tests.support.hostile_server import HostileServer, Peer, self_signed, until
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
@@ -33,6 +34,7 @@ class Owner:
     def __init__(self, body: list[bytes]) -> None:
         self._body = body
         self.all: list[Verdict] = []
+        self.observations: list[Observation] = []
         self.cause: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._news = asyncio.Event()
 
@@ -45,8 +47,14 @@ class Owner:
         for envelope in envelopes:
             link.body(envelope.token, self._body, is_transparent=True)
 
+    def observed(self, link: Link, observations: list[Observation]) -> None:
+        self.observations += observations
+
     def closed(self, link: Link, cause: str) -> None:
         self.cause.set_result(cause)
+
+    def faulted(self, link: Link, fault: Exception) -> None:
+        self.cause.set_exception(fault)
 
     @property
     def kinds(self) -> list[Kind]:

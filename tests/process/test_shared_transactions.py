@@ -79,6 +79,12 @@ class Ledger:
     def forget(self, carrier: Carrier) -> None:
         self.carrier = None
 
+    def render_fault(self, letter: Letter, fault: BaseException | None) -> None:
+        raise AssertionError(f"message {letter.number} could not be made") from fault
+
+    def session_fault(self, carrier: Carrier, fault: Exception) -> None:
+        raise fault
+
     def cursor(self, addresses: Sequence[str], delivery: int = TEST, values: Sequence[object] = ()) -> BatchCursor:
         """``values``: instead of a proper one for each recipient."""
         given = values or [["Ann"]] * len(addresses)
