@@ -65,6 +65,7 @@ COMPILED = (
     "mta/dns/transport.py",
     "mta/outcomes/line.py",
     "mta/session/link.py",
+    "mta/child/session_watch.py",
     "mta/child/carrier.py",
     "mta/child/letters.py",
     "mta/child/tally.py",

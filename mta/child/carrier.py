@@ -7,6 +7,7 @@ from collections import deque
 from typing import Final, Protocol
 
 from mta.child.letters import BatchCursor, Letter, LetterFailed
+from mta.child.session_watch import SessionCounts, SessionWatch
 from mta.failure.judge import Judge, judged
 from mta.failure.patterns import REFUSAL_MIN
 from mta.failure.triage import RETURNED, SERVICE_CLOSING, Decision, triage
@@ -40,6 +41,7 @@ class Crew(Protocol):
 
     letters: dict[int, Letter]  # under way, by the token of their envelope and their place in it
     judge: Judge  # says what failures mean
+    watch: SessionWatch  # says which refusals are about the session
 
     @property
     def may_begin(self) -> bool: ...
@@ -71,7 +73,7 @@ class Crew(Protocol):
 class Carrier:
     """Listener of one Link. Its letters are in the worker's table while they are under way."""
 
-    __slots__ = ("_is_closing", "_is_over", "batches", "columns", "link", "opening", "order", "worker")
+    __slots__ = ("_is_closing", "_is_over", "batches", "columns", "counts", "link", "opening", "order", "worker")
 
     def __init__(self, worker: Crew, order: Open) -> None:
         self.worker = worker
@@ -79,6 +81,7 @@ class Carrier:
         self.link: Link | None = None
         self.opening: asyncio.Task[None] | None = None  # kept by the worker
         self.batches: deque[BatchCursor] = deque()
+        self.counts = SessionCounts(order.session, (order.peer, order.port), worker.now_s())
         self.columns = session_columns(order.site, order.mx_host, order.peer, order.egress)
         self._is_closing = False
         self._is_over = False
@@ -227,7 +230,7 @@ class Carrier:
     # --- the link's calls -----------------------------------------------------------------------
 
     def verdicts(self, link: Link, verdicts: list[Verdict]) -> None:
-        worker = self.worker
+        worker, counts = self.worker, self.counts
         refusal: Reply | None = None
         for verdict in verdicts:
             token = verdict.token + verdict.recipient
@@ -239,13 +242,34 @@ class Carrier:
                 refusal = reply
             if verdict.kind is Kind.NOT_ATTEMPTED and letter.segments is not None:
                 decision = RETURNED  # nothing of its content was written
+            elif reply is not None and verdict.kind is Kind.REFUSED and self._is_about_session(verdict, reply, letter):
+                decision = RETURNED  # another session may take it
             else:
                 decision = triage(verdict.kind, verdict.stage, verdict.reply, verdict.cause)
                 if decision.status is not _DELIVERED:
                     decision = worker.judge.complete(decision, verdict.stage, self.order.mx_host)
+                else:
+                    worker.watch.accepted(counts, letter.batch.delivery_id)
+                if decision.status is not None:
+                    counts.decided += 1
             del worker.letters[token]  # not before its decision is made: whatever happens, it is accounted for
             worker.settle(letter, decision)
+        if worker.watch.observed:
+            self._tell_observed()
+        if counts.leaving and not self._is_closing:
+            self.leave(counts.leaving)
         self.feed()
+
+    def _is_about_session(self, verdict: Verdict, reply: Reply, letter: Letter) -> bool:
+        worker = self.worker
+        recipient = (letter.batch.delivery_id, letter.number)
+        return worker.watch.is_about_session(self.counts, verdict.stage, reply, recipient, worker.now_s())
+
+    def _tell_observed(self) -> None:
+        worker = self.worker
+        observed, worker.watch.observed = worker.watch.observed, []
+        for session, fact, value, cause in observed:
+            worker.tell(HostObserved(session, fact, value, cause))
 
     def bodies_due(self, link: Link, envelopes: list[Envelope]) -> None:
         self.worker.bodies_due(self, envelopes)

@@ -26,6 +26,7 @@ import structlog
 
 from mta.child.carrier import Carrier
 from mta.child.letters import BatchCursor, Letter
+from mta.child.session_watch import SessionWatch
 from mta.child.tally import Tally
 from mta.child.templates import Templates
 from mta.failure.judge import Judge
@@ -85,6 +86,7 @@ class Worker(asyncio.Protocol):
         self.unlinked = asyncio.Event()  # the socket to the master is closed
         self.letters: dict[int, Letter] = {}
         self.judge = Judge(Qualifier(()))
+        self.watch = SessionWatch()
         self._splitter = FrameSplitter()
         self._transport: asyncio.Transport | None = None
         self._options: ChildOptions | None = None

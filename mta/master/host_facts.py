@@ -71,7 +71,8 @@ class HostBook:
             return
         value = frame.value
         if frame.fact is HostFact.CONNECTIONS:
-            value = self._schedule.connections_beside(session)  # of all children
+            now_s = asyncio.get_running_loop().time()
+            value = self._schedule.connections_beside(session, now_s)  # of all children
         hop = session.hop
         learnt = self._facts.learn(hop.host, frame.fact, value, frame.cause, hop.mx_host, self._now_unix_s())
         if learnt is None:

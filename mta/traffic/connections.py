@@ -376,6 +376,8 @@ class Connections:
             self._end_trial(session)
             reach = session.group.reach
             reach.slots.ended(was_opened=session.is_opened)
+            if session.is_opened and not session.is_surplus:
+                path.ended_s = now_s
             if session.is_host_trial:
                 self.forgotten += end_trial(session, self._counters, now_s)
             if failure and session.progress == 0 and not (session.is_surplus and session.group.sessions):

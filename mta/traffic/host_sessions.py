@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Final
 
 from mta.traffic.counters import Counters
 from mta.traffic.host_facts import Learnt, overridden
 from mta.traffic.sessions import Hop, Session, count_hop
+
+LINGERS_S: Final = 1.0
 
 
 def obey_facts(session: Session, counters: Counters, now_s: float) -> None:
@@ -40,10 +43,11 @@ def count_again(session: Session, counters: Counters) -> Hop:
     )
 
 
-def connections_beside(session: Session, sessions: Iterable[Session]) -> int:
+def connections_beside(session: Session, sessions: Iterable[Session], now_s: float) -> int:
     """How many connections of its egress its host holds besides this one, which it refused as one too many."""
     session.is_surplus = True
-    held = 0
+    # The host may not have noticed yet that one has ended.
+    held = int(now_s - session.path.ended_s < LINGERS_S)
     for other in sessions:
         if other.is_surplus or other.is_over or not other.is_opened:
             continue

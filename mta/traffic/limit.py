@@ -521,6 +521,7 @@ class Path(Gate):
         "_effects",
         "_unix_offset_s",
         "backoff",
+        "ended_s",
         "is_without_tls",
         "key",
         "last_failure",
@@ -535,6 +536,7 @@ class Path(Gate):
         self._effects: tuple[Effect, ...] = ()
         self.backoff = PathBackoff()
         self.last_failure = ""
+        self.ended_s = -math.inf  # when its last session ended that was open, and none too many
         self.trials = 0  # sessions that try the path after a failure
         self.is_without_tls = False
         self.suspended_until_s = -math.inf  # on the schedule's clock

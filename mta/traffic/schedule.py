@@ -441,9 +441,9 @@ class Schedule(Generic[PartT]):
         self._version += 1
         self._connections.follow_hosts(hosts, now_s)
 
-    def connections_beside(self, session: Session) -> int:
+    def connections_beside(self, session: Session, now_s: float) -> int:
         """How many connections the host of a session holds besides it, which was refused as one too many."""
-        return connections_beside(session, self._connections.all())
+        return connections_beside(session, self._connections.all(), now_s)
 
     def take_forgotten(self) -> list[Learnt]:
         """Facts that sessions did without since this was asked last: they hold no more."""
