@@ -1,9 +1,9 @@
 """Refusals in the midst of a session that are about the session: their recipients go back, and the number is learnt.
 
-A server that takes ten messages a session may answer each further MAIL by 4yz or 5yz, and leave the connection open. None
-of these recipients was attempted: the session ends, they go back uncharged, and a new session carries them on. That a
-session opened afterwards delivers to the same host is the proof that it was a number; then the master is told. Until then
-nothing is learnt.
+A server that takes ten messages a session may answer each further MAIL by 4yz or 5yz, and leave the connection open.
+None of these recipients was attempted: the session ends, they go back uncharged, and a new session carries them on.
+When a session that was opened afterwards delivers to the same host, that proves that it was a number, and the master is
+told. Until then nothing is learnt.
 
 A recipient goes back so at most twice. A session whose first message is refused has a refusal like any other. But where
 one says that there are too many connections, that session ends, and the path rests as after a failure to connect.

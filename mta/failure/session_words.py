@@ -1,7 +1,7 @@
 """Refusals that speak of the session or of the connections, not of a recipient: what their words and codes hint at.
 
-A hint is no proof. Texts are a server's own, and the codes are used for much else: sendmail answers MAIL with "452 4.4.5
-Insufficient disk space" when its disk is full. What the session does, and the next one, decides
+A hint is no proof. Texts are a server's own, and the codes are used for much else: sendmail answers MAIL with
+"452 4.4.5 Insufficient disk space" when its disk is full. What this session and the next one do decides
 (`mta.child.session_watch`).
 """
 
