@@ -99,10 +99,10 @@ class SessionWatch:
             return False
         if fact is None and not _may_be_about_session(session, stage, reply, recipient):
             return False
-        returns = self._returned.pop(recipient, 0) + 1
-        if returns > RETURNS_MAX:
+        returns = self._returned.get(recipient, 0)
+        if returns >= RETURNS_MAX:
             return False
-        self._returned[recipient] = returns
+        self._returned[recipient] = returns + 1
         if len(self._returned) > RETURNED_MAX:
             del self._returned[next(iter(self._returned))]
         if not session.leaving:

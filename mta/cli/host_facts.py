@@ -1,4 +1,4 @@
-"""``mta traffic hosts``: what was learnt of MX hosts, and an operator's word to forget it; and its words for explain."""
+"""``mta traffic hosts``: what was learnt of MX hosts, and an operator's word to forget it."""
 
 from __future__ import annotations
 
