@@ -18,8 +18,8 @@ from mta.smtp.envelope import Stage
 # 421 is not among them: the server closes the session, so all of it goes back anyway (RFC 5321 §3.8).
 _CLOSING: Final = 421
 _STAGES: Final = frozenset({Stage.MAIL, Stage.RCPT, Stage.DATA})
-# RFC 3463: x.4.5 mail system congestion, x.3.2 system not accepting messages; x.7.28 mail flood (RFC 8904 §3 has no
-# number of its own for sessions).
+# x.4.5 is congestion of the mail system, x.3.2 a system that accepts no messages (RFC 3463 §3.5, §3.4); x.7.28 is used
+# for floods of mail. No code is about sessions.
 _HINTS: Final = frozenset({"4.5", "3.2", "7.28"})
 # Of other subjects, however many messages went before: size, mailbox, address of the sender, protocol, content.
 _OTHER_SUBJECTS: Final = ("1.", "2.", "5.", "6.", "3.4", "7.10")

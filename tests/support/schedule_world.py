@@ -424,9 +424,7 @@ class World:
                 is_suspended = session.hop.path.suspended_until_s > self.now_s
                 if session.room() and self._has_credits(session.hop) and not is_suspended:
                     return f"session {session.id}"
-            if not self.schedule._connections._capacity.has_room:
-                continue
-            if not group.reach.slots.is_open(self.now_s):
+            if not (self.schedule._connections._capacity.has_room and group.reach.slots.is_open(self.now_s)):
                 continue
             if any(session.in_flight and not session.is_closing for session in sessions):
                 continue  # one more might not pay; the next report decides
