@@ -22,7 +22,6 @@ from mta.master import recovery
 from mta.master.adapt import Adapter
 from mta.master.alerts import Alerts
 from mta.master.answers import Answers
-from mta.master.books import LeasedPart
 from mta.master.children import Child, Children, raise_file_limit
 from mta.master.collector import Collector
 from mta.master.control import Control
@@ -34,6 +33,7 @@ from mta.master.keys import KeyStore
 from mta.master.qualification import Qualification
 from mta.master.remains import Remains
 from mta.master.rulebook import Rulebook
+from mta.master.schedules import new_schedule
 from mta.master.sharing import Sharing
 from mta.outcomes.journal import JournalError, mark_run, remove_run
 from mta.outcomes.writer import Writer
@@ -51,7 +51,6 @@ from mta.telemetry.systemd import notify
 from mta.traffic.limits import DAY_S, HOUR_S
 from mta.traffic.quota import BUCKET_S
 from mta.traffic.rules import RuleSet
-from mta.traffic.schedule import Bounds, Schedule
 from mta.wire import (
     ChildFrame,
     ChildOptions,
@@ -172,8 +171,8 @@ class Daemon:
             await self._rulebook.begin(conn)
             await self._qualification.begin(conn)
         rules = self._rulebook.rules
-        self.schedule = _schedule(rules, settings, unix_offset_s)
-        self.collector = Collector(self.schedule, self._on_work)
+        self.schedule = new_schedule(rules, settings, unix_offset_s)
+        self.collector = Collector(self.schedule, self._on_work, in_doubt_max=settings.master.in_doubt_max)
         self._writer: Writer | None = None
         async with self._pool.acquire() as conn:
             await partitions.ensure_partitions(conn)
@@ -182,7 +181,9 @@ class Daemon:
         self._lease_until_s = loop.time() + settings.master.lease_s - LEASE_MARGIN_S
         mark_run(self._journal_dir, self.node.id)
         self._remains = Remains(self._journal_dir, self.node.id, self.collector)
-        await recovery.recover_earlier_runs(self._pool, self.node, settings.master.lease_s, self._journal_dir)
+        await recovery.recover_earlier_runs(
+            self._pool, self.node, settings.master.lease_s, self._journal_dir, self._doubt_terms
+        )
         async with self._pool.acquire() as conn:
             await nodes.renew(conn, self.node.id, settings.master.lease_s)
             day_ago = int((time.time() - DAY_S) // BUCKET_S) - 1
@@ -227,6 +228,10 @@ class Daemon:
         async with self._pool.acquire() as conn:
             await self._sharing.begin(conn)
         self._is_prepared = True
+
+    @property
+    def _doubt_terms(self) -> recovery.DoubtTerms:
+        return recovery.DoubtTerms(self._settings.master.in_doubt_max, self._rulebook.rules)
 
     async def _restore_events(self, writer: Writer, unix_offset_s: float) -> None:
         enforcer = Enforcer(self.schedule, self.intake, {egress.id for egress in self._settings.egresses})
@@ -429,7 +434,7 @@ class Daemon:
                 if now_s >= next_look_s:
                     next_look_s = now_s + min(15.0, take_over_after_s / 2)
                     self.schedule.forget_empty(now_s)
-                    await recovery.take_over_dead_nodes(self._pool, self.node, take_over_after_s)
+                    await recovery.take_over_dead_nodes(self._pool, self.node, take_over_after_s, self._doubt_terms)
                 if now_s >= next_hour_s:
                     next_hour_s = now_s + 3600
                     async with self._pool.acquire(timeout=10) as conn:
@@ -585,13 +590,3 @@ class Daemon:
                 self.intake.notify()
 
         return settlement, committed
-
-
-def _schedule(rules: RuleSet, settings: Settings, unix_offset_s: float) -> Schedule[LeasedPart]:
-    bounds = Bounds(
-        settings.children.batch_recipients,
-        settings.children.sessions_max,
-        settings.master.ready_per_site_max,
-        settings.master.ready_recipients_max,
-    )
-    return Schedule(rules, bounds, unix_offset_s=unix_offset_s, shuffle=random.SystemRandom().shuffle)

@@ -411,7 +411,7 @@ class Dialogue(SendCursor):
         ended = self._current
         if ended is not None and ended.disorder is not None:
             self._begin_again(ended, ended.disorder)
-        else:
+        elif ended is not None and not ended.is_unproven:
             self._has_finished = True
         ahead = self._ahead
         if ahead is not None:
@@ -477,6 +477,7 @@ class Dialogue(SendCursor):
             current.disorder_stage = stage
             current.pending = undecided
         else:
+            current.is_unproven = not self._has_finished and is_about_order(reply)
             token = current.envelope.token
             for index in undecided:
                 self.verdicts.append(Verdict(token, index, _REFUSED, stage, reply, ""))

@@ -143,12 +143,12 @@ class VirtualTransport(asyncio.Transport):
 
 
 class VirtualLoop(asyncio.BaseEventLoop):
-    """Its time passes only while nothing is ready to run."""
+    """Its time passes only while nothing is ready to run. What is due within ``turn_s`` is run in one turn."""
 
-    def __init__(self) -> None:
+    def __init__(self, turn_s: float) -> None:
         super().__init__()
         self._now_s = 1.0
-        self._clock_resolution = 1e-9
+        self._clock_resolution = turn_s
         self._selector = self  # asked what happened outside: nothing ever does
 
     def time(self) -> float:
