@@ -136,7 +136,7 @@ class Dialogue(SendCursor):
         current = self._current
         if current is None or not self._is_body_due or current.envelope.token != token:
             raise LocalFault(f"a body for envelope {token}, which is not due")
-        if self._parser.is_mid_reply:
+        if not self.takes_body:
             self._end("protocol error: octets that are not owed")
             return
         self._is_body_due = False
@@ -228,6 +228,11 @@ class Dialogue(SendCursor):
         cause = "commands that came with the end of a message were not answered"
         self._observe(HostFact.NO_PIPELINING_BEHIND_END, 0, cause)
         self._end(cause)
+
+    @property
+    def takes_body(self) -> bool:
+        """A body that is due goes out when it is given; else the session is over, or ends by it."""
+        return not (self.is_closed or self._parser.is_mid_reply)
 
     @property
     def is_behind_end(self) -> bool:

@@ -10,7 +10,8 @@ makes it again. What is checked:
 - a message that a server took is delivered or in doubt, never anything else, and was taken once;
 - what is delivered was taken, with the octets that were rendered for this recipient;
 - only a message whose body was written can be in doubt;
-- sessions with a server that behaves are not harmed by their neighbours.
+- sessions with a server that behaves are not harmed by their neighbours;
+- where our own code is made to fail in a session, all of that holds too, but that the child says so and is drained.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ import msgspec
 
 import mta.session.open
 from mta.child.worker import Worker
+from mta.failure.qualify import Qualifier
+from mta.model.failure import Evidence, Verdict
 from mta.model.outcome import Status
 from mta.model.timeouts import SessionTimeouts
 from mta.outcomes.journal import JournalError, Record, segments_of
@@ -90,6 +93,19 @@ def journals_directory() -> Path:
     return Path(tempfile.mkdtemp(prefix="mta-dialogues-", dir=shared if os.access(shared, os.W_OK) else None))
 
 
+class FaultyQualifier:
+    """Fails now and then, as a bug would in the code of a session."""
+
+    def __init__(self, dice: random.Random) -> None:
+        self._dice = dice
+        self._qualifier = Qualifier(())
+
+    def qualify(self, evidence: Evidence) -> Verdict:
+        if self._dice.random() < 0.3:
+            raise ZeroDivisionError("provoked")
+        return self._qualifier.qualify(evidence)
+
+
 class JournalReader:
     """The files of a journal, read on as they grow."""
 
@@ -137,7 +153,8 @@ class Run:
         self._sequence = 0
         self._splitter = FrameSplitter()
         self._is_journal_broken = False
-        self._was_interrupted = False  # the master, the lease or the journal had a hand in it
+        self._is_faulty = self.dice.random() < 0.1  # our own code fails now and then
+        self._was_interrupted = self._is_faulty  # the master, the lease or the journal had a hand in it
 
     # -- the master's part -------------------------------------------------------------------------------------
 
@@ -150,6 +167,8 @@ class Run:
         self._reader = JournalReader(self.directory)
         end_on_fault(loop, self._faulted)
         worker.connection_made(_MasterTransport(self))
+        if self._is_faulty:
+            worker.judge.use(FaultyQualifier(self.dice))
         self._tell(ChildOptions(NODE, CHILD, str(self.directory), self.dice.choice((1_500, 8 << 20)), bytes(32), 1e9))
         self._tell(SigningKeys(False, []))
         sessions = self.dice.choice((1, 1, 2, 3, 5))
@@ -195,6 +214,8 @@ class Run:
                 self._loop.call_later(dice.random() * 30, self._hand_out, session)
 
     def _hand_out(self, session: int) -> None:
+        if self.worker.finished.done():
+            return
         dice = self.dice
         delivery = dice.choice((LETTER,) * 12 + (PROBE,) * 2 + (LARGE,))
         if delivery not in self._templates:
@@ -290,7 +311,8 @@ class Run:
                 case HostObserved():
                     self.observed.append(frame)
                 case Failing():
-                    self.faults.append(f"the child has a fault: {frame.cause}")
+                    self._hold("provoked" in frame.cause, f"the child has a fault: {frame.cause}")
+                    self._loop.call_soon(self._tell, Drain())
 
     def _take_report(self, report: Report) -> None:
         self._hold(report.sequence > self._sequence, f"report {report.sequence} after {self._sequence}")
