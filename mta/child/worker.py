@@ -421,8 +421,10 @@ class Worker(asyncio.Protocol):
         letter = self.letters.get(envelope.token)
         # Gone when the link ended since it was due: its verdict is given.
         if letter is not None and carrier.link is not None and letter.segments is not None:
-            segments, letter.segments = letter.segments, None
-            self._bytes_sent += envelope.size_bytes
+            segments = letter.segments
+            if carrier.link.dialogue.takes_body:
+                letter.segments = None  # from here on it may be in doubt
+                self._bytes_sent += envelope.size_bytes
             carrier.link.body(envelope.token, segments, is_transparent=True)
 
     def _write_journal(self, due: list[tuple[Carrier, Envelope]]) -> bool:

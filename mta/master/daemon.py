@@ -34,7 +34,7 @@ from mta.master.keys import KeyStore
 from mta.master.qualification import Qualification
 from mta.master.remains import Remains
 from mta.master.rulebook import Rulebook
-from mta.master.scheduling import make_schedule
+from mta.master.schedules import new_schedule
 from mta.master.sharing import Sharing
 from mta.outcomes.journal import JournalError, mark_run, remove_run
 from mta.outcomes.writer import Writer
@@ -174,8 +174,8 @@ class Daemon:
             await self._rulebook.begin(conn)
             await self._qualification.begin(conn)
         rules = self._rulebook.rules
-        self.schedule = make_schedule(rules, settings, unix_offset_s)
-        self.collector = Collector(self.schedule, self._on_work)
+        self.schedule = new_schedule(rules, settings, unix_offset_s)
+        self.collector = Collector(self.schedule, self._on_work, in_doubt_max=settings.master.in_doubt_max)
         self._writer: Writer | None = None
         async with self._pool.acquire() as conn:
             await partitions.ensure_partitions(conn)
@@ -184,7 +184,9 @@ class Daemon:
         self._lease_until_s = loop.time() + settings.master.lease_s - LEASE_MARGIN_S
         mark_run(self._journal_dir, self.node.id)
         self._remains = Remains(self._journal_dir, self.node.id, self.collector)
-        await recovery.recover_earlier_runs(self._pool, self.node, settings.master.lease_s, self._journal_dir)
+        await recovery.recover_earlier_runs(
+            self._pool, self.node, settings.master.lease_s, self._journal_dir, self._doubt_terms
+        )
         async with self._pool.acquire() as conn:
             await nodes.renew(conn, self.node.id, settings.master.lease_s)
             day_ago = int((time.time() - DAY_S) // BUCKET_S) - 1
@@ -231,6 +233,10 @@ class Daemon:
             await self._sharing.begin(conn)
             await self.hosts.restore(conn)
         self._is_prepared = True
+
+    @property
+    def _doubt_terms(self) -> recovery.DoubtTerms:
+        return recovery.DoubtTerms(self._settings.master.in_doubt_max, self._rulebook.rules)
 
     async def _restore_events(self, writer: Writer, unix_offset_s: float) -> None:
         enforcer = Enforcer(self.schedule, self.intake, {egress.id for egress in self._settings.egresses})
@@ -434,7 +440,7 @@ class Daemon:
                 if now_s >= next_look_s:
                     next_look_s = now_s + min(15.0, take_over_after_s / 2)
                     self.schedule.forget_empty(now_s)
-                    await recovery.take_over_dead_nodes(self._pool, self.node, take_over_after_s)
+                    await recovery.take_over_dead_nodes(self._pool, self.node, take_over_after_s, self._doubt_terms)
                 if now_s >= next_hour_s:
                     next_hour_s = now_s + 3600
                     async with self._pool.acquire(timeout=10) as conn:

@@ -136,7 +136,7 @@ class Dialogue(SendCursor):
         current = self._current
         if current is None or not self._is_body_due or current.envelope.token != token:
             raise LocalFault(f"a body for envelope {token}, which is not due")
-        if self._parser.is_mid_reply:
+        if not self.takes_body:
             self._end("protocol error: octets that are not owed")
             return
         self._is_body_due = False
@@ -228,6 +228,11 @@ class Dialogue(SendCursor):
         cause = "commands that came with the end of a message were not answered"
         self._observe(HostFact.NO_PIPELINING_BEHIND_END, 0, cause)
         self._end(cause)
+
+    @property
+    def takes_body(self) -> bool:
+        """A body that is due goes out when it is given; else the session is over, or ends by it."""
+        return not (self.is_closed or self._parser.is_mid_reply)
 
     @property
     def is_behind_end(self) -> bool:
@@ -411,7 +416,7 @@ class Dialogue(SendCursor):
         ended = self._current
         if ended is not None and ended.disorder is not None:
             self._begin_again(ended, ended.disorder)
-        else:
+        elif ended is not None and not ended.is_unproven:
             self._has_finished = True
         ahead = self._ahead
         if ahead is not None:
@@ -477,6 +482,7 @@ class Dialogue(SendCursor):
             current.disorder_stage = stage
             current.pending = undecided
         else:
+            current.is_unproven = not self._has_finished and is_about_order(reply)
             token = current.envelope.token
             for index in undecided:
                 self.verdicts.append(Verdict(token, index, _REFUSED, stage, reply, ""))

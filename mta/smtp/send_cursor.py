@@ -95,7 +95,7 @@ class SendCursor:
         self._needs_reset = False  # the last transaction was left open
         self._is_quitting = False
         self._is_leaving = False  # no further body goes out
-        self._has_finished = False  # a transaction came to its end, whatever became of it
+        self._has_finished = False  # a transaction came to an end that was no refusal for its order
         self._follows_refusal = False  # the last transaction was refused at its dot
         self._repeated = -1  # token of the envelope that was begun once more
 

@@ -24,6 +24,7 @@ class Transaction:
         "is_chunked",
         "is_large",
         "is_refused",
+        "is_unproven",
         "pending",
         "probed_count",
     )
@@ -39,6 +40,7 @@ class Transaction:
         self.disorder: Reply | None = None  # that reply, where it spoke of the session; ``pending`` are those it met
         self.disorder_stage = Stage.IDLE
         self.pending: tuple[int, ...] = ()
+        self.is_unproven = False  # it was refused as out of order, and nothing shows that the server knows an order
         self.is_behind_end = False  # its commands went out with the end of the message before it
         self.is_chunked = False  # its body goes by BDAT
         self.is_body_out = False  # up to and with the final dot

@@ -1,4 +1,4 @@
-"""The schedule of a node, within the bounds that its settings give."""
+"""The schedule of a run, as the settings bound it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from mta.traffic.rules import RuleSet
 from mta.traffic.schedule import Bounds, Schedule
 
 
-def make_schedule(rules: RuleSet, settings: Settings, unix_offset_s: float) -> Schedule[LeasedPart]:
-    """``unix_offset_s`` turns the loop's clock into Unix time."""
+def new_schedule(rules: RuleSet, settings: Settings, unix_offset_s: float) -> Schedule[LeasedPart]:
     bounds = Bounds(
         settings.children.batch_recipients,
         settings.children.sessions_max,
