@@ -488,9 +488,6 @@ class Daemon:
         def on_news(*_: object) -> None:
             self.intake.notify()
 
-        def on_events(*_: object) -> None:
-            self.events.notify()
-
         def on_end(*_: object) -> None:
             lost.set()
 
@@ -499,7 +496,7 @@ class Daemon:
 
         listeners = (
             ("mta", on_news),
-            (EVENTS_CHANNEL, on_events),
+            (EVENTS_CHANNEL, self.events.notify),
             (RULES_CHANNEL, self._rulebook.notify),
             (TEXTS_CHANNEL, on_texts),
             (HOSTS_CHANNEL, self.hosts.notify),
