@@ -7,9 +7,12 @@ from collections import deque
 from typing import Final, Protocol
 
 from mta.child.letters import BatchCursor, Letter, LetterFailed
-from mta.failure.judge import Judge
+from mta.child.session_watch import SessionCounts, SessionWatch
+from mta.failure.judge import Judge, judged
 from mta.failure.patterns import REFUSAL_MIN
 from mta.failure.triage import RETURNED, SERVICE_CLOSING, Decision, triage
+from mta.model.failure import Category, FailureType
+from mta.model.failure import Verdict as FailureVerdict
 from mta.model.outcome import Reason, Status
 from mta.model.reply import Reply
 from mta.outcomes.line import session_columns
@@ -17,12 +20,14 @@ from mta.session.link import Link
 from mta.session.open import OpenSession, SessionFailed, SessionTarget, TlsPolicy, open_session
 from mta.smtp.commands import local_refusal
 from mta.smtp.dialogue import Dialogue, Envelope, Kind, Verdict
-from mta.smtp.envelope import Stage, in_one_transaction
-from mta.wire import Batch, BatchPart, ChildFrame, Open, Opened, OpenFailed, SessionClosed
+from mta.smtp.envelope import Observation, Stage, in_one_transaction
+from mta.wire import Batch, BatchPart, ChildFrame, HostObserved, Open, Opened, OpenFailed, SessionClosed
 
 # One under way and the next: its commands go out in the write that ends the body before it.
 DEPTH: Final = 2
 _DELIVERED: Final = Status.DELIVERED
+# Of a message that our own code failed to make: counted against nobody.
+_OUR_FAULT: Final = judged(FailureVerdict(FailureType.IGNORED, Reason.UNREACHABLE, Category.OTHER))
 TLS_POLICIES: dict[str, TlsPolicy] = {
     "disabled": "disabled",
     "opportunistic": "opportunistic",
@@ -36,6 +41,7 @@ class Crew(Protocol):
 
     letters: dict[int, Letter]  # under way, by the token of their envelope and their place in it
     judge: Judge  # says what failures mean
+    watch: SessionWatch  # says which refusals are about the session
 
     @property
     def may_begin(self) -> bool: ...
@@ -59,11 +65,15 @@ class Crew(Protocol):
 
     def forget(self, carrier: Carrier) -> None: ...
 
+    def render_fault(self, letter: Letter, fault: BaseException | None) -> None: ...  # its outcome is given
+
+    def session_fault(self, carrier: Carrier, fault: Exception) -> None: ...
+
 
 class Carrier:
     """Listener of one Link. Its letters are in the worker's table while they are under way."""
 
-    __slots__ = ("_is_closing", "_is_over", "batches", "columns", "link", "opening", "order", "worker")
+    __slots__ = ("_is_closing", "_is_over", "batches", "columns", "counts", "link", "opening", "order", "worker")
 
     def __init__(self, worker: Crew, order: Open) -> None:
         self.worker = worker
@@ -71,6 +81,7 @@ class Carrier:
         self.link: Link | None = None
         self.opening: asyncio.Task[None] | None = None  # kept by the worker
         self.batches: deque[BatchCursor] = deque()
+        self.counts = SessionCounts(order.session, (order.peer, order.port), worker.now_s())
         self.columns = session_columns(order.site, order.mx_host, order.peer, order.egress)
         self._is_closing = False
         self._is_over = False
@@ -92,13 +103,19 @@ class Carrier:
         session: OpenSession | None = None
         try:
             session = await open_session(target)
-            dialogue = Dialogue(session.extensions, pipelining=order.pipelining, chunking=order.chunking)
+            dialogue = Dialogue(
+                session.extensions,
+                pipelining=order.pipelining,
+                chunking=order.chunking,
+                pipelines_behind_end=order.pipelines_behind_end,
+                resets_max=order.resets_max,
+            )
             self.link = Link(session, dialogue, self, order.timeouts, self.worker.now_s())
         except SessionFailed as failed:
             self._not_opened(_open_failed(order.session, failed))
             return
         except asyncio.CancelledError:
-            if not self._is_closing:
+            if self._is_over or not self._is_closing:
                 raise
             # It was to be closed before it was open: nobody waits for the rest of a slow handshake.
             self._not_opened(SessionClosed(order.session, ""))
@@ -147,7 +164,7 @@ class Carrier:
             try:
                 letter = cursor.next_letter(self, token)
             except LetterFailed as failed:
-                self._failed(failed)
+                self._failed(token, failed)
                 continue
             assert letter.envelope is not None
             worker.letters[token] = letter
@@ -181,33 +198,43 @@ class Carrier:
             try:
                 letter = cursor.next_letter(self, token)
             except LetterFailed as failed:
-                self._failed(failed)
+                self._failed(token, failed)
                 continue
+            worker.letters[token] = letter
             envelope = letter.envelope
             assert envelope is not None
             # What the server would not take of one must not keep the others from being asked for.
             refused = local_refusal(envelope, dialogue.extensions)
             (shared if refused is None else alone).append(envelope)
-            worker.letters[token] = letter
             token = worker.next_token()
         if shared:
             alone.insert(0, in_one_transaction(shared))
         link.offer(alone)
 
-    def _failed(self, failed: LetterFailed) -> None:
-        # 5.6.0: other or undefined media error (RFC 3463 §3.7); nothing was asked of the server.
-        reply = Reply(0, f"local: {failed.why}", "5.6.0")
-        local = Decision(Status.FAILED, Reason.UNREACHABLE, reply)
+    def _failed(self, token: int, failed: LetterFailed) -> None:
+        # Under way while it is judged: whatever happens here, it is accounted for.
         worker = self.worker
-        worker.settle(failed.letter, worker.judge.complete(local, Stage.IDLE, self.order.mx_host))
+        worker.letters[token] = failed.letter
+        if failed.is_fault:
+            worker.render_fault(failed.letter, failed.__cause__)
+            reply = Reply(0, f"local: a fault of this program: {failed.why}", "4.6.0")
+            decision = Decision(Status.DEFERRED, Reason.UNREACHABLE, reply, _OUR_FAULT)
+        else:
+            # 5.6.0: other or undefined media error (RFC 3463 §3.7); nothing was asked of the server.
+            reply = Reply(0, f"local: {failed.why}", "5.6.0")
+            local = Decision(Status.FAILED, Reason.UNREACHABLE, reply)
+            decision = worker.judge.complete(local, Stage.IDLE, self.order.mx_host)
+        del worker.letters[token]
+        worker.settle(failed.letter, decision)
 
     # --- the link's calls -----------------------------------------------------------------------
 
     def verdicts(self, link: Link, verdicts: list[Verdict]) -> None:
-        worker = self.worker
+        worker, counts = self.worker, self.counts
         refusal: Reply | None = None
         for verdict in verdicts:
-            letter = worker.letters.pop(verdict.token + verdict.recipient)
+            token = verdict.token + verdict.recipient
+            letter = worker.letters[token]
             reply = verdict.reply
             if reply is not None and reply.code >= REFUSAL_MIN:
                 if _is_refusal(verdict, reply, refusal):
@@ -215,15 +242,44 @@ class Carrier:
                 refusal = reply
             if verdict.kind is Kind.NOT_ATTEMPTED and letter.segments is not None:
                 decision = RETURNED  # nothing of its content was written
+            elif reply is not None and verdict.kind is Kind.REFUSED and self._is_about_session(verdict, reply, letter):
+                decision = RETURNED  # another session may take it
             else:
                 decision = triage(verdict.kind, verdict.stage, verdict.reply, verdict.cause)
                 if decision.status is not _DELIVERED:
                     decision = worker.judge.complete(decision, verdict.stage, self.order.mx_host)
+                else:
+                    worker.watch.accepted(counts, letter.batch.delivery_id)
+                if decision.status is not None:
+                    counts.decided += 1
+            del worker.letters[token]  # not before its decision is made: whatever happens, it is accounted for
             worker.settle(letter, decision)
+        if worker.watch.observed:
+            self._tell_observed()
+        if counts.leaving and not self._is_closing:
+            self.leave(counts.leaving)
         self.feed()
+
+    def _is_about_session(self, verdict: Verdict, reply: Reply, letter: Letter) -> bool:
+        worker = self.worker
+        recipient = (letter.batch.delivery_id, letter.number)
+        return worker.watch.is_about_session(self.counts, verdict.stage, reply, recipient, worker.now_s())
+
+    def _tell_observed(self) -> None:
+        worker = self.worker
+        observed, worker.watch.observed = worker.watch.observed, []
+        for session, fact, value, cause in observed:
+            worker.tell(HostObserved(session, fact, value, cause))
 
     def bodies_due(self, link: Link, envelopes: list[Envelope]) -> None:
         self.worker.bodies_due(self, envelopes)
+
+    def observed(self, link: Link, observations: list[Observation]) -> None:
+        for fact, value, cause in observations:
+            self.worker.tell(HostObserved(self.order.session, fact, value, cause))
+
+    def faulted(self, link: Link, fault: Exception) -> None:
+        self.worker.session_fault(self, fault)
 
     def closed(self, link: Link, cause: str) -> None:
         self._is_over = True
@@ -255,6 +311,46 @@ class Carrier:
         if self.link is not None:
             self.feed()
         elif not self.batches and self.opening is not None:
+            self.opening.cancel()
+
+    @property
+    def messages_accepted(self) -> int:
+        """In this session, so far."""
+        return 0 if self.link is None else self.link.dialogue.messages_accepted
+
+    def leave(self, cause: str) -> None:
+        """Ends the session, for a reason that is not its recipients': what was not sent goes back, not attempted.
+
+        Replies that are owed are waited for; no further message is begun, whatever was handed over.
+        """
+        self._is_closing = True
+        self.give_back_all()
+        if self.link is not None:
+            self.link.leave(cause)
+        elif self.opening is not None:
+            self.opening.cancel()
+
+    @property
+    def is_unloaded(self) -> bool:
+        """Its session is open and has nothing to do."""
+        return self.link is not None and self.link.load < 1
+
+    def check_deadline(self, now_s: float) -> None:
+        """Ends the session when the server is too slow. About once a second."""
+        if self.link is not None:
+            self.link.check_deadline(now_s)
+
+    def abort(self) -> None:
+        """Drops the connection; what was sent and not answered is in doubt."""
+        if self.link is not None:
+            self.link.abort("the process is being replaced, and no reply came")
+
+    def drop(self) -> None:
+        """Cuts the session off without a word to anybody: what it had in hand is the caller's to account for."""
+        self._is_over = True
+        if self.link is not None:
+            self.link.drop()
+        elif self.opening is not None:
             self.opening.cancel()
 
     def _give_back(self, cursor: BatchCursor) -> None:

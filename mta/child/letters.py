@@ -121,7 +121,8 @@ class BatchCursor:
     def next_letter(self, carrier: CarriedBy, token: int) -> Letter:
         """The next recipient's letter, rendered; its envelope bears ``token``.
 
-        Raises LetterFailed when it cannot be made: that recipient has failed, the batch goes on.
+        Raises LetterFailed when it cannot be made: that recipient has failed, the batch goes on. An exception of
+        our own code is no fault of the recipient, and ends nobody's session: ``LetterFailed.is_fault``.
         """
         part, position, number = next(self._walk)
         address, reference, values = self._rows[self._at]
@@ -140,8 +141,9 @@ class BatchCursor:
                 # application inserted by SQL may need it now.
                 mailbox = parse_mailbox(address, "address").text
                 rendered = self.renderer.render(mailbox, reference, values, number, part.dated_unix_s)
-        except (RenderError, BadInput) as error:
-            raise LetterFailed(letter, str(error)) from None
+        except Exception as error:
+            is_fault = not isinstance(error, RenderError | BadInput)
+            raise LetterFailed(letter, str(error) or type(error).__name__, is_fault=is_fault) from error
         letter.segments = rendered.segments
         letter.envelope = self._envelope(
             token,
@@ -162,7 +164,8 @@ class BatchCursor:
 class LetterFailed(Exception):  # noqa: N818 - reads as what happened
     """A recipient whose message cannot be made."""
 
-    def __init__(self, letter: Letter, why: str) -> None:
+    def __init__(self, letter: Letter, why: str, *, is_fault: bool = False) -> None:
         super().__init__(why)
         self.letter = letter
         self.why = why
+        self.is_fault = is_fault  # of our own code; another try, or another version, may do better

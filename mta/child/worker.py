@@ -3,6 +3,12 @@
 All work happens in callbacks of one event loop. What a turn of the loop brings (outcomes, bodies that are due)
 is collected and dealt with once at its end: one journal record, one clock reading; every few milliseconds one
 report. So the price of safety is paid by the turn, not by the message.
+
+**Faults of our own code.** One in the code of a session (a callback of its link, the making of its commands) costs that
+session: its message that was sent is in doubt, the rest goes back. The process may be wrong in more than that, so it
+opens and sends nothing more, tells the master (`mta.wire.frames.Failing`), waits for the replies that are owed to its
+other sessions, which are recorded as ever, and ends; another has taken its place by then. Only a fault in the books
+themselves, journal and tally, ends the process at once: what they say next must not be believed.
 """
 
 from __future__ import annotations
@@ -12,6 +18,7 @@ import gc
 import os
 import resource
 import socket
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final, cast
 
@@ -19,15 +26,16 @@ import structlog
 
 from mta.child.carrier import Carrier
 from mta.child.letters import BatchCursor, Letter
+from mta.child.session_watch import SessionWatch
 from mta.child.tally import Tally
 from mta.child.templates import Templates
 from mta.failure.judge import Judge
 from mta.failure.qualify import Qualifier
-from mta.failure.triage import Decision
+from mta.failure.triage import RETURNED, Decision, triage
 from mta.model.errors import LocalFault
 from mta.model.reply import Reply
 from mta.outcomes.journal import Intent, Journal, JournalError, Record
-from mta.smtp.dialogue import Envelope
+from mta.smtp.dialogue import Envelope, Kind
 from mta.smtp.envelope import Stage
 from mta.telemetry.faults import end_on_fault
 from mta.wire import (
@@ -39,9 +47,11 @@ from mta.wire import (
     Close,
     Committed,
     Drain,
+    Failing,
     Forget,
     FrameSplitter,
     Health,
+    HostObserved,
     JournalState,
     Lease,
     MasterFrame,
@@ -49,6 +59,7 @@ from mta.wire import (
     Opened,
     Patterns,
     Recall,
+    SessionClosed,
     SigningKeys,
     decode_master_frame,
     encode_frame,
@@ -58,6 +69,8 @@ from mta.wire import Template as TemplateFrame
 REPORT_DELAY_S: Final = 0.010
 REPORT_OUTCOMES: Final = 400  # then a report goes at once
 SWEEP_S: Final = 1.0
+FAILING_MARGIN_S: Final = 15.0  # beyond the longest wait for a reply; then a failing child waits no more
+_LEAVING: Final = "the process is being replaced"
 _PAGE_BYTES: Final = resource.getpagesize()
 
 log = structlog.get_logger()
@@ -73,6 +86,7 @@ class Worker(asyncio.Protocol):
         self.unlinked = asyncio.Event()  # the socket to the master is closed
         self.letters: dict[int, Letter] = {}
         self.judge = Judge(Qualifier(()))
+        self.watch = SessionWatch()
         self._splitter = FrameSplitter()
         self._transport: asyncio.Transport | None = None
         self._options: ChildOptions | None = None
@@ -80,7 +94,7 @@ class Worker(asyncio.Protocol):
         self._trouble = ""
         self._carriers: dict[int, Carrier] = {}
         self._templates = Templates()
-        self._opening: set[asyncio.Task[None]] = set()
+        self._opening: dict[asyncio.Task[None], Carrier] = {}
         self._tally = Tally()
         self._sequence = 1
         self._tokens = 0
@@ -89,6 +103,8 @@ class Worker(asyncio.Protocol):
         self._report_timer: asyncio.TimerHandle | None = None
         self._lease_until_s = 0.0
         self._is_draining = False
+        self._failing_until_s = 0.0  # not 0: something of us is wrong
+        self._spoilt: set[int] = set()  # deliveries with a message that could not be made by a fault of ours
         self._messages = 0
         self._bytes_sent = 0
         # Held open: a process that is out of files must still be able to say how it is.
@@ -103,7 +119,11 @@ class Worker(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         for body in self._splitter.feed(data):
-            self._obey(decode_master_frame(body))
+            frame = decode_master_frame(body)
+            try:
+                self._obey(frame)
+            except Exception as fault:
+                self.fault(fault)
 
     def connection_lost(self, exc: Exception | None) -> None:
         # The master is gone: whoever comes after it reads the journal. Nothing may be sent from here on.
@@ -151,16 +171,26 @@ class Worker(asyncio.Protocol):
     def _take_keys(self, frame: SigningKeys) -> None:
         """What is not rendered yet is signed by the new keys, or goes back when it cannot be signed any more."""
         self._templates.take_keys(frame)
-        for carrier in list(self._carriers.values()):
-            for cursor in list(carrier.batches):
-                if renderer := self._templates.renderer(cursor.batch):
-                    cursor.renderer = renderer
-                else:
-                    carrier.recall(cursor.batch.delivery_id, set())
+        self._each(self._carriers.values(), self._renew_renderers)
+
+    def _renew_renderers(self, carrier: Carrier) -> None:
+        for cursor in list(carrier.batches):
+            if renderer := self._templates.renderer(cursor.batch):
+                cursor.renderer = renderer
+            else:
+                carrier.recall(cursor.batch.delivery_id, set())
 
     def _close(self, order: Close) -> None:
         if carrier := self._carriers.get(order.session):
-            carrier.close()
+            self._each((carrier,), Carrier.close)
+
+    def _each(self, carriers: Iterable[Carrier], act: Callable[[Carrier], None]) -> None:
+        """A fault in one of the sessions is its own."""
+        for carrier in list(carriers):
+            try:
+                act(carrier)
+            except Exception as fault:
+                self.session_fault(carrier, fault)
 
     def _begin(self, options: ChildOptions) -> None:
         self._options = options
@@ -174,45 +204,114 @@ class Worker(asyncio.Protocol):
             self._journal_failed(error)
 
     def _open(self, order: Open) -> None:
+        if self._failing_until_s:
+            self.tell(SessionClosed(order.session, ""))
+            return
         carrier = self._carriers[order.session] = Carrier(self, order)
         carrier.opening = task = self._loop.create_task(carrier.open(), name=f"open session {order.session}")
-        self._opening.add(task)
+        self._opening[task] = carrier
         task.add_done_callback(self._opened)
 
     def _opened(self, task: asyncio.Task[None]) -> None:
-        self._opening.discard(task)
+        carrier = self._opening.pop(task)
         if not task.cancelled() and (error := task.exception()):
-            self.fail(error)
-
-    def fail(self, error: BaseException) -> None:
-        """A bug of ours: the process ends, and its work is recovered from the journal."""
-        if not self.finished.done():
-            self.finished.set_exception(error)
+            assert isinstance(error, Exception)  # anything else ended the loop
+            self.session_fault(carrier, error)
 
     def _take_batch(self, batch: Batch) -> None:
         carrier = self._carriers.get(batch.session)
-        renderer = self._templates.renderer(batch)
-        if renderer is None or carrier is None or not carrier.takes_batches or self._is_draining:
-            limit = carrier.order.limit if carrier else ""
-            for part in batch.parts:
-                for position in part.positions:
-                    self.give_back(batch, part, position, limit)
+        if carrier is None or not carrier.takes_batches or self._is_draining or self._failing_until_s:
+            self._give_batch_back(batch, carrier)
             return
-        carrier.add(BatchCursor(batch, renderer, is_simulated=self._templates.is_simulated(batch.delivery_id)))
+        try:
+            renderer = self._templates.renderer(batch)
+            cursor = (
+                None
+                if renderer is None
+                else BatchCursor(batch, renderer, is_simulated=self._templates.is_simulated(batch.delivery_id))
+            )
+        except Exception as fault:
+            self._give_batch_back(batch, carrier)
+            self.fault(fault)
+            return
+        if cursor is None:
+            self._give_batch_back(batch, carrier)
+            return
+        carrier.batches.append(cursor)
+        self._each((carrier,), Carrier.feed)
+
+    def _give_batch_back(self, batch: Batch, carrier: Carrier | None) -> None:
+        limit = carrier.order.limit if carrier else ""
+        for part in batch.parts:
+            for position in part.positions:
+                self.give_back(batch, part, position, limit)
 
     def _drain(self) -> None:
         self._is_draining = True
         self._recall(None)
-        for carrier in list(self._carriers.values()):
-            carrier.close()
+        self._each(self._carriers.values(), Carrier.close)
         self._end_if_drained()
+
+    # --- faults of our own code -------------------------------------------------------------------
+
+    def fail(self, error: BaseException) -> None:
+        """The books are wrong: the process ends, says nothing more, and its work is recovered from the journal."""
+        if not self.finished.done():
+            self.finished.set_exception(error)
+        self._transport = None
+
+    def fault(self, error: BaseException) -> None:
+        """Something is wrong that is of no one session: no more is begun, and the process is replaced."""
+        if self.finished.done():
+            return
+        log.error("fault in a child", exc_info=error)
+        self._begin_failing(f"{type(error).__name__}: {error}")
+
+    def session_fault(self, carrier: Carrier, fault: Exception) -> None:
+        """Something is wrong in this session: its message that was sent is in doubt, the rest goes back."""
+        if self.finished.done() or self._carriers.get(carrier.order.session) is not carrier:
+            return  # the books are at fault, or it is dealt with
+        order = carrier.order
+        log.error("fault in a session", session=order.session, mx_host=order.mx_host, peer=order.peer, exc_info=fault)
+        cause = f"a fault of this program: {type(fault).__name__}: {fault}"
+        try:
+            carrier.drop()
+            for token, letter in [(token, one) for token, one in self.letters.items() if one.carrier is carrier]:
+                del self.letters[token]
+                is_sent = letter.segment is not None and letter.segments is None
+                self.settle(letter, triage(Kind.IN_DOUBT, Stage.DOT, None, cause) if is_sent else RETURNED)
+            carrier.give_back_all()
+            self.tell(SessionClosed(order.session, cause))
+            self.forget(carrier)
+        except Exception as worse:
+            self.fail(worse)
+            return
+        self._begin_failing(cause)
+
+    def render_fault(self, letter: Letter, fault: BaseException | None) -> None:
+        """A message could not be made. Said once a delivery: it may be so with each of its recipients."""
+        if letter.batch.delivery_id not in self._spoilt:
+            self._spoilt.add(letter.batch.delivery_id)
+            log.error("message cannot be made", delivery=letter.batch.delivery_id, number=letter.number, exc_info=fault)
+
+    def _begin_failing(self, cause: str) -> None:
+        if self._failing_until_s:
+            return
+        waits_s = [carrier.order.timeouts.dot_s for carrier in self._carriers.values()]
+        self._failing_until_s = self.now_s() + max(waits_s, default=0.0) + FAILING_MARGIN_S
+        self._send(Failing(cause))
+        self._loop.call_soon(self._leave_all)
+
+    def _leave_all(self) -> None:
+        self._due.clear()  # their sessions end below
+        self._each(self._carriers.values(), lambda carrier: carrier.leave(_LEAVING))
 
     # --- from the carriers ----------------------------------------------------------------------
 
     @property
     def may_begin(self) -> bool:
-        """False while nothing new may be begun: the lease is not certain, or the journal cannot be written."""
-        return not self._trouble and self.now_s() < self._lease_until_s
+        """False while nothing new may be begun: the lease or our state is uncertain, the journal cannot be written."""
+        return not self._trouble and not self._failing_until_s and self.now_s() < self._lease_until_s
 
     @property
     def ca_file(self) -> str:
@@ -224,11 +323,15 @@ class Worker(asyncio.Protocol):
 
     def settle(self, letter: Letter, decision: Decision) -> None:
         """Records what became of a letter."""
-        segment = letter.segment
-        if segment is not None:
-            segment.open_intents -= 1
-            segment.release = self._sequence
-        self._tally.settle(letter, decision)
+        try:
+            segment = letter.segment
+            if segment is not None:
+                segment.open_intents -= 1
+                segment.release = self._sequence
+            self._tally.settle(letter, decision)
+        except Exception as fault:
+            self.fail(fault)
+            raise
         self._messages += 1
         self._end_turn_soon()
 
@@ -237,7 +340,11 @@ class Worker(asyncio.Protocol):
         self._tally.refused(letter, reply, stage)
 
     def give_back(self, batch: Batch, part: BatchPart, position: int, limit: str) -> None:
-        self._tally.give_back(batch, part, position, limit)
+        try:
+            self._tally.give_back(batch, part, position, limit)
+        except Exception as fault:
+            self.fail(fault)
+            raise
         self._end_turn_soon()
 
     def bodies_due(self, carrier: Carrier, envelopes: list[Envelope]) -> None:
@@ -248,7 +355,7 @@ class Worker(asyncio.Protocol):
 
     def tell(self, frame: ChildFrame) -> None:
         """Tells the master something about a session, after the outcomes that came before it."""
-        if not isinstance(frame, Opened):  # which has none
+        if not isinstance(frame, Opened | HostObserved):  # of which outcomes say nothing
             self._report_now()
         self._send(frame)
 
@@ -262,8 +369,10 @@ class Worker(asyncio.Protocol):
         for token, letter in self.letters.items():
             if delivery_id in (None, letter.batch.delivery_id):
                 tokens.setdefault(letter.carrier.order.session, set()).add(token)
-        for session, carrier in list(self._carriers.items()):
-            carrier.recall(delivery_id, tokens.get(session, set()))
+        self._each(
+            self._carriers.values(),
+            lambda carrier: carrier.recall(delivery_id, tokens.get(carrier.order.session, set())),
+        )
         self._end_turn_soon()
 
     # --- the end of a turn ----------------------------------------------------------------------
@@ -274,27 +383,52 @@ class Worker(asyncio.Protocol):
             self._loop.call_soon(self._end_turn)
 
     def _end_turn(self) -> None:
-        """Journal first: outcomes of this turn and intents for what it begins; then the bodies, then the report."""
+        self._close_turn(is_report_due=False)
+
+    def _report_now(self) -> None:
+        # With all that is settled by now: a segment may go when the report under way at a settling is committed.
+        self._close_turn(is_report_due=True)
+
+    def _close_turn(self, *, is_report_due: bool) -> None:
+        """The journal first: outcomes of this turn, and intents for what it begins; then the report, then the bodies.
+
+        Nobody is called between the journal and the report, so what is reported stands in the journal. A session may
+        answer its body at once, by verdicts or its end; that is of the next turn.
+        """
         self._is_turn_scheduled = False
         due: list[tuple[Carrier, Envelope]] = []
-        if self._due and self.may_begin:
-            due, self._due = self._due, []
-        if due or self._tally.settled:
-            due = self._write_journal(due)
-        if self._tally.count >= REPORT_OUTCOMES:
-            self._send_report()
-        elif self._tally.count and self._report_timer is None:
-            self._report_timer = self._loop.call_later(REPORT_DELAY_S, self._report_now)
+        try:
+            if self._due and self.may_begin:
+                due, self._due = self._due, []
+            is_written = not (due or self._tally.settled) or self._write_journal(due)
+            if is_report_due or self._tally.count >= REPORT_OUTCOMES:
+                self._send_report()
+            elif self._tally.count and self._report_timer is None:
+                self._report_timer = self._loop.call_later(REPORT_DELAY_S, self._report_now)
+        except Exception as fault:
+            self.fail(fault)
+            return
         for carrier, envelope in due:
-            letter = self.letters.get(envelope.token)
-            # Gone when the link ended since it was due: its verdict is given.
-            if letter is not None and carrier.link is not None and letter.segments is not None:
-                segments, letter.segments = letter.segments, None
-                self._bytes_sent += envelope.size_bytes
-                carrier.link.body(envelope.token, segments, is_transparent=True)
+            try:
+                if is_written:
+                    self._send_body(carrier, envelope)
+                elif carrier.link is not None:
+                    carrier.link.abort("the local journal cannot be written")
+            except Exception as fault:
+                self.session_fault(carrier, fault)
 
-    def _write_journal(self, due: list[tuple[Carrier, Envelope]]) -> list[tuple[Carrier, Envelope]]:
-        """Writes one record; what of ``due`` may be sent now: all of it, or nothing when the journal fails."""
+    def _send_body(self, carrier: Carrier, envelope: Envelope) -> None:
+        letter = self.letters.get(envelope.token)
+        # Gone when the link ended since it was due: its verdict is given.
+        if letter is not None and carrier.link is not None and letter.segments is not None:
+            segments = letter.segments
+            if carrier.link.dialogue.takes_body:
+                letter.segments = None  # from here on it may be in doubt
+                self._bytes_sent += envelope.size_bytes
+            carrier.link.body(envelope.token, segments, is_transparent=True)
+
+    def _write_journal(self, due: list[tuple[Carrier, Envelope]]) -> bool:
+        """Writes one record. False when it cannot be: then nothing of ``due`` may be sent."""
         journal = self._written_journal()
         intended = [letter for _, envelope in due if (letter := self.letters.get(envelope.token)) is not None]
         if journal.is_full:
@@ -305,13 +439,9 @@ class Worker(asyncio.Protocol):
         try:
             journal.write(Record(self._sequence, intents, settled, lines, doubts))
         except JournalError as error:
+            # What is settled is reported all the same: the database makes it safe.
             self._journal_failed(error)
-            for carrier, _ in due:
-                if carrier.link is not None:
-                    carrier.link.abort("the local journal cannot be written")
-            # What that has settled goes into the report as what came before it does, without the journal.
-            self._tally.take_turn()
-            return []
+            return False
         segment = journal.segment
         segment.release = max(segment.release, self._sequence)
         segment.open_intents += len(intended)
@@ -319,7 +449,7 @@ class Worker(asyncio.Protocol):
             if letter.segment is not None:
                 letter.segment.open_intents -= 1
             letter.segment = segment
-        return due
+        return True
 
     def _written_journal(self) -> Journal:
         if self._journal is None:
@@ -332,11 +462,6 @@ class Worker(asyncio.Protocol):
             log.error("journal cannot be written", error=str(error))
         self._trouble = str(error)
         self._send(JournalState(self._trouble))
-
-    def _report_now(self) -> None:
-        # With all that is settled by now: a segment may go when the report under way at a settling is committed.
-        self._end_turn()
-        self._send_report()
 
     def _send_report(self) -> None:
         if self._report_timer is not None:
@@ -356,9 +481,9 @@ class Worker(asyncio.Protocol):
     def _sweep(self) -> None:
         self._loop.call_later(SWEEP_S, self._sweep)
         now_s = self.now_s()
-        for carrier in list(self._carriers.values()):
-            if carrier.link is not None:
-                carrier.link.check_deadline(now_s)
+        self._each(self._carriers.values(), lambda carrier: carrier.check_deadline(now_s))
+        if self._failing_until_s and now_s >= self._failing_until_s:
+            self._each(self._carriers.values(), Carrier.abort)
         if self._trouble:
             self._probe_journal()
         usage = resource.getrusage(resource.RUSAGE_SELF)
@@ -391,9 +516,8 @@ class Worker(asyncio.Protocol):
         if self.may_begin:
             if self._due:
                 self._end_turn_soon()
-            for carrier in list(self._carriers.values()):
-                if carrier.batches and carrier.link is not None and carrier.link.load < 1:
-                    carrier.feed()
+            waiting = [carrier for carrier in self._carriers.values() if carrier.batches and carrier.is_unloaded]
+            self._each(waiting, Carrier.feed)
 
     def _end_if_drained(self) -> None:
         if self._is_draining and not self._carriers and not self.finished.done():
@@ -420,7 +544,7 @@ async def serve(fd: int) -> None:
     """Runs a child on its socket to the master until the master is gone or the child is drained."""
     loop = asyncio.get_running_loop()
     worker = Worker(loop)
-    end_on_fault(loop, worker.fail)
+    end_on_fault(loop, worker.fault)
     transport, _ = await loop.create_unix_connection(lambda: worker, sock=socket.socket(fileno=fd))
     # What lives as long as the process is never looked at again; letters and replies hold no cycles.
     gc.freeze()

@@ -12,13 +12,15 @@ import msgspec
 import typer
 
 from mta.cli.daemon import Config, dsn_of, settings_of
+from mta.cli.host_facts import fact_as_json, fact_words, host_names
 from mta.cli.terminal import AsJson, Dsn, err, out, print_json, print_table, shown, with_database
 from mta.master.control import NoDaemon, ask
 from mta.model.address import domain_of
 from mta.model.errors import BadInput
-from mta.queue import deliveries, events, locate, overview
+from mta.queue import deliveries, events, host_facts, locate, overview
 from mta.queue.connection import Conn
 from mta.queue.events import StoredEvent
+from mta.queue.host_facts import StoredFact
 from mta.queue.locate import Queued
 from mta.queue.overview import LogLine, Waiting
 from mta.traffic.effects import EffectKind, Target
@@ -115,10 +117,15 @@ def _recipients(wanted: str, daemon: Daemon, dsn: str, delivery_id: int | None =
         queued = await locate.by_reference(conn, delivery_id, wanted)
         return queued, await locate.lines_of_reference(conn, delivery_id, wanted)
 
-    async def work(conn: Conn) -> tuple[list[Queued], list[LogLine], list[StoredEvent]]:
-        return *await find(conn), await events.in_force(conn)
+    async def work(conn: Conn) -> tuple[list[Queued], list[LogLine], list[StoredEvent], list[StoredFact]]:
+        queued, lines = await find(conn)
+        hosts = [name for line in lines[:LINES_SHOWN] for name in (line.mx_host, line.peer) if name]
+        for domain in dict.fromkeys([domain_of(one.address) for one in queued[:RECIPIENTS_ASKED]] or [domain_asked]):
+            hosts += host_names(domain, daemon.ask("explain", site=domain) if domain else None)
+        return queued, lines, await events.in_force(conn), await host_facts.known(conn, hosts)
 
-    queued, lines, in_force = with_database(dsn, work)
+    domain_asked = domain_of(wanted) if "@" in wanted else ""
+    queued, lines, in_force, facts = with_database(dsn, work)
     told = []
     for number, one in enumerate(queued):
         here = None
@@ -134,6 +141,7 @@ def _recipients(wanted: str, daemon: Daemon, dsn: str, delivery_id: int | None =
     return {
         **{"kind": "recipient", "what": wanted, "recipients": told, "log": lines, "waits": waits, "run": daemon.run},
         "events": numbers,
+        "facts": [fact_as_json(one) for one in facts],
     }
 
 
@@ -165,14 +173,18 @@ def _delivery(delivery_id: int, daemon: Daemon, dsn: str) -> dict[str, Any]:
 def _site(wanted: str, daemon: Daemon, dsn: str) -> dict[str, Any]:
     name = wanted.lower().rstrip(".")
 
-    async def work(conn: Conn) -> tuple[list[Waiting], list[StoredEvent]]:
-        found = await overview.waiting(conn, limit=100_000)
-        return [one for one in found if one.site in (name, f"@{name}")], await events.in_force(conn)
+    here = daemon.ask("explain", site=name)
 
-    queue, in_force = with_database(dsn, work)
+    async def work(conn: Conn) -> tuple[list[Waiting], list[StoredEvent], list[StoredFact]]:
+        found = await overview.waiting(conn, limit=100_000)
+        queue = [one for one in found if one.site in (name, f"@{name}")]
+        return queue, await events.in_force(conn), await host_facts.known(conn, host_names(name, here))
+
+    queue, in_force, facts = with_database(dsn, work)
     return {
         **{"kind": "site", "what": wanted, "queue": queue},
-        "here": daemon.ask("explain", site=name),
+        "here": here,
+        "facts": [fact_as_json(one) for one in facts],
         "held_by": _holding(in_force, {(Target.DOMAIN, name), (Target.SITE, name)}),
         "events": _numbers(in_force),
     }
@@ -217,6 +229,8 @@ def _print_recipients(told: dict[str, Any]) -> None:
         )
         _print_held_by(one.held_by, 2)
         _print_recipient(one, told)
+    lanes = [lane for one in recipients if one.here is not None for lane in one.here.get("lanes", ())]
+    _print_facts(_facts_unsaid(told, lanes))
     if lines:
         if not recipients:
             _say(f"{told['what']} waits nowhere: what became of it stands in the log.")
@@ -296,6 +310,17 @@ def _print_held_by(held_by: list[StoredEvent], indent: int = 0) -> None:
         )
 
 
+def _print_facts(facts: list[dict[str, Any]], indent: int = 0) -> None:
+    for one in facts:
+        _say(fact_words(one, when(one["until_unix_s"])), indent)
+
+
+def _facts_unsaid(told: dict[str, Any], lanes: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """But for those that stand with a lane."""
+    said = {(fact["host"], fact["fact"]) for lane in lanes for fact in lane["facts"]}
+    return [one for one in told["facts"] if (one["host"], one["fact"]) not in said]
+
+
 def _print_effects(effects: list[dict[str, Any]], numbers: dict[str, int], indent: int) -> None:
     for one in effects:
         number = numbers.get(one["key"])
@@ -322,6 +347,7 @@ def _print_lanes(lanes: list[dict[str, Any]], numbers: dict[str, int], indent: i
             else:
                 _say(f"Egress {egress['egress']}: {egress['sessions']} sessions, nothing holds it.", indent + 2)
         _print_effects(lane["effects"], numbers, indent + 2)
+        _print_facts(lane["facts"], indent + 2)
         if lane["limits"]:
             _print_limits(lane["limits"])
 
@@ -368,6 +394,7 @@ def _print_site(told: dict[str, Any]) -> None:
         next_s = min((one.next_due_in_s for one in told["queue"] if one.next_due_in_s is not None), default=None)
         due = "" if next_s is None else f", the next due {when(time.time() + next_s)}"
         _say(f"In the queue for {told['what']}: {queued:,} recipients{due}")
+    _print_facts(_facts_unsaid(told, [] if here is None else here["lanes"]))
     if here is None:
         return
     if here["asked"]:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Final
 import msgspec
 import typer
 
+from mta.cli.host_facts import hosts
 from mta.cli.rules_common import local_user, operator
 from mta.cli.terminal import (
     AsJson,
@@ -36,6 +37,8 @@ from mta.traffic.limits import LIMIT_KEYS, Limits
 app = typer.Typer(
     help="Traffic events: what automations and operators have put into force besides the rules.", no_args_is_help=True
 )
+
+app.command("hosts")(hosts)
 
 EVER: Final = "ever"
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")

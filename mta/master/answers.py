@@ -167,7 +167,15 @@ class Answers:
         route = self._resolver.cached(wanted) if "." in wanted else None
         lanes = await self._lanes_of(route.key if isinstance(route, Site) else wanted)
         asked = self._asked_for(wanted)
-        return {"site": wanted, "asked": asked, "lanes": self._lanes_now(lanes), "lanes_all": len(lanes)}
+        hosts = route.hosts if isinstance(route, Site) else ()
+        names = [name for host in hosts for name in (host.name, *host.addresses)]
+        return {
+            "site": wanted,
+            "asked": asked,
+            "lanes": self._lanes_now(lanes),
+            "lanes_all": len(lanes),
+            "hosts": names[:LIST_MAX],  # names and addresses of its MX hosts, as far as they are known now
+        }
 
     async def _lanes_of(self, wanted: str) -> list[Lane[LeasedPart]]:
         name = wanted.lower().rstrip(".")

@@ -27,7 +27,8 @@ from mta.wire import (
 )
 
 QUICK_DEATH_S = 5.0  # a child that lives no longer than this, and reports nothing, could not do its work at all
-RESTART_DELAY_S_MAX = 30.0  # after one quick death after another
+RESTART_DELAY_S_MAX = 30.0  # after one quick death after another, or one fault after another
+FAULTS_FORGOTTEN_S = 300.0  # without one: the next is the first again
 FILES_BESIDE_SESSIONS = 64  # journal, sockets to the master, libraries
 log = structlog.get_logger()
 
@@ -56,6 +57,7 @@ class Child(asyncio.Protocol):
         self.started_at_s = 0.0
         self.heard_at_s = 0.0
         self.is_draining = False
+        self.is_failing = False  # it said so itself
         self.ended = asyncio.Event()
         self._on_frame = on_frame
         self._on_end = on_end
@@ -175,9 +177,17 @@ class Children:
         age_s = asyncio.get_running_loop().time() - child.started_at_s
         if age_s < QUICK_DEATH_S and not child.last_report and not child.is_draining:
             self._slow_down()
-        else:
+        elif not child.is_failing:
             self._delay_s = 0.0
         self._on_loss(child)
+
+    def slow_down(self, child: Child) -> None:
+        """It has a fault: others may meet the same, and each lives on for as long as a server owes it a reply."""
+        if not child.is_failing:
+            child.is_failing = True
+            if asyncio.get_running_loop().time() - self._next_start_s > FAULTS_FORGOTTEN_S:
+                self._delay_s = 0.0
+            self._slow_down()
 
     def _slow_down(self) -> None:
         # The first replacement comes at once; children that cannot live at all are not started in a tight circle.

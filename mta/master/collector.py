@@ -19,7 +19,7 @@ from mta.model.outcome import InDoubtPolicy, Reason, Status
 from mta.model.reply import Reply
 from mta.outcomes.line import escaped, log_line, session_columns, timestamp, volume_of
 from mta.outcomes.replay import Told
-from mta.queue.settle import TRAFFIC_AT, Doubt, NewPart, Row, Settlement
+from mta.queue.settle import IN_DOUBT_MAX, TRAFFIC_AT, Doubt, NewPart, Row, Settlement
 from mta.traffic.counters import BYTES_SUFFIX, OPENINGS_SUFFIX
 from mta.traffic.quota import BUCKET_S
 from mta.traffic.ready import Run
@@ -44,18 +44,23 @@ class _Later(NamedTuple):
     due_in_s: int
     site: str
     egress: str = ""  # that they are to leave from
+    in_doubt: bool = False
 
 
 class Collector:
     """Owned by the master's loop."""
 
-    def __init__(self, schedule: Schedule[LeasedPart], on_work: Callable[[int], None]) -> None:
+    def __init__(
+        self, schedule: Schedule[LeasedPart], on_work: Callable[[int], None], *, in_doubt_max: int = IN_DOUBT_MAX
+    ) -> None:
+        """``in_doubt_max``: a recipient that was in doubt so often is held, whatever its delivery says."""
+        self._in_doubt_max = in_doubt_max
         self._schedule = schedule
         self._on_work = on_work
         self.parts: dict[int, LeasedPart] = {}
         self.held_bytes = 0  # of their rows
         self.batches: dict[int, BatchBook] = {}
-        self._settlement = Settlement()
+        self._settlement = Settlement(in_doubt_max=in_doubt_max)
         self._lines_bytes = 0
         self._later: dict[_Later, tuple[list[int], list[Row]]] = {}
         self._reported: dict[int, int] = {}  # child -> last report in the settlement
@@ -130,7 +135,7 @@ class Collector:
             self._defer(part, position, batch.lane.site.key, batch.retry, greylisted_at=egress)
         for position in outcome.in_doubt:
             decided.append(position)
-            self._doubt(part, position, doubts[outcome.part_id, position])
+            self._doubt(part, position, doubts[outcome.part_id, position], batch.lane.site.key, batch.retry)
         self._schedule.decided(batch.session, attempted, returned, now_s, outcome.size_bytes)
         if returned:
             self._return(part, batch, outcome.returned, now_s)
@@ -190,8 +195,13 @@ class Collector:
             run = Run(part, sorted(positions))
             self._schedule.put(batch.lane, batch.stream, part.delivery.weight, run, now_s)
 
-    def recovered(self, part: LeasedPart, position: int, told: Told, line: bytes) -> None:
-        """An outcome that a journal tells of, or the doubt that it leaves, for a part of a dead run."""
+    def recovered(
+        self, part: LeasedPart, position: int, told: Told, line: bytes, retry: RetrySchedule | None = None
+    ) -> None:
+        """An outcome that a journal tells of, or the doubt that it leaves, for a part of a dead run.
+
+        ``retry``: of the rule for the host that it was sent to, as far as that is known.
+        """
         assert told.status is not None
         self._settlement.lines.append(line)
         self._settlement.count(part.delivery.id, told.status, 1)
@@ -202,9 +212,9 @@ class Collector:
         for key in told.limit.split():
             self._credit(key, 1)
         if told.status is Status.DEFERRED:
-            self._defer(part, position, "")
+            self._defer(part, position, "", retry)
         elif told.status is Status.IN_DOUBT:
-            self._doubt(part, position, (part.id, position, told.mx_host, told.peer, told.cause))
+            self._doubt(part, position, (part.id, position, told.mx_host, told.peer, told.cause), "", retry)
         self.settle(part, [position])
 
     def name_doubt(self, doubt: Doubt, line: bytes) -> None:
@@ -233,6 +243,7 @@ class Collector:
         retry: RetrySchedule | None = None,
         *,
         greylisted_at: str | None = None,
+        in_doubt: bool = False,
     ) -> None:
         """``retry``: of the rule that held; None: that of the delivery. ``greylisted_at``: the egress, if it was."""
         delivery = part.delivery
@@ -246,9 +257,18 @@ class Collector:
         )
         # None: no attempt before its validity ends; it comes back then, to expire, and not a moment earlier.
         due_in_s = math.ceil(delivery.valid_until_s - now_unix_s) if due_s is None else round(due_s - now_unix_s)
-        self._again(part, position, site, part.attempt, due_in_s, held=False, egress=greylisted_at or "")
+        self._again(
+            part, position, site, part.attempt, due_in_s, held=False, egress=greylisted_at or "", in_doubt=in_doubt
+        )
 
-    def _doubt(self, part: LeasedPart, position: int, told: tuple[int, int, str, str, str]) -> None:
+    def _doubt(
+        self,
+        part: LeasedPart,
+        position: int,
+        told: tuple[int, int, str, str, str],
+        site: str,
+        retry: RetrySchedule | None,
+    ) -> None:
         delivery = part.delivery
         policy = delivery.view.in_doubt_policy
         _, _, mx_host, peer, cause = told
@@ -268,13 +288,24 @@ class Collector:
         if policy is InDoubtPolicy.HOLD:
             self._again(part, position, "", part.attempt, 0, held=True)
         else:
-            self._defer(part, position, "")
+            self._defer(part, position, site, retry, in_doubt=True)
 
     def _again(
-        self, part: LeasedPart, position: int, site: str, attempt: int, due_in_s: int, *, held: bool, egress: str = ""
+        self,
+        part: LeasedPart,
+        position: int,
+        site: str,
+        attempt: int,
+        due_in_s: int,
+        *,
+        held: bool,
+        egress: str = "",
+        in_doubt: bool = False,
     ) -> None:
         appended_at = part.claimed.appended_at
-        key = _Later(part.delivery.id, part.fields, attempt, held, appended_at, max(0, due_in_s), site, egress)
+        key = _Later(
+            part.delivery.id, part.fields, attempt, held, appended_at, max(0, due_in_s), site, egress, in_doubt
+        )
         numbers, rows = self._later.setdefault(key, ([], []))
         numbers.append(part.number(position))
         rows.append(part.rows[position])
@@ -384,7 +415,7 @@ class Collector:
 
     def take(self) -> tuple[Settlement, dict[int, int]]:
         """The settlement so far, and for each child the last report that is in it."""
-        settlement, self._settlement = self._settlement, Settlement()
+        settlement, self._settlement = self._settlement, Settlement(in_doubt_max=self._in_doubt_max)
         later, self._later = self._later, {}
         reported, self._reported = self._reported, {}
         self._lines_bytes = 0
@@ -417,6 +448,7 @@ def _new_parts(later: dict[_Later, tuple[list[int], list[Row]]]) -> list[NewPart
                     rows[start:end],
                     float(key.due_in_s),
                     key.egress or None,
+                    key.in_doubt,
                 )
             )
     return parts

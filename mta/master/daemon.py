@@ -26,14 +26,16 @@ from mta.master.children import Child, Children, raise_file_limit
 from mta.master.collector import Collector
 from mta.master.control import Control
 from mta.master.database import closing, connect
-from mta.master.dispatch import Dispatch, new_schedule
+from mta.master.dispatch import Dispatch
 from mta.master.events import Enforcer, EventBook
 from mta.master.history import LEASE_MARGIN_S, HistoryGuard, NodeHistory
+from mta.master.host_facts import HostBook
 from mta.master.intake import Intake
 from mta.master.keys import KeyStore
 from mta.master.qualification import Qualification
 from mta.master.remains import Remains
 from mta.master.rulebook import Rulebook
+from mta.master.schedules import new_schedule
 from mta.master.sharing import Sharing
 from mta.outcomes.journal import JournalError, lock_directory
 from mta.outcomes.writer import Writer
@@ -41,6 +43,7 @@ from mta.queue import nodes, partitions
 from mta.queue.connection import DATABASE_AWAY, Conn
 from mta.queue.epochs import DatabaseBehind
 from mta.queue.events import CHANNEL as EVENTS_CHANNEL
+from mta.queue.host_facts import CHANNEL as HOSTS_CHANNEL
 from mta.queue.installation import verp_key
 from mta.queue.qualified import CHANNEL as TEXTS_CHANNEL
 from mta.queue.rule_sets import CHANNEL as RULES_CHANNEL
@@ -57,6 +60,8 @@ from mta.wire import (
     ChildFrame,
     ChildOptions,
     Committed,
+    Failing,
+    HostObserved,
     JournalState,
     MasterFrame,
     Opened,
@@ -174,12 +179,12 @@ class Daemon:
             await self._qualification.begin(conn)
         rules = self._rulebook.rules
         self.schedule = new_schedule(rules, settings, unix_offset_s)
-        self.collector = Collector(self.schedule, self._on_work)
+        self.collector = Collector(self.schedule, self._on_work, in_doubt_max=settings.master.in_doubt_max)
         self._writer: Writer | None = None
         async with self._pool.acquire() as conn:
             await partitions.ensure_partitions(conn)
             self._verp_key = await verp_key(conn)
-        self.node = await self._history.begin_run(self._pool)
+        self.node = await self._history.begin_run(self._pool, self._doubt_terms)
         self._lease_until_s = self._history.lease_until_s
         self._remains = Remains(self._journal_dir, self.node.id, self.collector)
         async with self._pool.acquire() as conn:
@@ -222,11 +227,17 @@ class Daemon:
         )
         self.intake.set_rules(rules)
         await self._restore_events(self._writer, unix_offset_s)
+        self.hosts = HostBook(self._pool, self.node.name, self.schedule, unix_offset_s, self.dispatch.wake)
         egress_ids = {egress.id for egress in settings.egresses}
         self._sharing = Sharing(self._pool, self.node, egress_ids, self.schedule, self.dispatch.wake)
         async with self._pool.acquire() as conn:
             await self._sharing.begin(conn)
+            await self.hosts.restore(conn)
         self._is_prepared = True
+
+    @property
+    def _doubt_terms(self) -> recovery.DoubtTerms:
+        return recovery.DoubtTerms(self._settings.master.in_doubt_max, self._rulebook.rules)
 
     async def _restore_events(self, writer: Writer, unix_offset_s: float) -> None:
         enforcer = Enforcer(self.schedule, self.intake, {egress.id for egress in self._settings.egresses})
@@ -291,6 +302,7 @@ class Daemon:
                 tasks.create_task(self._raise_fault(), name="fault"),
                 tasks.create_task(self._mind_history(), name="history"),
                 tasks.create_task(self.events.run(), name="events"),
+                tasks.create_task(self.hosts.run(), name="hosts"),
                 tasks.create_task(self._adapter.run(), name="adaptation"),
                 tasks.create_task(self._sharing.run(), name="sharing"),
                 tasks.create_task(self._rulebook.run(self._pool), name="rules"),
@@ -414,9 +426,7 @@ class Daemon:
                 if self.children.may_start(now_s) and not self._is_draining:
                     await self._start_child()
                     self.dispatch.wake()
-            for child in self.children.worn_out(self._settings.children):
-                self.schedule.retire_child(child.number)
-                self.children.drain(child)
+            self._recycle_children()
             for child in self.children.silent(now_s):
                 log.error("child is silent and is killed", child=child.number, pid=child.pid)
                 child.kill()
@@ -429,7 +439,7 @@ class Daemon:
                 if now_s >= next_look_s:
                     next_look_s = now_s + min(15.0, take_over_after_s / 2)
                     self.schedule.forget_empty(now_s)
-                    await recovery.take_over_dead_nodes(self._pool, self.node, take_over_after_s)
+                    await recovery.take_over_dead_nodes(self._pool, self.node, take_over_after_s, self._doubt_terms)
                 if now_s >= next_hour_s:
                     next_hour_s = now_s + 3600
                     async with self._pool.acquire(timeout=10) as conn:
@@ -444,6 +454,15 @@ class Daemon:
         child = await self.children.start_one()
         if child is not None:
             self.schedule.add_child(child.number)
+
+    def _recycle_children(self) -> None:
+        for child in self.children.worn_out(self._settings.children):
+            self._replace(child)
+
+    def _replace(self, child: Child) -> None:
+        """It finishes what it has begun, while another takes its place."""
+        self.schedule.retire_child(child.number)
+        self.children.drain(child)
 
     async def _listen(self) -> None:
         """Wakes the intake on NOTIFY; without it (connection lost) the poll still finds everything."""
@@ -461,9 +480,6 @@ class Daemon:
         def on_news(*_: object) -> None:
             self.intake.notify()
 
-        def on_events(*_: object) -> None:
-            self.events.notify()
-
         def on_end(*_: object) -> None:
             lost.set()
 
@@ -472,9 +488,10 @@ class Daemon:
 
         listeners = (
             ("mta", on_news),
-            (EVENTS_CHANNEL, on_events),
+            (EVENTS_CHANNEL, self.events.notify),
             (RULES_CHANNEL, self._rulebook.notify),
             (TEXTS_CHANNEL, on_texts),
+            (HOSTS_CHANNEL, self.hosts.notify),
         )
         conn.add_termination_listener(on_end)
         for channel, listener in listeners:
@@ -503,8 +520,14 @@ class Daemon:
                 self._adapter.not_opened(frame)
                 self.schedule.session_closed(frame.session, now_s, f"{frame.stage}: {frame.cause}")
                 self.dispatch.wake()
+            case HostObserved():
+                self.hosts.observed(frame)
             case JournalState():
                 self._check_hold()
+            case Failing():
+                log.error("child has a fault and is replaced", child=child.number, pid=child.pid, cause=frame.cause)
+                self.children.slow_down(child)
+                self._replace(child)
             case SessionClosed():
                 self.schedule.session_closed(frame.session, now_s, frame.cause)
                 self.dispatch.wake()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Callable
 from itertools import count
 from typing import Final
@@ -19,10 +18,9 @@ from mta.model.failure import Evidence
 from mta.model.limits import PART_BYTES_MAX
 from mta.model.outcome import Status
 from mta.model.reply import Reply
-from mta.settings.config import Settings
 from mta.traffic.ready import Run
-from mta.traffic.rules import Rule, RuleSet
-from mta.traffic.schedule import Bounds, CloseSession, GiveBack, HandOut, OpenSession, Schedule
+from mta.traffic.rules import Rule
+from mta.traffic.schedule import CloseSession, GiveBack, HandOut, OpenSession, Schedule
 from mta.wire import Batch, BatchPart, Close, Forget, Open, Recall, Template
 
 # A part's rows are below PART_BYTES_MAX, so a batch stays below twice this, and far below a frame's bound.
@@ -88,7 +86,7 @@ class Dispatch:
 
     def _open(self, action: OpenSession) -> int:
         session = action.session
-        hop, egress = session.hop, session.group.egress
+        hop, egress, obeyed = session.hop, session.group.egress, session.obeyed
         child = self._children.living[session.child]
         child.tell(
             Open(
@@ -102,12 +100,14 @@ class Dispatch:
                 source=source_for(egress, hop.peer),
                 helo=hop.rule.helo or egress.helo,
                 tls=session.tls.value,
-                pipelining=hop.rule.pipelining,
-                chunking=hop.rule.chunking,
-                recipients_per_transaction_max=hop.rule.recipients_per_transaction_max,
+                pipelining=hop.rule.pipelining and obeyed.pipelining,
+                chunking=hop.rule.chunking and obeyed.chunking,
+                recipients_per_transaction_max=min(hop.rule.recipients_per_transaction_max, obeyed.recipients_max),
                 timeouts=hop.rule.timeouts,
                 automations=() if self.automations_of is None else self.automations_of(hop.rule),
                 authorities=hop.authorities,
+                pipelines_behind_end=obeyed.pipelines_behind_end,
+                resets_max=obeyed.resets_max,
             )
         )
         self._collector.opened(hop.keys)
@@ -210,14 +210,3 @@ class Dispatch:
             )
         else:
             self._collector.surplus(action.part, action.positions, site, action.due_in_s)
-
-
-def new_schedule(rules: RuleSet, settings: Settings, unix_offset_s: float) -> Schedule[LeasedPart]:
-    """That of a node with these settings, empty."""
-    bounds = Bounds(
-        settings.children.batch_recipients,
-        settings.children.sessions_max,
-        settings.master.ready_per_site_max,
-        settings.master.ready_recipients_max,
-    )
-    return Schedule(rules, bounds, unix_offset_s=unix_offset_s, shuffle=random.SystemRandom().shuffle)

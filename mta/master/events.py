@@ -80,7 +80,7 @@ class EventBook:
         """The clock that ``until`` is given by here: that of the schedule."""
         return asyncio.get_running_loop().time() + self._unix_offset_s
 
-    def notify(self) -> None:
+    def notify(self, *_: object) -> None:
         """Something has changed in the database (NOTIFY)."""
         self._news.set()
 

@@ -93,7 +93,7 @@ class NodeHistory:
         self.lease_until_s = 0.0  # of the run that was begun, by the loop's clock
         self.sequence = 0  # the number of its last settlement, when it was begun
 
-    async def begin_run(self, pool: asyncpg.Pool) -> NodeRun:
+    async def begin_run(self, pool: asyncpg.Pool, terms: recovery.DoubtTerms) -> NodeRun:
         """Registers the run and settles what earlier ones left, also what the database has forgotten of them.
 
         Returns when the run may claim. Raises DatabaseBehind when the database goes back once more meanwhile.
@@ -110,7 +110,7 @@ class NodeHistory:
         mark_run(directory, run.id, self._mark)
         reconciler = reconciliation.Reconciler(pool, run, self._lease_s, directory)
         await reconciler.run(epoch, self._journal.keep_s)
-        await recovery.recover_earlier_runs(pool, run, self._lease_s, directory, keeps=keeps)
+        await recovery.recover_earlier_runs(pool, run, self._lease_s, directory, terms, keeps=keeps)
         await reconciler.conclude()
         self.sequence = reconciler.sequence
         return run

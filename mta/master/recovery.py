@@ -26,6 +26,7 @@ import fcntl
 import os
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import asyncpg
 import msgspec
@@ -43,16 +44,35 @@ from mta.queue import claim as claims
 from mta.queue import nodes
 from mta.queue.claim import ClaimedPart
 from mta.queue.nodes import Fenced, NodeRun
-from mta.queue.settle import commit
+from mta.queue.settle import IN_DOUBT_MAX, commit
 from mta.traffic.egress import EgressChooser
+from mta.traffic.retry import RetrySchedule
 from mta.traffic.rules import RuleSet
 from mta.traffic.schedule import Bounds, Schedule
 
 PARTS_PER_SETTLEMENT = 50
+_NO_EGRESS = -1  # an egress that no rule names
 _CAUSE_NO_REPLY = "the process died before the reply came"
 _CAUSE_INCOMPLETE = "the node died and its journal is not complete"
 _CAUSE_NO_JOURNAL = "the node died and its journal is not here"
 log = structlog.get_logger()
+
+
+class DoubtTerms(NamedTuple):
+    """What becomes of recipients in doubt, besides their deliveries' policies."""
+
+    most: int = IN_DOUBT_MAX  # so often; then they are held
+    rules: RuleSet = RuleSet()  # whose retry schedules hold
+
+    def retry(self, part: LeasedPart, position: int, mx_host: str) -> RetrySchedule | None:
+        """Of the rule for the host, through any egress; None where the host is not known."""
+        if not mx_host:
+            return None
+        address = part.rows[position][0]
+        return self.rules.match(mx_host, _NO_EGRESS, "", self.rules.domain_class(address.rpartition("@")[2])).retry
+
+
+DEFAULT_TERMS = DoubtTerms()
 
 
 async def wait_for_writers(directory: Path, node_id: int) -> None:
@@ -83,7 +103,13 @@ def _try_lock(fd: int) -> bool:
 
 
 async def recover_earlier_runs(
-    pool: asyncpg.Pool, own: NodeRun, lease_s: float, directory: Path, *, keeps: bool = True
+    pool: asyncpg.Pool,
+    own: NodeRun,
+    lease_s: float,
+    directory: Path,
+    terms: DoubtTerms = DEFAULT_TERMS,
+    *,
+    keeps: bool = True,
 ) -> None:
     """Settles what earlier runs of this node left, and puts their files away. Before anything is claimed.
 
@@ -101,7 +127,7 @@ async def recover_earlier_runs(
             await _until_lease_is_over(pool, dead, own, lease_s)
         same_boot = dead.boot_id == own.boot_id
         is_complete = same_boot and journals is not None and not journals.is_damaged
-        doubts = await recover_run(pool, dead, journals, is_complete=is_complete)
+        doubts = await recover_run(pool, dead, journals, is_complete=is_complete, terms=terms)
         log.warning("an earlier run was recovered", run=dead.id, in_doubt=doubts, journal_complete=is_complete)
     async with pool.acquire() as conn:
         for run_id, state in (await nodes.states(conn, runs_in(directory))).items():
@@ -123,20 +149,28 @@ async def _until_lease_is_over(pool: asyncpg.Pool, dead: NodeRun, own: NodeRun, 
         await asyncio.sleep(0.5)
 
 
-async def take_over_dead_nodes(pool: asyncpg.Pool, own: NodeRun, grace_s: float) -> None:
+async def take_over_dead_nodes(
+    pool: asyncpg.Pool, own: NodeRun, grace_s: float, terms: DoubtTerms = DEFAULT_TERMS
+) -> None:
     """Settles what other nodes left whose lease ended more than ``grace_s`` ago."""
     async with pool.acquire(timeout=10) as conn:
         dead_runs = await nodes.dead_runs(conn, own.name, grace_s)
     for dead in dead_runs:
         try:
-            doubts = await recover_run(pool, dead, None, is_complete=False, gives_way=True)
+            doubts = await recover_run(pool, dead, None, is_complete=False, gives_way=True, terms=terms)
         except Fenced:
             continue  # its own node is back, or another was quicker
         log.warning("a dead node was taken over", node=dead.name, run=dead.id, in_doubt=doubts)
 
 
 async def recover_run(
-    pool: asyncpg.Pool, dead: NodeRun, journals: Journals | None, *, is_complete: bool, gives_way: bool = False
+    pool: asyncpg.Pool,
+    dead: NodeRun,
+    journals: Journals | None,
+    *,
+    is_complete: bool,
+    gives_way: bool = False,
+    terms: DoubtTerms = DEFAULT_TERMS,
 ) -> int:
     """Settles all that a dead run had leased and ends it; the number of recipients found in doubt.
 
@@ -147,7 +181,7 @@ async def recover_run(
     """
     doubts = 0
     books: dict[int, DeliveryBook] = {}
-    collector = Collector(no_schedule(), lambda _: None)
+    collector = Collector(no_schedule(), lambda _: None, in_doubt_max=terms.most)
     async with pool.acquire() as conn:
         if not await nodes.begin_recovery(conn, dead.id) and gives_way:
             raise Fenced(f"node run {dead.id} is being recovered by another")
@@ -163,7 +197,7 @@ async def recover_run(
                     view = await claims.delivery_view(conn, claimed.delivery_id)
                     book = books[claimed.delivery_id] = DeliveryBook(view, no_chooser())
                     book.is_leaving = True
-                doubts += _recover_claimed(claimed, book, journals, collector, is_complete=is_complete)
+                doubts += _recover_claimed(claimed, book, journals, collector, terms, is_complete=is_complete)
             settlement, _ = collector.take()
             sequence += 1
             await commit(conn, dead, settlement, sequence, COLUMNS)
@@ -172,7 +206,13 @@ async def recover_run(
 
 
 def _recover_claimed(
-    claimed: ClaimedPart, book: DeliveryBook, journals: Journals | None, collector: Collector, *, is_complete: bool
+    claimed: ClaimedPart,
+    book: DeliveryBook,
+    journals: Journals | None,
+    collector: Collector,
+    terms: DoubtTerms,
+    *,
+    is_complete: bool,
 ) -> int:
     try:
         part = LeasedPart(claimed, book)
@@ -180,10 +220,12 @@ def _recover_claimed(
         log.error("part cannot be read and is held", part=claimed.id, delivery=book.id, error=str(error))
         collector.set_aside(claimed.id)
         return 0
-    return _recover_part(part, journals, collector, is_complete=is_complete)
+    return _recover_part(part, journals, collector, terms, is_complete=is_complete)
 
 
-def _recover_part(part: LeasedPart, journals: Journals | None, collector: Collector, *, is_complete: bool) -> int:
+def _recover_part(
+    part: LeasedPart, journals: Journals | None, collector: Collector, terms: DoubtTerms, *, is_complete: bool
+) -> int:
     collector.hold(part)
     if not part.left:
         collector.settle(part, [])
@@ -205,7 +247,7 @@ def _recover_part(part: LeasedPart, journals: Journals | None, collector: Collec
                 raise LocalFault(f"part {part.id}: position {position} has an outcome in the journal and no line")
             line = known
             doubts += told.status is Status.IN_DOUBT
-        collector.recovered(part, position, told, line)
+        collector.recovered(part, position, told, line, terms.retry(part, position, told.mx_host))
     collector.release_if_free(part)
     return doubts
 

@@ -7,6 +7,7 @@ every later session with that host.
 from __future__ import annotations
 
 import enum
+from typing import Final
 
 
 class HostFact(enum.StrEnum):
@@ -20,3 +21,19 @@ class HostFact(enum.StrEnum):
     CONNECTIONS = "connections"  # at a time, from one egress
     RECIPIENTS_PER_TRANSACTION = "recipients_per_transaction"
     RESETS = "resets"  # RSET in a row, with no message between
+
+    def said(self, value: int) -> str:
+        """What it means for sessions with the host, in words."""
+        return _SAID[self].format(value)
+
+
+_SAID: Final = {
+    HostFact.NO_PIPELINING_BEHIND_END: "nothing is sent behind the end of a message before its reply is here",
+    HostFact.NO_PIPELINING: "PIPELINING is not used",
+    HostFact.NO_CHUNKING: "CHUNKING (BDAT) is not used",
+    HostFact.NO_TLS: "STARTTLS is not used where TLS is opportunistic",
+    HostFact.MESSAGES_PER_SESSION: "{} messages a session",
+    HostFact.CONNECTIONS: "{} connections at a time from an egress",
+    HostFact.RECIPIENTS_PER_TRANSACTION: "{} recipients a transaction",
+    HostFact.RESETS: "{} RSET in a row",
+}

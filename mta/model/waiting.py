@@ -13,6 +13,7 @@ class WaitReason(enum.StrEnum):
 
     DNS = "dns"  # the domain is being resolved, or its servers did not answer
     RULE_CONNECTIONS = "rule-connections"  # connections_max of the rule is reached
+    HOST_CONNECTIONS = "host-connections"  # the host was seen to refuse more connections
     RULE_CONNECTION_RATE = "rule-connection-rate"  # as many were begun lately as the rule allows, or the ramp is slow
     RULE_MESSAGES = "rule-messages"  # the second, the minute or the day is used up
     RULE_MESSAGES_PER_HOUR = "rule-messages-per-hour"  # the slice or the hour is used up
@@ -32,11 +33,12 @@ class WaitReason(enum.StrEnum):
     __hash__ = str.__hash__  # that of enums is a call in Python, and reasons are looked up for every batch
 
 
-# Of several egresses, the wait that is shown (and whose kind decides) is the first of these; the first three are short.
+# Of several egresses, the wait that is shown (and whose kind decides) is the first of these; the first four are short.
 SOONEST_FIRST: Final = (
     WaitReason.WINDOW,
     WaitReason.SESSIONS,
     WaitReason.RULE_CONNECTIONS,
+    WaitReason.HOST_CONNECTIONS,
     WaitReason.SHARE,
     WaitReason.RULE_CONNECTION_RATE,
     WaitReason.RULE_MESSAGES,

@@ -13,7 +13,7 @@ from typing import Final
 
 import msgspec
 
-from mta.model.outcome import Status
+from mta.model.outcome import InDoubtPolicy, Status
 from mta.queue import nodes
 from mta.queue.connection import Conn
 
@@ -30,6 +30,7 @@ TRAFFIC: Final = (
     "bytes_delivered",
     "bytes_other",
 )
+IN_DOUBT_MAX: Final = 2  # by default: a recipient that was in doubt so often is held
 TRAFFIC_AT: Final = {what: at for at, what in enumerate(TRAFFIC)}
 _pack = msgspec.json.Encoder().encode
 
@@ -50,10 +51,11 @@ class NewPart(msgspec.Struct, frozen=True):
     rows: list[Row]
     due_in_s: float
     egress: str | None = None  # that they are to leave from: they were greylisted there
+    in_doubt: bool = False  # they were, and go again: but those held who were so too often
 
 
 class Doubt(msgspec.Struct, frozen=True):
-    """A message in doubt, as it is listed for good."""
+    """A message in doubt, as it is listed for good. ``policy`` is the delivery's; listed is what it came to."""
 
     delivery_id: int
     number: int
@@ -81,6 +83,7 @@ class Settlement:
     credits: dict[tuple[str, int], int] = field(default_factory=dict)  # (quota key, bucket) -> used
     traffic: dict[tuple[int, str], list[int]] = field(default_factory=dict)  # (minute in Unix s, egress) -> TRAFFIC
     recipients: int = 0  # how many are settled by it; they are in memory until it is recorded
+    in_doubt_max: int = IN_DOUBT_MAX
 
     @property
     def is_empty(self) -> bool:
@@ -124,9 +127,16 @@ INSERT INTO mta.delivery_part
     (delivery_id, site, attempt, held, appended_at, fields, numbers, count, recipients, due_at, egress)
 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, now() + make_interval(secs => $10), $11)
 """
+# How often a recipient was in doubt is asked of the list itself, which is short. Answers who is held by that.
 _DOUBTS = """
 INSERT INTO mta.in_doubt (delivery_id, number, part_id, attempt, address, mx_host, peer, policy, cause)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+SELECT u.delivery_id, u.number, u.part_id, u.attempt, u.address, u.mx_host, u.peer,
+       CASE WHEN 1 + (SELECT count(*) FROM mta.in_doubt d WHERE d.delivery_id = u.delivery_id AND d.number = u.number)
+                 >= $10 THEN 'hold' ELSE u.policy END,
+       u.cause
+FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::smallint[], $5::text[], $6::text[], $7::text[], $8::text[],
+            $9::text[]) AS u (delivery_id, number, part_id, attempt, address, mx_host, peer, policy, cause)
+RETURNING delivery_id, number, policy
 """
 # Deliveries in the order of their ids, so that two nodes never wait for each other.
 _COUNTS = """
@@ -192,9 +202,8 @@ async def commit(conn: Conn, run: nodes.NodeRun, settlement: Settlement, sequenc
                 source=_chunks(settlement.lines),
                 format="text",
             )
-        await _settle_parts(conn, run.id, settlement)
-        if settlement.doubts:
-            await conn.executemany(_DOUBTS, [msgspec.structs.astuple(doubt) for doubt in settlement.doubts])
+        held = await _list_doubts(conn, settlement) if settlement.doubts else frozenset()
+        await _settle_parts(conn, run.id, settlement, held)
         await _move_counters(conn, run.name, settlement)
 
 
@@ -203,9 +212,32 @@ async def _chunks(lines: list[bytes]) -> AsyncIterator[bytes]:
     yield b"".join(lines)
 
 
-async def _settle_parts(conn: Conn, node_id: int, settlement: Settlement) -> None:
+async def _list_doubts(conn: Conn, settlement: Settlement) -> frozenset[tuple[int, int]]:
+    """The messages in doubt are listed; delivery and number of those that are held."""
+    columns = zip(*map(msgspec.structs.astuple, settlement.doubts), strict=True)
+    rows = await conn.fetch(_DOUBTS, *map(list, columns), settlement.in_doubt_max)
+    return frozenset((row["delivery_id"], row["number"]) for row in rows if row["policy"] == InDoubtPolicy.HOLD)
+
+
+def _without_held(part: NewPart, held: frozenset[tuple[int, int]]) -> list[NewPart]:
+    """The part, or two: those of its recipients that are held are in one of their own."""
+    stays = [at for at, number in enumerate(part.numbers) if (part.delivery_id, number) in held]
+    if not part.in_doubt or not stays:
+        return [part]
+    goes = sorted(set(range(len(part.numbers))) - set(stays))
+    parts = [_of(part, stays, held=True, site=None, egress=None, due_in_s=0.0)]
+    return [*parts, _of(part, goes)] if goes else parts
+
+
+def _of(part: NewPart, places: list[int], **changes: object) -> NewPart:
+    rows, numbers = [part.rows[at] for at in places], [part.numbers[at] for at in places]
+    return msgspec.structs.replace(part, rows=rows, numbers=numbers, **changes)
+
+
+async def _settle_parts(conn: Conn, node_id: int, settlement: Settlement, held: frozenset[tuple[int, int]]) -> None:
     if settlement.new_parts:
-        await conn.executemany(_NEW_PARTS, [_stored(part) for part in settlement.new_parts])
+        parts = [one for part in settlement.new_parts for one in (_without_held(part, held) if held else [part])]
+        await conn.executemany(_NEW_PARTS, [_stored(part) for part in parts])
     if settlement.settled:
         positions = [f"{{{','.join(map(str, open_))}}}" for open_ in settlement.settled.values()]
         await conn.execute(_SETTLED, list(settlement.settled), positions)

@@ -18,6 +18,8 @@ from mta.smtp.reply import ReplyParser
 # Hosts of one site answer EHLO alike, session after session; reading it anew costs more than the rest of the greeting.
 _KNOWN_ANSWERS: Final = 512
 _KNOWN_ANSWER_BYTES_MAX: Final = 1024
+# Lines of an answer to EHLO behind so many octets are not read: what they offer is not used.
+_ANSWER_BYTES_MAX: Final = 32 * 1024
 
 
 class Handshake(asyncio.Protocol):
@@ -31,7 +33,7 @@ class Handshake(asyncio.Protocol):
         self.loss = ""  # how the connection ended, if it did; and by which error
         self.error: Exception | None = None
         self._loop = loop
-        self._octets = b""  # of the last reply
+        self._octets = bytearray()  # of the last reply, the first of them
         self._owed = 1
         self._parser = ReplyParser()
         self._waiter: asyncio.Future[None] | None = None
@@ -42,7 +44,7 @@ class Handshake(asyncio.Protocol):
     def expect_reply(self) -> None:
         """A command is about to be sent."""
         self.reply = None
-        self._octets = b""
+        self._octets = bytearray()
         self._owed += 1
 
     def command(self, line: bytes) -> None:
@@ -70,7 +72,8 @@ class Handshake(asyncio.Protocol):
 
     def extensions(self) -> Extensions:
         """What the last reply offers, read as one to EHLO."""
-        return _offered(self._octets)
+        octets = bytes(self._octets[:_ANSWER_BYTES_MAX])
+        return _offered(octets[: octets.rfind(b"\n") + 1])
 
     def idle_fault(self) -> str:
         """Why an idle session may not be used; empty if it may."""
@@ -100,7 +103,8 @@ class Handshake(asyncio.Protocol):
         known = _single_reply(data) if self._owed == 1 and self._may_be_known(data) else None
         if known is not None:
             self._owed = 0
-            self._octets, self.reply = data, known
+            self._octets += data
+            self.reply = known
             self._wake()
             return
         try:
@@ -112,7 +116,8 @@ class Handshake(asyncio.Protocol):
             self._fail(str(self._parser.fault))
             return
         owed, self._owed = self._owed, self._owed - len(replies)
-        self._octets += data
+        if len(self._octets) < _ANSWER_BYTES_MAX:
+            self._octets += data
         if replies and owed:
             self.reply = replies[0]
         self.unowed = replies[owed] if len(replies) > owed else None

@@ -9,12 +9,18 @@ from typing import Final, Protocol
 from mta.model.timeouts import SessionTimeouts
 from mta.session.open import OpenSession
 from mta.smtp.dialogue import Dialogue, Envelope, Stage, Verdict
+from mta.smtp.envelope import Observation
 
 # One body and one group of commands is the most that a dialogue puts out before it needs an answer, so these marks
 # bound no memory: they tell us whether the far end takes what we write. With a low mark of zero "still paused" proves
 # that the last octet has not left us, which tells a message broken off from one in doubt.
 WRITE_BUFFER_HIGH_BYTES: Final = 64 * 1024
 WRITE_BUFFER_LOW_BYTES: Final = 0
+
+# Commands that a host loses are noticed by its silence: after so long, and so many times the longest that it took for
+# anything else. What is sent again for it was not begun, so a host that was only slow loses nothing but our haste.
+LOST_AFTER_S: Final = 3.0
+LOST_AFTER_TIMES: Final = 10
 
 
 class LinkListener(Protocol):
@@ -25,8 +31,14 @@ class LinkListener(Protocol):
     def bodies_due(self, link: Link, envelopes: list[Envelope]) -> None:
         """Answer each by ``link.body``, now or later; nothing of it is on the wire yet."""
 
+    def observed(self, link: Link, observations: list[Observation]) -> None:
+        """The host was seen to do what later sessions with it should know."""
+
     def closed(self, link: Link, cause: str) -> None:
         """The last call, exactly once. ``cause`` is empty after an orderly QUIT."""
+
+    def faulted(self, link: Link, fault: Exception) -> None:
+        """Instead of ``closed``: our own code failed in this session. The connection is gone, and so are verdicts."""
 
 
 class Link(asyncio.Protocol):
@@ -57,6 +69,8 @@ class Link(asyncio.Protocol):
         self._opened_s = now_s
         self._waiting_mark: tuple[int, Stage | None, int] = (0, None, 0)  # replies, stage, load
         self._waiting_since_s = now_s
+        self._waited_s = 0.0  # for the reply that is awaited, when it was last looked at
+        self._slowest_s = 0.0  # of the replies so far, as far as the owner's period shows it
         self._blocked_bytes = 0
         self._blocked_since_s = now_s
         self._closing_since_s: float | None = None
@@ -102,9 +116,19 @@ class Link(asyncio.Protocol):
         self.dialogue.quit()
         self._collect()
 
+    def leave(self, cause: str) -> None:
+        """QUIT when the replies that are owed are here: no further body goes out, what was not sent comes back."""
+        self.dialogue.leave(cause)
+        self._collect()
+
     def abort(self, cause: str) -> None:
         """Drop the connection now; what is open gets its verdicts as for a lost link."""
         self._lost(cause)
+
+    def drop(self) -> None:
+        """Drop the connection, and call the listener never again."""
+        self._is_closed = True
+        self._transport.abort()
 
     def check_deadline(self, now_s: float) -> None:
         """Compare with the limits; to be called about once a second with the loop's monotonic time."""
@@ -128,22 +152,26 @@ class Link(asyncio.Protocol):
         if mark != self._waiting_mark:
             self._waiting_mark = mark
             self._waiting_since_s = now_s
+            self._slowest_s = max(self._slowest_s, self._waited_s)
+            self._waited_s = 0.0
         if self._is_paused:
             self._waiting_since_s = now_s  # while we write, only the limit for writing runs
             self._check_blocked(now_s)
-            return
-        waited_s = now_s - self._waiting_since_s
-        if dialogue.awaiting is not None:
-            if waited_s >= self._limits_s[dialogue.awaiting]:
-                self._timed_out()
-        elif dialogue.is_idle and waited_s >= self._timeouts.idle_s:
-            self.close()
+        else:
+            self._check_waiting(now_s - self._waiting_since_s)
 
     # -- asyncio.Protocol --------------------------------------------------------------------------------------
 
+    # An exception here is the listener's, since the loop could do nothing with it; what the owner calls raises to it.
+
     def data_received(self, data: bytes) -> None:
-        self.dialogue.receive(data)
-        self._collect()
+        if self._is_closed:
+            return
+        try:
+            self.dialogue.receive(data)
+            self._collect()
+        except Exception as fault:
+            self._faulted(fault)
 
     def eof_received(self) -> bool:
         return False  # closes the transport; connection_lost settles the rest
@@ -154,18 +182,38 @@ class Link(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self._is_paused = False
-        self._collect()
+        if self._is_closed:
+            return
+        try:
+            self._collect()
+        except Exception as fault:
+            self._faulted(fault)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._is_closed:
             return
         self._is_closed = True
         cause = "closed by the server" if exc is None else f"{type(exc).__name__}: {exc}"
-        self.dialogue.connection_lost(cause, int(self._is_paused))
-        self._collect()
-        self._listener.closed(self, self.dialogue.closing_cause)
+        try:
+            self.dialogue.connection_lost(cause, int(self._is_paused))
+            self._collect()
+            self._listener.closed(self, self.dialogue.closing_cause)
+        except Exception as fault:
+            self._faulted(fault)
 
     # -- inside ------------------------------------------------------------------------------------------------
+
+    def _check_waiting(self, waited_s: float) -> None:
+        dialogue = self.dialogue
+        if dialogue.awaiting is not None:
+            self._waited_s = waited_s
+            if waited_s >= self._limits_s[dialogue.awaiting]:
+                self._timed_out()
+            elif dialogue.is_behind_end and waited_s >= max(LOST_AFTER_S, LOST_AFTER_TIMES * self._slowest_s):
+                dialogue.silent_behind_end()
+                self._collect()
+        elif dialogue.is_idle and waited_s >= self._timeouts.idle_s:
+            self.close()
 
     def _check_blocked(self, now_s: float) -> None:
         """The limit runs from the last octet that the far end took."""
@@ -175,6 +223,10 @@ class Link(asyncio.Protocol):
             self._blocked_since_s = now_s
         elif now_s - self._blocked_since_s >= self._timeouts.block_s:
             self._timed_out()
+
+    def _faulted(self, fault: Exception) -> None:
+        self.drop()
+        self._listener.faulted(self, fault)
 
     def _timed_out(self) -> None:
         self.dialogue.timed_out(int(self._is_paused))
@@ -217,5 +269,8 @@ class Link(asyncio.Protocol):
             elif dialogue.bodies_due:
                 bodies_due, dialogue.bodies_due = dialogue.bodies_due, []
                 self._listener.bodies_due(self, bodies_due)
+            elif dialogue.observations:
+                observations, dialogue.observations = dialogue.observations, []
+                self._listener.observed(self, observations)
             else:
                 return

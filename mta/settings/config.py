@@ -79,6 +79,7 @@ class MasterSettings(msgspec.Struct, frozen=True):
     poll_idle_s: Annotated[float, _between(0.01, 300)] = 1.0  # between claims that found nothing
     write_delay_ms: Annotated[int, _between(0, 5_000)] = 50  # outcomes are collected for so long, then stored
     write_rows_max: Annotated[int, _between(1, 100_000)] = 5_000  # with so many waiting (about), at once
+    in_doubt_max: Annotated[int, _between(1, 100)] = 2  # a recipient that was in doubt so often is held
 
 
 class ChildrenSettings(msgspec.Struct, frozen=True):
@@ -109,6 +110,8 @@ class SmtpSettings(msgspec.Struct, frozen=True):
     """How MX hosts are reached."""
 
     port: Annotated[int, _between(1, 65_535)] = 25
+    addresses_per_attempt_max: Annotated[int, _between(2, 64)] = 5  # RFC 5321 §5.1: two at least
+    sessions_per_attempt_max: Annotated[int, _between(1, 64)] = 2
 
 
 class FailureSettings(msgspec.Struct, frozen=True):

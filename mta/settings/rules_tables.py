@@ -72,6 +72,7 @@ class ValuesTable(LimitsTable, frozen=True, kw_only=True):
     dane: bool = True
     pipelining: bool = True
     chunking: bool = True
+    learn_hosts: bool = True
     recipients_per_transaction_max: _Recipients = 1
     timeouts: SessionTimeouts = SessionTimeouts()
     port: Annotated[int, msgspec.Meta(ge=1, le=65_535)] | None = None

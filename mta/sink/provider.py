@@ -9,7 +9,9 @@ Limits come from a TOML file; what is absent or 0 is not enforced::
 
     scope = "client"                    # or "path": client address and local address
     connections_max = 10                # open at the same time
+    connections_reply = "451 busy"      # to each MAIL of one too many, which stays open; else 421 at once, and the end
     messages_per_connection_max = 20    # accepted on one connection
+    messages_reply = "452 4.4.5 full"   # to each further MAIL on it, which stays open; else 421, and the end
     messages_per_period_max = 1000      # accepted in any period_s seconds
     period_s = 3600
     recipients_per_message_max = 100
@@ -20,6 +22,7 @@ Limits come from a TOML file; what is absent or 0 is not enforced::
 from __future__ import annotations
 
 import enum
+import re
 import tomllib
 from collections import Counter, OrderedDict, deque
 from pathlib import Path
@@ -30,6 +33,7 @@ import msgspec
 from mta.model.errors import BadInput, LocalFault
 
 GREYLIST_ENTRIES_MAX: Final = 1_000_000  # the oldest leave first
+_REPLY: Final = re.compile(r"[45][0-9]{2} .{1,500}")
 CLIENTS_MAX: Final = 100_000  # clients without an open connection leave first
 
 
@@ -48,7 +52,9 @@ class ProviderLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     scope: Literal["client", "path"] = "client"
     connections_max: int = 0
+    connections_reply: str = ""
     messages_per_connection_max: int = 0
+    messages_reply: str = ""
     messages_per_period_max: int = 0
     period_s: float = 3600.0
     recipients_per_message_max: int = 0
@@ -74,11 +80,12 @@ class _Client:
 
 
 class _Connection:
-    __slots__ = ("address", "client", "messages", "recipients", "sender")
+    __slots__ = ("address", "client", "is_surplus", "messages", "recipients", "sender")
 
     def __init__(self, client: _Client, address: str) -> None:
         self.client = client
         self.address = address
+        self.is_surplus = False  # one more than the client may have
         self.messages = 0
         self.recipients = 0
         self.sender = ""
@@ -110,6 +117,9 @@ class Provider:
             return _block(Violation.BLOCK_IGNORED)
         limit = self._limits.connections_max
         if limit and client.open > limit:
+            if self._limits.connections_reply:
+                self._connections[connection].is_surplus = True
+                return None
             return self._violated(client, Violation.CONNECTIONS, now, "421 4.7.0 too many connections from you")
         return None
 
@@ -119,8 +129,14 @@ class Provider:
         state.sender, state.recipients = sender, 0
         if now < state.client.blocked_until:
             return _block(None)
+        if state.is_surplus:
+            return self._violated(
+                state.client, Violation.CONNECTIONS, now, self._limits.connections_reply, closes=False
+            )
         limit = self._limits.messages_per_connection_max
         if limit and state.messages >= limit:
+            if reply := self._limits.messages_reply:
+                return self._violated(state.client, Violation.MESSAGES_PER_CONNECTION, now, reply, closes=False)
             text = "421 4.7.0 too many messages on this connection"
             return self._violated(state.client, Violation.MESSAGES_PER_CONNECTION, now, text)
         return self._check_period(state.client, now)
@@ -188,11 +204,13 @@ class Provider:
             self._first_tries.popitem(last=False)
         return now - first < self._limits.greylist_s
 
-    def _violated(self, client: _Client, violation: Violation, now: float, reply: str) -> Refusal:
+    def _violated(
+        self, client: _Client, violation: Violation, now: float, reply: str, *, closes: bool = True
+    ) -> Refusal:
         self.violations[violation] += 1
         if self._limits.block_s:
             client.blocked_until = max(client.blocked_until, now + self._limits.block_s)
-        return Refusal(reply, True, violation)
+        return Refusal(reply, closes, violation)
 
 
 def _block(violation: Violation | None) -> Refusal:
@@ -211,6 +229,10 @@ def read_provider(path: Path) -> ProviderLimits:
         value = getattr(limits, key)
         if not isinstance(value, str) and not 0 <= value <= 1e9:
             raise BadInput(f"{path}: {key}", f"{value} is not within 0 and 1000000000")
+    for key in ("connections_reply", "messages_reply"):
+        reply = getattr(limits, key)
+        if reply and not (_REPLY.fullmatch(reply) and reply.isascii() and reply.isprintable()):
+            raise BadInput(f"{path}: {key}", f"{reply!a} is no refusal in one line, such as '452 4.4.5 no more here'")
     if limits.messages_per_period_max and not limits.period_s:
         raise BadInput(f"{path}: period_s", "must be above 0 when messages_per_period_max is set")
     return limits

@@ -20,7 +20,8 @@ PIPELINING, a probe    MAIL, RCPT...                                  all their 
 =====================  =============================================  =====================================
 
 A probe leaves its transaction open, as one whose recipients were all refused does: the RSET in front of the next MAIL
-ends it, or the QUIT.
+ends it, or the QUIT. No body goes behind a RSET that is not answered, so in front of BDAT it goes alone. RSETs with no
+message between them are bounded: servers count them (Exim hangs up at the eleventh).
 
 BDAT is not pipelined past a transaction: it would save no round trip over DATA with the next envelope behind the
 dot, and a refused BDAT leaves the server's state open (RFC 3030 §2), so RSET must be able to go before the next MAIL.
@@ -30,16 +31,25 @@ dot, and a refused BDAT leaves the server's state open (RFC 3030 §2), so RSET m
 =======  ==================  =======================================  ==================================
 awaits   2yz                 3yz                                      4yz, 5yz
 =======  ==================  =======================================  ==================================
-RSET     MAIL                protocol error                           MAIL (its own reply tells)
+RSET     MAIL                protocol error                           MAIL (its own reply tells); but
+                                                                      QUIT where BDAT is to follow
 MAIL     RCPT                protocol error                           all refused; swallow the group's rest
 RCPT     accepted (probed)   protocol error                           refused; 452, 552 after one accepted,
                                                                       of code x.5.3 or none: not attempted,
                                                                       next transaction
-DATA     protocol error      body due; none accepted: lone dot        accepted ones refused, RSET
+DATA     protocol error      body due; none accepted: lone dot, but   accepted ones refused, RSET
+                             none where MAIL was refused: closed
 DOT      accepted            protocol error                           refused
 QUIT     closed              closed                                   closed
 none     protocol error: a reply that is not owed
 =======  ==================  =======================================  ==================================
+
+**Replies about the order of commands** (`mta.smtp.order`, 503 mostly) to MAIL, RCPT, DATA or BDAT speak of the session
+and not of a recipient: servers lose or refuse what came with the end of a message, or keep a transaction that they
+refused at the dot. The envelope is begun once more behind a RSET that is answered, without what may have confused
+the server, and `observations` has what was seen. A second such reply gives it back and ends the session; in a session
+where no transaction went well before, it is a refusal like any other, so nothing goes round for ever. RSET after
+every refusal at the dot would spare the one 503, and cost all other servers a command that they count.
 
 **When the link ends**, by loss, time-out or protocol error, ``_end`` is the one place that decides; recipients
 that were refused before keep their refusal.
@@ -61,11 +71,12 @@ from collections.abc import Callable, Container, Sequence
 from typing import Final
 
 from mta.model.errors import LocalFault, RemoteProtocolError
+from mta.model.host import HostFact
 from mta.model.reply import Reply
-from mta.smtp.commands import group, local_refusal, mail_command, rcpt_command
+from mta.smtp.commands import local_refusal, rcpt_command
 from mta.smtp.envelope import Envelope, Kind, Stage, Verdict
-from mta.smtp.extensions import Extensions
-from mta.smtp.reply import ReplyParser
+from mta.smtp.order import is_about_order
+from mta.smtp.send_cursor import SendCursor
 from mta.smtp.transaction import Transaction
 from mta.smtp.transparency import normalise, stuff
 
@@ -79,70 +90,22 @@ _BODY: Final = Stage.BODY
 _DOT: Final = Stage.DOT
 _RSET: Final = Stage.RSET
 _QUIT: Final = Stage.QUIT
-_IDLE: Final = Stage.IDLE
 _ACCEPTED: Final = Kind.ACCEPTED
 _REFUSED: Final = Kind.REFUSED
 _NOT_ATTEMPTED: Final = Kind.NOT_ATTEMPTED
 
 _TOO_MANY: Final = "too many recipients"
-_TOO_MANY_DOMAINS: Final = "too many domains"
+_BEFORE_CONTENT: Final = (_MAIL, _RCPT, _DATA)
 
 # Behind a larger body a round trip saved counts for nothing, and a link that breaks in the middle of one is common:
 # when the dot is the last thing written, octets that never left us prove that it did not either.
 PIPELINED_BODY_BYTES_MAX: Final = 256 * 1024
 
 
-class Dialogue:
-    """One session's transactions, in the order in which they were offered."""
+class Dialogue(SendCursor):
+    """One session's transactions, in the order in which they were offered: the caller's calls, the receive cursor."""
 
-    __slots__ = (
-        "_ahead",
-        "_current",
-        "_domains",
-        "_domains_max",
-        "_is_body_due",
-        "_is_chunking",
-        "_is_pipelining",
-        "_is_quitting",
-        "_mails_left",
-        "_needs_reset",
-        "_offered",
-        "_owed",
-        "_parser",
-        "awaiting",
-        "bodies_due",
-        "closing_cause",
-        "extensions",
-        "is_closed",
-        "output",
-        "recipients_max",
-        "replies_seen",
-        "verdicts",
-    )
-
-    def __init__(self, extensions: Extensions, *, pipelining: bool = True, chunking: bool = True) -> None:
-        self.extensions = extensions
-        self.output: list[bytes] = []
-        self.verdicts: list[Verdict] = []
-        self.bodies_due: list[Envelope] = []
-        self.awaiting: Stage | None = None
-        self.replies_seen = 0
-        self.is_closed = False  # nothing more may be written; set once, with closing_cause
-        self.closing_cause = ""  # empty after a QUIT that was answered
-        self.recipients_max = extensions.rcpt_max  # falls when the server says so to RCPT; worth remembering per host
-        self._is_pipelining = pipelining and extensions.pipelining
-        self._is_chunking = self._is_pipelining and chunking and extensions.chunking
-        self._mails_left = extensions.mail_max
-        self._domains_max = extensions.rcpt_domain_max
-        self._domains: set[bytes] = set()  # that were named, where they are limited
-        self._parser = ReplyParser()
-        self._offered: deque[Envelope] = deque()
-        self._current: Transaction | None = None
-        self._ahead: Transaction | None = None
-        self._owed = 0  # replies to what was output
-        self._is_body_due = False  # of _current
-        self._needs_reset = False  # the last transaction was left open
-        self._is_quitting = False
+    __slots__ = ()
 
     # -- caller -> dialogue ------------------------------------------------------------------------------------
 
@@ -173,11 +136,11 @@ class Dialogue:
         current = self._current
         if current is None or not self._is_body_due or current.envelope.token != token:
             raise LocalFault(f"a body for envelope {token}, which is not due")
-        if self._parser.is_mid_reply:
+        if not self.takes_body:
             self._end("protocol error: octets that are not owed")
             return
         self._is_body_due = False
-        if self._is_chunking:
+        if current.is_chunked:
             self._send_bdat(current, segments if is_transparent else normalise(segments))
             return
         if not is_transparent:
@@ -233,13 +196,22 @@ class Dialogue:
         """End the session after what is under way; offered envelopes come back. May be called again."""
         self._quit("the session is being closed")
 
-    def _quit(self, cause: str) -> None:
-        if self.is_closed or self._is_quitting:
+    def leave(self, cause: str) -> None:
+        """End the session, whatever it was given: no further body goes out, only replies that are owed are waited for.
+
+        What was not sent comes back as not attempted.
+        """
+        self._is_leaving = True
+        self._quit(cause)
+        current = self._current
+        if current is None or not self._is_body_due:
             return
-        self._is_quitting = True
-        self._give_back(cause)
-        if self._current is None:
-            self._send_quit()
+        if not current.is_chunked:
+            self._end(cause)  # after 354 there is no other way
+            return
+        self._is_body_due = False
+        self.bodies_due.clear()
+        self._give_up(current, cause)
 
     def timed_out(self, unsent_bytes: int = 0) -> None:
         """The reply that ``awaiting`` names did not come in time. ``unsent_bytes`` as for ``connection_lost``."""
@@ -250,6 +222,23 @@ class Dialogue:
     def connection_lost(self, cause: str, unsent_bytes: int = 0) -> None:
         """The link is gone; at least the last ``unsent_bytes`` octets of our output never left us (0: not known)."""
         self._end(cause, unsent_bytes)
+
+    def silent_behind_end(self) -> None:
+        """The reply did not come for which ``is_behind_end`` waits: the server has lost the commands."""
+        cause = "commands that came with the end of a message were not answered"
+        self._observe(HostFact.NO_PIPELINING_BEHIND_END, 0, cause)
+        self._end(cause)
+
+    @property
+    def takes_body(self) -> bool:
+        """A body that is due goes out when it is given; else the session is over, or ends by it."""
+        return not (self.is_closed or self._parser.is_mid_reply)
+
+    @property
+    def is_behind_end(self) -> bool:
+        """Waits for the reply to a command that went out with the end of a message; that one is answered."""
+        current = self._current
+        return current is not None and current.is_behind_end and self.awaiting in _BEFORE_CONTENT
 
     @property
     def is_idle(self) -> bool:
@@ -266,136 +255,27 @@ class Dialogue:
         """Envelopes offered or under way."""
         return len(self._offered) + (self._current is not None) + (self._ahead is not None)
 
-    # -- the send cursor ---------------------------------------------------------------------------------------
-
-    def _begin_next(self) -> None:
-        """Begin the next envelope; it becomes ``_current``, or ``_ahead`` behind a body."""
-        if self._parser.is_mid_reply and not self._owed:
-            self._end("protocol error: octets that are not owed")
-            return
-        if self._mails_left is not None:
-            if self._mails_left == 0:
-                self._quit("MAILMAX transactions were sent")
-                return
-            self._mails_left -= 1
-        envelope = self._offered.popleft()
-        count = len(envelope.recipients)
-        if count > 1 or self._domains_max is not None:
-            count = self._count_allowed(envelope)
-            if count == 0:
-                self._offered.appendleft(envelope)
-                self._quit("RCPTDOMAINMAX domains were named")
-                return
-        if self._is_chunking and not envelope.is_probe:
-            self._current = Transaction(envelope, count, 0)
-            self._is_body_due = True
-            self.bodies_due.append(envelope)
-        elif self._is_pipelining:
-            self._send_group(envelope, count)
-        else:
-            self._current = Transaction(envelope, count, 0)
-            if self._needs_reset:
-                self._send(b"RSET\r\n", _RSET)
-            else:
-                self._send(mail_command(envelope, self.extensions), _MAIL)
-
-    def _count_allowed(self, envelope: Envelope) -> int:
-        """How many recipients, the first ones, its transaction may have; the others get their verdict.
-
-        0: the session may name no domain of it (and nobody has a verdict yet).
-        """
-        count = len(envelope.recipients)
-        cause = _TOO_MANY
-        if self.recipients_max is not None:
-            count = min(count, self.recipients_max)
-        if self._domains_max is not None:
-            named = self._name_domains(envelope.recipients[:count])
-            if named < count:
-                count, cause = named, _TOO_MANY_DOMAINS
-        if count:
-            for index in range(count, len(envelope.recipients)):
-                self.verdicts.append(Verdict(envelope.token, index, _NOT_ATTEMPTED, _RCPT, None, cause))
-        return count
-
-    def _name_domains(self, recipients: Sequence[bytes]) -> int:
-        """How many of them, the first ones, name no domain too many for the session (RFC 9422 §4.3)."""
-        assert self._domains_max is not None
-        for index, recipient in enumerate(recipients):
-            domain = recipient[recipient.rfind(b"@") + 1 :].lower()
-            if domain not in self._domains:
-                if len(self._domains) == self._domains_max:
-                    return index
-                self._domains.add(domain)
-        return len(recipients)
-
-    def _group(self, envelope: Envelope, count: int) -> bytes:
-        octets = group(envelope, self.extensions, count)
-        return b"RSET\r\n" + octets if self._needs_reset else octets
-
-    def _send_group(self, envelope: Envelope, count: int) -> None:
-        octets = self._group(envelope, count)
-        if envelope.is_probe:
-            self._owed += count + 1
-        else:
-            octets += b"DATA\r\n"
-            self._owed += count + 2
-        transaction = Transaction(envelope, count, len(octets))
-        self.output.append(octets)
-        if self._current is None:
-            self._current = transaction
-            self._expect_mail()
-        else:
-            self._ahead = transaction  # no RSET: it stands behind a dot, which ends a transaction
-
-    def _expect_mail(self) -> None:
-        if self._needs_reset:
-            self._needs_reset = False
-            self._owed += 1
-            self.awaiting = _RSET
-        else:
-            self.awaiting = _MAIL
-
-    def _send_bdat(self, current: Transaction, segments: Sequence[bytes]) -> None:
-        octets = self._group(current.envelope, current.count)
-        self.output.append(octets + b"BDAT %d LAST\r\n" % sum(map(len, segments)))
-        self.output.extend(segments)
-        current.is_body_out = True
-        self._owed += current.count + 2
-        self._expect_mail()
-
-    def _may_follow(self, current: Transaction) -> bool:
-        """Another envelope's commands may stand behind the final dot of ``current``."""
-        return self._is_pipelining and not self._is_chunking and self._ahead is None and not current.is_large
-
-    def _send_dot(self, current: Transaction) -> None:
-        """End the body; when pipelining, the next envelope's commands go into the same write."""
-        self.output.append(b".\r\n")
-        self._owed += 1
-        self.awaiting = _DOT
-        if self._offered and self._may_follow(current):
-            self._begin_next()
-
-    def _send(self, command: bytes, stage: Stage) -> None:
-        self.output.append(command)
-        self._owed += 1
-        self.awaiting = stage
-
-    def _send_quit(self) -> None:
-        if self._parser.is_mid_reply and not self._owed:
-            self._end("protocol error: octets that are not owed")
-        elif self.awaiting is None:
-            self._send(b"QUIT\r\n", _QUIT)
-
     # -- the receive cursor: one method a stage, called for anything but 421 -----------------------------------
 
     def _on_rset(self, reply: Reply) -> None:
+        current = self._current
+        assert current is not None
         if 300 <= reply.code < 400:
             self._unexpected(reply)
             return
+        is_refused = reply.code >= 400
+        if is_refused:
+            self._observe_resets(f"RSET was answered by {reply}")
         self._needs_reset = False
-        self.awaiting = _MAIL
-        if not self._is_pipelining and self._current is not None:
-            self._send(mail_command(self._current.envelope, self.extensions), _MAIL)
+        if current.group_bytes:
+            self.awaiting = _MAIL  # its commands are on the wire
+        elif self._is_leaving:
+            self._give_up(current, "the session is being closed")
+        elif is_refused and (self._is_chunking or current.envelope.token == self._repeated):
+            # The transaction of before may be open still: a body must not go into it.
+            self._give_up(current, f"RSET was refused: {reply}", reply)
+        else:
+            self._begin(current)
 
     def _on_mail(self, reply: Reply) -> None:
         current = self._current
@@ -408,8 +288,7 @@ class Dialogue:
         elif code < 400:
             self._unexpected(reply)
         else:
-            self._refuse(current, _MAIL, reply)
-            current.is_refused = True
+            self._refuse_all(current, _MAIL, reply)
             self.awaiting = _RCPT
             if not self._is_pipelining:
                 self._finish_transaction()
@@ -432,7 +311,15 @@ class Dialogue:
             self._unexpected(reply)
             return
         elif not current.is_refused:
-            self._refused_recipient(current, index, reply)
+            if self._is_of_session(current, reply):
+                current.index = index  # undecided, as are all behind it
+                self._refuse_all(current, _RCPT, reply)
+                current.index = index + 1
+                if not self._is_pipelining:
+                    self._finish_transaction()
+                    return
+            else:
+                self._refused_recipient(current, index, reply)
         if current.index == current.count:
             self._after_rcpt(current)
         elif not self._is_pipelining:
@@ -444,8 +331,9 @@ class Dialogue:
         is_of_count = not reply.enhanced or reply.enhanced.endswith(".5.3")
         taken = len(current.accepted) + current.probed_count
         if reply.code in (452, 552) and taken and is_of_count:
-            if self.recipients_max is None or taken < self.recipients_max:
-                self.recipients_max = taken
+            limits = self._limits
+            if limits.recipients_max is None or taken < limits.recipients_max:
+                limits.recipients_max = taken
             self.verdicts.append(Verdict(token, index, _NOT_ATTEMPTED, _RCPT, reply, _TOO_MANY))
         else:
             self.verdicts.append(Verdict(token, index, _REFUSED, _RCPT, reply, ""))
@@ -454,7 +342,7 @@ class Dialogue:
         if current.envelope.is_probe:
             self._needs_reset = not current.is_refused
             self._finish_transaction()
-        elif self._is_chunking:
+        elif current.is_chunked:
             self.awaiting = _DOT
         elif self._is_pipelining:
             self.awaiting = _DATA
@@ -473,14 +361,20 @@ class Dialogue:
                 self.awaiting = None
                 self._is_body_due = True
                 self.bodies_due.append(current.envelope)
+                if self._is_leaving:
+                    self._end("the session is being closed")
+            elif current.is_refused:
+                # This 354 is for a transaction that is not ours: a dot would send its recipients an empty message.
+                self._end(f"protocol error: {reply.code} to DATA of a transaction that was refused")
             else:
                 # RFC 2920 §3.1: nobody is there to get it; a lone dot ends the empty message, its reply means nothing.
                 self._send_dot(current)
         elif code < 300:
             self._unexpected(reply)
         else:
-            self._refuse(current, _DATA, reply)
             self._needs_reset = not current.is_refused
+            if current.accepted:
+                self._refuse_all(current, _DATA, reply)
             self._finish_transaction()
 
     def _on_dot(self, reply: Reply) -> None:
@@ -493,12 +387,21 @@ class Dialogue:
             verdicts = self.verdicts
             for index in accepted:
                 verdicts.append(Verdict(token, index, _ACCEPTED, _DOT, reply, ""))
+            if accepted:
+                self.messages_accepted += 1
+                self._limits.resets = 0
+            self._follows_refusal = False
+            for index in current.pending:  # it refused a command, and took what came behind it: by whose leave?
+                verdicts.append(Verdict(token, index, Kind.IN_DOUBT, _DOT, None, "taken out of order"))
+            current.pending = ()
         elif code < 400:
             self._unexpected(reply)
             return
         else:
-            self._refuse(current, _DOT, reply)
-            self._needs_reset = self._is_chunking  # RFC 3030 §2: a failed BDAT leaves the transaction open
+            self._needs_reset = current.is_chunked  # RFC 3030 §2: a failed BDAT leaves the transaction open
+            if accepted:
+                self._refuse_all(current, _DOT, reply)
+                self._follows_refusal = True
         self._finish_transaction()
 
     def _nothing_awaited(self, reply: Reply) -> None:
@@ -510,6 +413,11 @@ class Dialogue:
 
     def _finish_transaction(self) -> None:
         """The receive cursor leaves ``_current``."""
+        ended = self._current
+        if ended is not None and ended.disorder is not None:
+            self._begin_again(ended, ended.disorder)
+        elif ended is not None and not ended.is_unproven:
+            self._has_finished = True
         ahead = self._ahead
         if ahead is not None:
             self._current, self._ahead = ahead, None
@@ -522,14 +430,64 @@ class Dialogue:
         elif self._is_quitting:
             self._send_quit()
 
+    # -- replies about the order of commands -------------------------------------------------------------------
+
+    def _is_of_session(self, current: Transaction, reply: Reply) -> bool:
+        """The reply is about the order of commands, and our ways or what came before may be the cause.
+
+        In lock-step, in a session that never worked, there is nothing to blame: it is a refusal.
+        """
+        return (self._has_finished or current.group_bytes > 0) and is_about_order(reply)
+
+    def _begin_again(self, ended: Transaction, reply: Reply) -> None:
+        """A transaction that met the session's disorder: once more behind a RSET, or back to the caller."""
+        self._learn_order(ended, reply)
+        self._needs_reset = True
+        envelope = ended.envelope
+        token = envelope.token
+        pending, ended.pending = ended.pending, ()
+        may_repeat = token != self._repeated and not ended.is_body_out and not self._is_quitting
+        if may_repeat and len(pending) == len(envelope.recipients):
+            self._repeated = token
+            self._offered.appendleft(envelope)
+            return
+        for index in pending:
+            self.verdicts.append(Verdict(token, index, _NOT_ATTEMPTED, ended.disorder_stage, reply, ""))
+        if token == self._repeated:
+            self._is_quitting = True
+            self._give_back(f"the server is out of order: {reply}", reply)
+
+    def _learn_order(self, ended: Transaction, reply: Reply) -> None:
+        """What of our ways the server does not bear is left for the rest of the session, and told."""
+        said = f"{reply} in reply to {ended.disorder_stage.name}"
+        if ended.is_chunked and ended.disorder_stage is _DOT:
+            self._is_chunking = False
+            self._observe(HostFact.NO_CHUNKING, 0, said)
+        elif self._follows_refusal:
+            self._follows_refusal = False  # it kept the transaction that it had refused: RSET is all it takes
+        elif ended.is_behind_end:
+            self._is_pipelining_behind_end = False
+            self._observe(HostFact.NO_PIPELINING_BEHIND_END, 0, f"{said}, which came with the end of a message")
+        elif ended.group_bytes:
+            self._is_pipelining = self._is_chunking = False
+            self._observe(HostFact.NO_PIPELINING, 0, f"{said}, which came with other commands")
+
     # -- refusals and ends -------------------------------------------------------------------------------------
 
-    def _refuse(self, transaction: Transaction, stage: Stage, reply: Reply) -> None:
-        token = transaction.envelope.token
-        for index in transaction.undecided():
-            self.verdicts.append(Verdict(token, index, _REFUSED, stage, reply, ""))
-        transaction.accepted = []
-        transaction.index = transaction.count if stage is not _MAIL else transaction.index
+    def _refuse_all(self, current: Transaction, stage: Stage, reply: Reply) -> None:
+        """The reply decides all that is undecided; what else the group's replies say does not count."""
+        undecided = tuple(current.undecided())
+        if (stage is not _DOT or current.is_chunked) and self._is_of_session(current, reply):
+            current.disorder = reply
+            current.disorder_stage = stage
+            current.pending = undecided
+        else:
+            current.is_unproven = not self._has_finished and is_about_order(reply)
+            token = current.envelope.token
+            for index in undecided:
+                self.verdicts.append(Verdict(token, index, _REFUSED, stage, reply, ""))
+        current.accepted = []
+        current.is_refused = True
 
     def _unexpected(self, reply: Reply) -> None:
         name = self.awaiting.name if self.awaiting is not None else "nothing"
@@ -545,49 +503,10 @@ class Dialogue:
         """421 in reply to a command: it decides that command's envelope, and no other can have been taken."""
         stage = self.awaiting
         current = self._current
-        if current is not None and stage is _RSET:
-            current.is_body_out = False  # BDAT stood behind a command that was not carried out
-        elif current is not None and stage is not None:
-            self._refuse(current, stage, reply)
+        if current is not None and current.disorder is None and stage is not None and stage is not _RSET:
+            self._refuse_all(current, stage, reply)
             self._current = None
         self._end(f"the server closed the session: {reply}", reply=reply)
-
-    def _give_back(self, cause: str, reply: Reply | None = None) -> None:
-        while self._offered:
-            self._not_begun(self._offered.popleft(), cause, reply)
-
-    def _not_begun(self, envelope: Envelope, cause: str, reply: Reply | None = None) -> None:
-        for index in range(len(envelope.recipients)):
-            self.verdicts.append(Verdict(envelope.token, index, _NOT_ATTEMPTED, _IDLE, reply, cause))
-
-    def _end(self, cause: str, unsent_bytes: int = 0, reply: Reply | None = None) -> None:
-        """The link ended or must end: the table in this module's head, and nothing else, decides what is open."""
-        if self.is_closed:
-            return
-        stage = self.awaiting if self.awaiting is not None else _BODY
-        unsent_bytes += sum(map(len, self.output))  # what the caller never took
-        for transaction in (self._current, self._ahead):
-            if transaction is None:
-                continue
-            kind = _NOT_ATTEMPTED
-            if transaction.is_body_out:
-                behind_dot_bytes = self._ahead.group_bytes if self._ahead is not None else 0
-                is_dot_unsent = unsent_bytes > behind_dot_bytes
-                kind, stage = (_NOT_ATTEMPTED, _BODY) if is_dot_unsent else (Kind.IN_DOUBT, _DOT)
-            elif transaction is self._ahead:
-                stage = _MAIL
-            token = transaction.envelope.token
-            for index in transaction.undecided():
-                self.verdicts.append(Verdict(token, index, kind, stage, reply, cause))
-        self._current = self._ahead = None
-        self._give_back(cause, reply)
-        # What was not taken yet must not go out any more.
-        self.output.clear()
-        self.bodies_due.clear()
-        self._is_body_due = False
-        self.awaiting = None
-        self.is_closed = True
-        self.closing_cause = cause
 
 
 # By the stage awaited. A list, because an enum member is quick as an index and slow as a key.

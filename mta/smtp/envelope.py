@@ -6,6 +6,7 @@ import enum
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from mta.model.host import HostFact
 from mta.model.reply import Reply
 
 
@@ -95,3 +96,11 @@ class Verdict(NamedTuple):
     stage: Stage
     reply: Reply | None
     cause: str  # why, where no reply to a command of this envelope says it; "local: ..." when nothing was sent
+
+
+class Observation(NamedTuple):
+    """What the host was seen to do, for every later session with it."""
+
+    fact: HostFact
+    value: int  # how much it takes, where the fact is of a number
+    cause: str  # what it did, in words

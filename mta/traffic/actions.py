@@ -87,3 +87,7 @@ class Bounds(NamedTuple):
     patience_s: float = 30.0
     # campaign-mta §1, maxAgeSec: what could not go for so long returns to the queue.
     message_age_s: float = 600.0
+    # Of a site that takes no message, so many addresses are tried in one attempt, and so many whose sessions open
+    # but end before they take one (see `mta.traffic.reach`).
+    addresses_per_attempt_max: int = 5
+    sessions_per_attempt_max: int = 2

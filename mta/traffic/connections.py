@@ -7,7 +7,7 @@ open it until its end is reported, so a limit of connections holds whatever the 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from itertools import count
 from typing import Any, Final
 
@@ -15,9 +15,11 @@ from mta.model.waiting import Wait, WaitReason
 from mta.traffic.actions import Action, Bounds, CloseSession, OpenSession
 from mta.traffic.counters import Counters, Limit, Path, Room
 from mta.traffic.gates import Gate, Turns
-from mta.traffic.quota import UNLIMITED
+from mta.traffic.host_facts import Learnt
+from mta.traffic.host_sessions import count_again, end_trial, obey_facts
 from mta.traffic.rules import NextMx, RuleSet
-from mta.traffic.sessions import Full, Group, Hop, Session, bookings_of, count_hop, next_mx_of
+from mta.traffic.sessions import Group, Hop, Session, bookings_of, next_mx_of
+from mta.traffic.waits import ATTEMPT_SPENT, BUSY, NO_CAPACITY, NO_HOP, OPENING, full_wait
 
 # A session that others of its limit wait for, and have none, goes on for so long; then they have their turn.
 TURN_S: Final = 5.0
@@ -30,10 +32,6 @@ _BACKOFF: Final = WaitReason.BACKOFF
 _NEVER: Final = NextMx.NEVER
 _WHEN_FULL: Final = NextMx.WHEN_FULL
 
-NO_HOP: Final = Wait(WaitReason.NO_EGRESS, math.inf, "no address of the site can be reached from this egress")
-BUSY: Final = Wait(WaitReason.WINDOW, math.inf, "its sessions are busy")
-NO_CAPACITY: Final = Wait(WaitReason.SESSIONS, math.inf, "all sessions of all children are in use")
-
 
 class Connections:
     """All sessions of one node. What is to be done is appended to ``actions``."""
@@ -41,6 +39,8 @@ class Connections:
     def __init__(self, bounds: Bounds, turns: Turns, actions: list[Action[Any]], counters: Counters) -> None:
         self._bounds = bounds
         self._counters = counters
+        self.hosts = counters.hosts
+        self.forgotten: list[Learnt] = []  # facts that sessions did without
         # True for one look: the plan of a new source address is not kept to, as there is no other for the message.
         self.is_over_plan = False
         self._turns = turns
@@ -81,6 +81,10 @@ class Connections:
             return session
         if not group.wants_session(waiting):
             return BUSY
+        slots = group.reach.slots
+        if not slots.is_open(now_s):
+            gates.append(slots)
+            return OPENING
         hop = self._best_hop(group, now_s, gates, size_bytes)
         if not isinstance(hop, Hop):
             # A server that refuses more connections than it has is busy, not failing.
@@ -96,27 +100,7 @@ class Connections:
 
     def credits(self, hop: Hop, now_s: float, size_bytes: int) -> int:
         """How many messages all that counts there lets through now."""
-        limits = hop.limits
-        if len(limits) == 1:
-            return limits[0].credits(now_s, size_bytes)
-        least = UNLIMITED
-        for limit in limits:
-            if not (limit.is_plan and self.is_over_plan):
-                least = min(least, limit.credits(now_s, size_bytes))
-        return least
-
-    def _dry_limit(self, hop: Hop, now_s: float, size_bytes: int) -> tuple[Limit | None, float]:
-        """What has no credits, and when it will; of several, that which will have none for longest."""
-        dry: Limit | None = None
-        dry_until_s = -math.inf
-        for limit in hop.limits:
-            if limit.counts_messages and limit.credits(now_s, size_bytes) <= 0:
-                if limit.is_plan and self.is_over_plan:
-                    continue
-                at_s = limit.credits_at_s(now_s, size_bytes)
-                if at_s > dry_until_s:
-                    dry, dry_until_s = limit, at_s
-        return dry, dry_until_s
+        return hop.credits(now_s, size_bytes, is_over_plan=self.is_over_plan)
 
     def open_session_for(self, group: Group, now_s: float, size_bytes: int = 0) -> Session | None:
         """A session that there is already and that may be given something now."""
@@ -124,7 +108,7 @@ class Connections:
             dry: Limit | None = None
             until_s = now_s
             if session.limit.counts_messages or len(session.hop.limits) > 1:
-                dry, until_s = self._dry_limit(session.hop, now_s, size_bytes)
+                dry, until_s = session.hop.dry_limit(now_s, size_bytes, is_over_plan=self.is_over_plan)
             if dry is not None:
                 # Out of the way until there are credits: another session may count on another limit.
                 group.unlist_first()
@@ -153,21 +137,33 @@ class Connections:
         failing: Wait | None = None
         full: Wait | None = None
         full_preference = 0
+        spare: Hop | None = None
         next_mx = next_mx_of(group.hops)
+        budget = group.reach.budget
+        is_tight = len(budget.tried) > 0
+        is_spent = budget.is_spent
+        if is_spent:
+            gates.append(budget)
         for hop in group.hops:
             if next_mx is _NEVER and hop.preference > group.hops[0].preference:
                 break
             if full is not None and hop.preference > full_preference and next_mx is not _WHEN_FULL:
                 break
+            if is_spent and hop.peer not in budget.tried:
+                failing = failing or ATTEMPT_SPENT
+                continue
             wait = self._why_not(hop, now_s, gates, size_bytes)
             if wait is None:
-                return hop
+                if not (is_tight and budget.is_used_up_by(hop.mx_host, hop.peer)):
+                    return hop
+                spare = spare or hop
+                continue
             if wait.reason is _BACKOFF or hop.path.suspended_until_s > now_s:
                 if failing is None or wait.until < failing.until:
                     failing = wait
             elif full is None or wait.until < full.until:
                 full, full_preference = wait, hop.preference
-        return full or failing or NO_HOP
+        return spare or full or failing or NO_HOP
 
     def _why_not(self, hop: Hop, now_s: float, gates: list[Gate], size_bytes: int) -> Wait | None:
         """What keeps a session from being opened by this hop now."""
@@ -175,7 +171,7 @@ class Connections:
         if not path.is_open(now_s):
             gates.append(path)
             return self._why_not_by(path, now_s)
-        dry, until_s = self._dry_limit(hop, now_s, size_bytes)
+        dry, until_s = hop.dry_limit(now_s, size_bytes, is_over_plan=self.is_over_plan)
         if dry is not None:
             gates.append(dry)
             self._turns.alarms.set(dry, until_s)
@@ -190,7 +186,7 @@ class Connections:
             if not room.has_room:
                 gates.append(room)
                 self._make_room(room)
-                return _full(hop, room)
+                return full_wait(hop, room)
         return None
 
     def _why_not_by(self, path: Path, now_s: float) -> Wait:
@@ -214,6 +210,8 @@ class Connections:
     def _open(self, group: Group, hop: Hop, now_s: float) -> Session:
         child = self._idlest_child()
         session = Session(next(self._ids), group, hop, child, (*hop.rooms, self._capacity), now_s)
+        if self.hosts:
+            obey_facts(session, self._counters, now_s)
         self._sessions[session.id] = session
         self._children[child] += 1
         for limit in hop.limits:
@@ -227,6 +225,7 @@ class Connections:
             hop.path.trials += 1
         group.sessions += 1
         group.usable += 1
+        group.reach.slots.opening += 1
         if not group.is_moving(now_s):
             group.moved_s = now_s
         if len(group.hops) > 1:
@@ -290,6 +289,9 @@ class Connections:
             session.opened_s = now_s
             session.begin_measuring(now_s)
             group = session.group
+            slots = group.reach.slots
+            slots.answered()
+            self._turns.wake(slots)
             took_s = now_s - session.ordered_s
             group.open_s = took_s if not group.open_s else 0.8 * group.open_s + 0.2 * took_s
 
@@ -341,6 +343,9 @@ class Connections:
         session.measure(attempted, now_s, WINDOW_BATCHES * self._bounds.batch_recipients)
         session.group.moved_s = now_s
         session.progress += attempted
+        reach = session.group.reach
+        if reach.begin_anew():
+            self._turns.wake(reach.budget)
         if session.progress == attempted:
             session.group.proven += not session.is_closing
             path = session.path
@@ -369,12 +374,19 @@ class Connections:
             self._leave_rooms(session)
             path = session.hop.path
             self._end_trial(session)
-            if failure and session.progress == 0:
+            reach = session.group.reach
+            reach.slots.ended(was_opened=session.is_opened)
+            if session.is_opened and not session.is_surplus:
+                path.ended_s = now_s
+            if session.is_host_trial:
+                self.forgotten += end_trial(session, self._counters, now_s)
+            if failure and session.progress == 0 and not (session.is_surplus and session.group.sessions):
+                reach.failed(session.hop.mx_host, session.hop.peer, was_opened=session.is_opened)
                 path.last_failure = failure
                 until_s = path.backoff.failed(now_s)
                 if path.waiting:
                     self._turns.alarms.set(path, until_s)
-            for gate in (*session.rooms, path, session.group):
+            for gate in (*session.rooms, path, session.group, reach.slots):
                 self._turns.wake(gate)
             session.is_over = True
             if session.in_flight:
@@ -395,6 +407,23 @@ class Connections:
         session.group.sessions -= 1
         if session.child in self._children:
             self._children[session.child] -= 1
+
+    # --- what was learnt of hosts -------------------------------------------------------------
+
+    def follow_hosts(self, hosts: Collection[str], now_s: float) -> None:
+        """What is known of these hosts has changed: their sessions keep to it, whoever waits there looks again."""
+        for session in self._sessions.values():
+            if session.hop.host in hosts and not session.is_over:
+                hop = count_again(session, self._counters)
+                if not hop.counts_as(session.hop):
+                    self._move(session, hop)
+                if hop.rule.learn_hosts and not session.is_host_trial:
+                    session.messages_max = self.hosts.obeyed(hop.host).messages_max
+                    if session.left <= 0:
+                        self.close(session)
+        for room in self._counters.follow_hosts(hosts):
+            self._close_excess(room)
+            self.look_again(room, now_s)
 
     # --- credits and idle sessions ------------------------------------------------------------
 
@@ -490,23 +519,11 @@ class Connections:
         for session in self._sessions.values():
             old, group = session.hop, session.group
             session.refill()
-            hop = count_hop(
-                old.mx_host,
-                old.preference,
-                old.peer,
-                old.authorities,
-                group.site.key,
-                group.domain_class,
-                group.egress,
-                rules,
-                self._counters,
-            )
+            hop = count_again(session, self._counters)
             if not hop.counts_as(old):
                 self._move(session, hop)
             self._book_anew(session, now_s)
-            if not session.is_over and (
-                hop.tls(is_verified=group.site.is_verified) is not session.tls or session.left <= 0
-            ):
+            if not session.is_over and (session.tls_by(hop) is not session.tls or session.left <= 0):
                 self.close(session)
             group.list_free(session)
         for room in dict.fromkeys([*rooms, *(room for session in self._sessions.values() for room in session.rooms)]):
@@ -568,25 +585,3 @@ class Connections:
             for session in [s for s in self._sessions.values() if room in s.rooms and not s.is_closing]:
                 if room.excess:
                     self.close(session)
-
-
-def _full(hop: Hop, room: Room) -> Wait:
-    """Why no session is opened by the hop while this room is full. Asked at each look of whoever waits there."""
-    is_share = room.lacks_share
-    known = hop.full
-    if known is None or known.room is not room or known.sessions_max != room.sessions_max or known.is_share != is_share:
-        known = hop.full = Full(room, is_share, _wait_while_full(hop, room, is_share))
-    return known.wait
-
-
-def _wait_while_full(hop: Hop, room: Room, is_share: bool) -> Wait:
-    if isinstance(room, Limit):
-        title, counted_on = room.title, room.key
-    else:
-        title, counted_on = f"rule {hop.rule.name}", f"{hop.rule.name} to {hop.peer}"
-    if is_share:
-        detail = f"{title}: other nodes hold the rest, this one has {room.sessions_max}, counted on {counted_on}"
-        return Wait(WaitReason.SHARE, math.inf, detail)
-    return Wait(
-        WaitReason.RULE_CONNECTIONS, math.inf, f"{title}: {room.sessions_max} connections, counted on {counted_on}"
-    )

@@ -13,12 +13,13 @@ from typing import Final
 from mta.model.egress import Egress
 from mta.traffic.effects import Effect, EffectKind, Target
 from mta.traffic.gates import Gate
-from mta.traffic.limit import Held, Limit, Path, Room
+from mta.traffic.host_facts import HostFacts, host_key
+from mta.traffic.limit import Held, HostRoom, Limit, Path, Room
 from mta.traffic.limits import Limits
 from mta.traffic.quota import UNLIMITED
 from mta.traffic.rules import Rule, RuleSet, Scope, WarmUp, limit_key, path_key
 
-__all__ = ["Counters", "Held", "Limit", "Path", "Room"]
+__all__ = ["Counters", "Held", "HostRoom", "Limit", "Path", "Room"]
 
 _NONE: Final = Limits()
 # A key that is stored says what is counted under it: messages have none, as they had before there was anything else.
@@ -31,6 +32,8 @@ class Counters:
 
     def __init__(self, rules: RuleSet, unix_offset_s: float) -> None:
         self._rules = rules
+        self.hosts = HostFacts()
+        self._host_rooms: dict[tuple[int, str], HostRoom] = {}  # by egress and host
         self._unix_offset_s = unix_offset_s
         self._limits: dict[str, Limit] = {}
         self._path_rooms: dict[str, Room] = {}
@@ -90,6 +93,35 @@ class Counters:
             room = self._path_rooms[key] = Room(rule.connections_per_path_max)
             room.set_share(self._share(key, "p"))
         return room
+
+    def host_room(self, rule: Rule, egress_id: int, peer: str) -> HostRoom | None:
+        """The counter of the connections that a host takes from an egress; None while nothing is known of it."""
+        if not self.hosts or not rule.learn_hosts:
+            return None
+        host = host_key(peer, rule.port)
+        key = (egress_id, host)
+        room = self._host_rooms.get(key)
+        if room is None:
+            most = self.hosts.connections_max(host)
+            if most is None:
+                return None
+            room = self._host_rooms[key] = HostRoom(host, most)
+        return room
+
+    def follow_hosts(self, hosts: Collection[str]) -> list[HostRoom]:
+        """What is known of these hosts has changed; the rooms that there are for them have their numbers now."""
+        rooms = [room for (_, host), room in self._host_rooms.items() if host in hosts]
+        for room in rooms:
+            room.set_most(self.hosts.connections_max(room.host))
+        return rooms
+
+    @property
+    def rules(self) -> RuleSet:
+        return self._rules
+
+    def unix_s(self, now_s: float) -> float:
+        """A time of the schedule's clock as Unix time."""
+        return now_s + self._unix_offset_s
 
     def path(self, egress: Egress, peer: str) -> Path:
         key = (egress.name, peer)
@@ -274,6 +306,8 @@ class Counters:
                 del self._limits[key]
         for key in [key for key, room in self._path_rooms.items() if room not in needed]:
             del self._path_rooms[key]
+        for at in [at for at, host_room in self._host_rooms.items() if host_room not in needed]:
+            del self._host_rooms[at]
         for pair, path in list(self._paths.items()):
             if path not in needed and path.backoff.is_forgotten(now_s):
                 del self._paths[pair]

@@ -15,11 +15,13 @@ import msgspec
 
 from mta.model.waiting import Wait, WaitReason
 from mta.traffic.effects import EffectKind, Target
-from mta.traffic.limit import Figure, Limit, Path, Room
+from mta.traffic.host_facts import in_order, overridden
+from mta.traffic.limit import Figure, HostRoom, Limit, Path, Room
 from mta.traffic.limits import LIMIT_KEYS
 from mta.traffic.rules import Rule, RuleSet
 from mta.traffic.schedule import SIZE_UNKNOWN_BYTES, Schedule
 from mta.traffic.sessions import Group, Hop
+from mta.traffic.waits import full_wait
 
 _LETTERS: Final = {"c": "connections", "m": "messages", "b": "bytes", "o": "connections begun"}
 # By kind of figure, the key of a rule that sets it.
@@ -41,6 +43,7 @@ _KEYS: Final = {
 _EVENTS: Final = {
     WaitReason.DNS: "when the resolver answers",
     WaitReason.RULE_CONNECTIONS: "when one of the open connections ends",
+    WaitReason.HOST_CONNECTIONS: "when one of the open connections ends",
     WaitReason.RULE_CONNECTION_RATE: "when it is known what became of the connections that are being opened",
     WaitReason.RULE_MESSAGES: "when messages under way are reported",
     WaitReason.RULE_MESSAGES_PER_HOUR: "when messages under way are reported",
@@ -91,6 +94,21 @@ class EffectNow(msgspec.Struct, frozen=True):
     detail: str
 
 
+class FactNow(msgspec.Struct, frozen=True):
+    """What was learnt of one of the site's hosts. ``is_obeyed`` False: the host's rule says otherwise."""
+
+    host: str
+    mx_host: str
+    fact: str
+    value: int
+    said: str
+    cause: str
+    learnt_unix_s: float
+    until_unix_s: float
+    is_obeyed: bool
+    rule: str
+
+
 class EgressNow(msgspec.Struct, frozen=True):
     """A site through one egress. ``reason`` empty: nothing holds it here.
 
@@ -128,6 +146,7 @@ class LaneNow(msgspec.Struct, frozen=True):
     egresses: tuple[EgressNow, ...]
     limits: tuple[LimitNow, ...]
     effects: tuple[EffectNow, ...] = ()
+    facts: tuple[FactNow, ...] = ()
 
 
 def event_of(wait: Wait) -> str:
@@ -168,6 +187,7 @@ def lane_now(schedule: Schedule[Any], rules: RuleSet, lane: Any, now_s: float, u
         egresses=tuple(egresses),
         limits=tuple(_limits_of(groups.values(), rules, now_s)),
         effects=tuple(_effects_of(schedule, lane, groups.values(), unix_s)),
+        facts=tuple(_facts_of(schedule, rules, groups.values())),
     )
 
 
@@ -234,6 +254,8 @@ def _why_shut(gate: Path | Room, hop: Hop, now_s: float, size_bytes: int) -> Wai
         return None
     if gate.lacks_share:
         return Wait(WaitReason.SHARE, math.inf, f"other nodes hold the rest, this one has {gate.sessions_max}")
+    if isinstance(gate, HostRoom):
+        return full_wait(hop, gate)
     title = gate.title if isinstance(gate, Limit) else f"rule {hop.rule.name} to {hop.peer}"
     return Wait(WaitReason.RULE_CONNECTIONS, math.inf, f"{title}: {gate.sessions} of {gate.sessions_max} connections")
 
@@ -385,6 +407,29 @@ def _effects_of(schedule: Schedule[Any], lane: Any, groups: Iterable[Group], uni
             pool=effect.pool,
             detail=effect.detail,
         )
+
+
+# --- what was learnt of hosts --------------------------------------------------------------------
+
+
+def _facts_of(schedule: Schedule[Any], rules: RuleSet, groups: Iterable[Group]) -> Iterator[FactNow]:
+    """Of all hosts that the lane's groups may use, each fact once."""
+    hops = {hop.host: hop for group in groups for hop in group.hops}
+    for host, hop in hops.items():
+        without = overridden(hop.rule, rules.origins)
+        for learnt in in_order(schedule.hosts.of(host)):
+            yield FactNow(
+                host=host,
+                mx_host=hop.mx_host,
+                fact=learnt.fact.value,
+                value=learnt.value,
+                said=learnt.fact.said(learnt.value),
+                cause=learnt.cause,
+                learnt_unix_s=learnt.learnt_unix_s,
+                until_unix_s=learnt.until_unix_s,
+                is_obeyed=learnt.fact not in without,
+                rule=hop.rule.name,
+            )
 
 
 # --- a delivery ----------------------------------------------------------------------------------

@@ -136,6 +136,16 @@ class Room(Gate):
         self._idle.leave(idle)
 
 
+class HostRoom(Room):
+    """The connections that a host takes at a time from one egress, as was learnt (`mta.traffic.host_facts`)."""
+
+    __slots__ = ("host",)
+
+    def __init__(self, host: str, sessions_max: int) -> None:
+        super().__init__(sessions_max)
+        self.host = host
+
+
 class Limit(Room):
     """All that one rule (or provider, or plan) bounds in one scope.
 
@@ -511,6 +521,7 @@ class Path(Gate):
         "_effects",
         "_unix_offset_s",
         "backoff",
+        "ended_s",
         "is_without_tls",
         "key",
         "last_failure",
@@ -525,6 +536,7 @@ class Path(Gate):
         self._effects: tuple[Effect, ...] = ()
         self.backoff = PathBackoff()
         self.last_failure = ""
+        self.ended_s = -math.inf  # when its last session ended that was open, and none too many
         self.trials = 0  # sessions that try the path after a failure
         self.is_without_tls = False
         self.suspended_until_s = -math.inf  # on the schedule's clock

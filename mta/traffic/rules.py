@@ -126,6 +126,7 @@ class Rule(Limits, frozen=True):
     tls: Tls = Tls.OPPORTUNISTIC
     pipelining: bool = True  # use it where it is offered
     chunking: bool = True
+    learn_hosts: bool = True  # what hosts were seen to do is kept and obeyed
     recipients_per_transaction_max: int = 1  # of simulated deliveries; a message has one of its own
     timeouts: SessionTimeouts = SessionTimeouts()
     origin: str = ""  # "file:line"

@@ -20,15 +20,19 @@ from mta.model.site import Site
 from mta.model.waiting import SOONEST_FIRST, Wait, WaitReason
 from mta.traffic import surplus
 from mta.traffic.actions import Action, Bounds, CloseSession, GiveBack, HandOut, OpenSession
-from mta.traffic.connections import NO_HOP, Connections
+from mta.traffic.connections import Connections
 from mta.traffic.counters import Counters, Held, Limit, counts_bytes
 from mta.traffic.effects import Effect, Target
 from mta.traffic.egress import EgressChooser
 from mta.traffic.gates import Gate, Turns
+from mta.traffic.host_facts import HostFacts, Learnt
+from mta.traffic.host_sessions import connections_beside
 from mta.traffic.lanes import Lane, LaneKey, Look
+from mta.traffic.reach import SiteReach
 from mta.traffic.ready import Run, Stream
 from mta.traffic.rules import Rule, RuleSet
-from mta.traffic.sessions import Group, Session, find_hops
+from mta.traffic.sessions import STALL_S, Group, Session, find_hops
+from mta.traffic.waits import NO_HOP, OPENING
 
 __all__ = ["Action", "Bounds", "CloseSession", "GiveBack", "HandOut", "OpenSession", "Schedule"]
 
@@ -37,7 +41,7 @@ PartT = TypeVar("PartT")
 TURNS_PER_CALL: Final = 256  # then the loop lets reports in
 BATCHES_PER_TURN: Final = 16  # of one lane, to sessions that are open and not counted by the hour
 AGE_STEP_S: Final = 1.0  # a lane's recipients are looked at for their age no more often than that
-_BUSY: Final = SOONEST_FIRST[:3]
+_BUSY: Final = SOONEST_FIRST[:4]
 # Local names: an enum member looked up on its class costs more than the comparison it is for.
 _WINDOW: Final = WaitReason.WINDOW
 _WARM_UP: Final = WaitReason.WARM_UP
@@ -66,6 +70,7 @@ class Schedule(Generic[PartT]):
         self._shuffle = shuffle
         self._lanes: dict[LaneKey, Lane[PartT]] = {}
         self._groups: dict[tuple[str, str, str], Group] = {}
+        self._reaches: dict[str, SiteReach] = {}  # by the key of the site
         self._actions: list[Action[PartT]] = []
         self._turns = Turns()
         self._gates: list[Gate] = []  # that a turn meets, while it lasts
@@ -121,6 +126,13 @@ class Schedule(Generic[PartT]):
         if not lane.ready.count:
             self._drop(lane)
             lane.failing_since_s = math.inf
+            self._end_attempt(lane)
+
+    def _end_attempt(self, lane: Lane[PartT]) -> None:
+        """The next one may try the addresses that this one left out."""
+        reach = self._reaches.get(lane.site.key)
+        if reach is not None and reach.begin_anew():
+            self._turns.wake(reach.budget)
 
     def _drop(self, lane: Lane[PartT]) -> None:
         lane.look = None
@@ -215,7 +227,10 @@ class Schedule(Generic[PartT]):
                 look.shown = found
             if not group.usable:
                 look.bare.append(turn.egress)
-            if found.reason in _BUSY and group.is_moving(now_s):
+            if found is OPENING:
+                look.busy.append(turn.egress)
+                look.stalls_s = min(look.stalls_s, now_s + STALL_S)
+            elif found.reason in _BUSY and group.is_moving(now_s):
                 # Its turn is kept, for weights must hold just when there is much to send.
                 look.busy.append(turn.egress)
                 look.stalls_s = min(look.stalls_s, group.stalls_s)
@@ -272,7 +287,7 @@ class Schedule(Generic[PartT]):
         elif wait is NO_HOP:
             self._defer_all(lane, wait, now_s)
             return
-        else:
+        elif wait is not OPENING:  # which says nothing of the site
             lane.failing_since_s = math.inf
         self._shed_surplus(lane, now_s)
         if lane.ready.count:
@@ -287,7 +302,7 @@ class Schedule(Generic[PartT]):
             key = (site.key, egress.name, lane.domain_class)
             group = self._groups.get(key)
             if group is None:
-                group = self._groups[key] = Group(site, egress, lane.domain_class)
+                group = self._groups[key] = Group(site, egress, self._reach(site.key), lane.domain_class)
             lane.groups[egress.name] = group
         if group.site is not site or group.rules_version != self._rules_version:
             if group.site != site or group.rules_version != self._rules_version:
@@ -295,6 +310,14 @@ class Schedule(Generic[PartT]):
             group.site = site
             group.rules_version = self._rules_version
         return group
+
+    def _reach(self, site: str) -> SiteReach:
+        reach = self._reaches.get(site)
+        if reach is None:
+            bounds = self._bounds
+            reach = SiteReach(bounds.addresses_per_attempt_max, bounds.sessions_per_attempt_max)
+            self._reaches[site] = reach
+        return reach
 
     # --- what leaves the memory ---------------------------------------------------------------
 
@@ -404,6 +427,30 @@ class Schedule(Generic[PartT]):
                 if group.site.key in sites or group.egress.name in egresses:
                     self._connections.look_again(group, now_s)
 
+    @property
+    def hosts(self) -> HostFacts:
+        """What was learnt of hosts. Who changes it says so to `follow_hosts`."""
+        return self._counters.hosts
+
+    def follow_hosts(self, hosts: Collection[str], now_s: float) -> None:
+        """What is known of these hosts has changed."""
+        for group in self._groups.values():
+            if any(hop.host in hosts for hop in group.hops):
+                group.rules_version = -1  # its hops are found anew
+                self._turns.wake(group)
+        self._version += 1
+        self._connections.follow_hosts(hosts, now_s)
+
+    def connections_beside(self, session: Session, now_s: float) -> int:
+        """How many connections the host of a session holds besides it, which was refused as one too many."""
+        return connections_beside(session, self._connections.all(), now_s)
+
+    def take_forgotten(self) -> list[Learnt]:
+        """Facts that sessions did without since this was asked last: they hold no more."""
+        forgotten = self._connections.forgotten
+        self._connections.forgotten = []
+        return forgotten
+
     def suspension(self, group: Group, now_s: float) -> Effect | None:
         """What keeps a site through an egress from being used as a whole."""
         return self._counters.suspended(group.site.key, group.egress.name, now_s)
@@ -472,6 +519,9 @@ class Schedule(Generic[PartT]):
         }
         for key in [key for key, group in self._groups.items() if not group.sessions and key not in needed]:
             del self._groups[key]
+        sites = {key[0] for key in self._groups}
+        for site in [site for site in self._reaches if site not in sites]:
+            del self._reaches[site]
         # A hop holds its counters; a second object for the same key would count apart.
         hops = [hop for group in self._groups.values() for hop in group.hops]
         hops += [session.hop for session in self._connections.all()]

@@ -12,8 +12,10 @@ from mta.model.site import Site, order_hosts
 from mta.model.waiting import Wait
 from mta.traffic.counters import Counters, Limit, Path, Room
 from mta.traffic.gates import Gate
+from mta.traffic.host_facts import NOTHING_LEARNT, Obeyed, host_key
 from mta.traffic.limit import Idle
-from mta.traffic.quota import Quota
+from mta.traffic.quota import UNLIMITED, Quota
+from mta.traffic.reach import SiteReach
 from mta.traffic.rules import NextMx, Rule, RuleSet, Tls
 
 # A session is given as much as it can send in this time, so that a slow server holds few recipients and a
@@ -47,14 +49,15 @@ class Full:
 class Hop:
     """One way to reach a site: a host, one of its addresses, and what counts there. But for ``full`` it never changes.
 
-    ``limits``: of the rule first, then of its provider and of a warm-up plan, where there are. ``rooms``: these, and
-    that of the path where its connections are bounded. ``keys``: of all that an attempt is counted on, with blanks
-    between.
+    ``limits``: of the rule first, then of its provider and of a warm-up plan, where there are. ``rooms``: these, that
+    of the path where its connections are bounded, and that of the host where a number was learnt. ``host``: as what was
+    learnt names it. ``keys``: of all that an attempt is counted on, with blanks between.
     """
 
     __slots__ = (
         "authorities",
         "full",
+        "host",
         "keys",
         "limit",
         "limits",
@@ -75,6 +78,7 @@ class Hop:
         rule: Rule,
         limits: tuple[Limit, ...],
         path_room: Room | None,
+        host_room: Room | None,
         path: Path,
         authorities: tuple[tuple[int, int, int, bytes], ...] = (),
     ) -> None:
@@ -87,6 +91,9 @@ class Hop:
         self.path_room = path_room
         self.full: Full | None = None
         self.rooms: tuple[Room, ...] = limits if path_room is None else (*limits, path_room)
+        if host_room is not None:
+            self.rooms = (*self.rooms, host_room)
+        self.host = host_key(peer, rule.port)
         self.path = path
         self.authorities = authorities
         self.keys = limits[0].key if len(limits) == 1 else " ".join([limit.key for limit in limits])
@@ -99,6 +106,30 @@ class Hop:
             and self.path is other.path
             and self.authorities == other.authorities
         )
+
+    def credits(self, now_s: float, size_bytes: int, *, is_over_plan: bool) -> int:
+        """How many messages all that counts there lets through now. ``is_over_plan``: plans hold nothing up."""
+        limits = self.limits
+        if len(limits) == 1:
+            return limits[0].credits(now_s, size_bytes)
+        least = UNLIMITED
+        for limit in limits:
+            if not (limit.is_plan and is_over_plan):
+                least = min(least, limit.credits(now_s, size_bytes))
+        return least
+
+    def dry_limit(self, now_s: float, size_bytes: int, *, is_over_plan: bool) -> tuple[Limit | None, float]:
+        """What has no credits, and when it will; of several, that which will have none for longest."""
+        dry: Limit | None = None
+        dry_until_s = -math.inf
+        for limit in self.limits:
+            if limit.counts_messages and limit.credits(now_s, size_bytes) <= 0:
+                if limit.is_plan and is_over_plan:
+                    continue
+                at_s = limit.credits_at_s(now_s, size_bytes)
+                if at_s > dry_until_s:
+                    dry, dry_until_s = limit, at_s
+        return dry, dry_until_s
 
     def tls(self, *, is_verified: bool) -> Tls:
         """What a session asks of STARTTLS. ``is_verified``: the site is one of an MTA-STS policy that is enforced."""
@@ -150,6 +181,7 @@ def count_hop(
         rule,
         counters.limits_of(rule, egress, peer),
         counters.path_room(rule, egress.id, peer),
+        counters.host_room(rule, egress.id, peer),
         counters.path(egress, peer),
         authorities if rule.dane and rule.tls is not _DISABLED else (),
     )
@@ -192,11 +224,15 @@ class Session:
         "idles",
         "in_flight",
         "is_closing",
+        "is_host_trial",
         "is_listed_free",
         "is_over",
+        "is_surplus",
         "is_trial",
         "limit",
         "message_s",
+        "messages_max",
+        "obeyed",
         "opened_s",
         "openings",
         "ordered_s",
@@ -225,6 +261,10 @@ class Session:
         self.is_closing = False
         self.is_over = False  # its end was reported, but not yet what became of all that it was given
         self.is_trial = False
+        self.is_surplus = False  # one more than its host takes at a time
+        self.obeyed: Obeyed = NOTHING_LEARNT  # what was learnt of its host and holds for it
+        self.is_host_trial = False  # it tries without what was learnt and is due to be tried again
+        self.messages_max = UNLIMITED  # that its host takes in a session
         self.idles: list[Idle] = []  # its places in its rooms, while these know that it has nothing to do
         self.is_listed_free = False
         self.dry_at: Limit | None = None  # passed over because this limit has no credits
@@ -239,9 +279,28 @@ class Session:
         self._unmeasured = 0  # messages attempted since
 
     @property
+    def is_opened(self) -> bool:
+        """The server has greeted it and said what it offers."""
+        return self.opened_s < math.inf
+
+    @property
     def left(self) -> int:
         """How many messages it may be given in its whole life yet."""
-        return self.limit.messages_per_connection - self.used
+        most = self.limit.messages_per_connection
+        if self.messages_max < most:
+            most = self.messages_max
+        return most - self.used
+
+    def obey(self, obeyed: Obeyed) -> None:
+        """What was learnt of its host, before it is told to open."""
+        self.obeyed = obeyed
+        self.messages_max = obeyed.messages_max
+        self.tls = self.tls_by(self.hop)
+
+    def tls_by(self, hop: Hop) -> Tls:
+        """What it asks of STARTTLS if it goes by this hop."""
+        tls = hop.tls(is_verified=self.group.site.is_verified)
+        return _DISABLED if tls is _OPPORTUNISTIC and not self.obeyed.tls else tls
 
     def room(self) -> int:
         """How many messages it may be given now; 0 also where more will be worth the while soon."""
@@ -320,15 +379,17 @@ class Group(Gate):
         "moved_s",
         "open_s",
         "proven",
+        "reach",
         "rules_version",
         "sessions",
         "site",
         "usable",
     )
 
-    def __init__(self, site: Site, egress: Egress, domain_class: str = "") -> None:
+    def __init__(self, site: Site, egress: Egress, reach: SiteReach, domain_class: str = "") -> None:
         super().__init__()
         self.site = site
+        self.reach = reach
         self.domain_class = domain_class
         self.egress = egress
         self.hops: list[Hop] = []

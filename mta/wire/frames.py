@@ -320,7 +320,16 @@ class PathRefused(msgspec.Struct, frozen=True, array_like=True, tag=8):
     recipients: int  # that it met
 
 
-ChildFrame = Opened | OpenFailed | SessionClosed | Report | Health | JournalState | HostObserved | PathRefused
+class Failing(msgspec.Struct, frozen=True, array_like=True, tag=9):
+    """An exception in the child's own code: it opens and sends nothing more, and waits for replies that are owed.
+
+    It is to be drained and replaced. What it reports is right.
+    """
+
+    cause: str
+
+
+ChildFrame = Opened | OpenFailed | SessionClosed | Report | Health | JournalState | HostObserved | PathRefused | Failing
 
 _LENGTH = struct.Struct("!I")
 _encoder = msgspec.msgpack.Encoder()

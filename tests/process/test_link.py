@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 import uvloop
 
+from mta.model.host import HostFact
 from mta.model.timeouts import SessionTimeouts
 from mta.session.link import Link
 from mta.session.open import SessionTarget, open_session
 from mta.smtp.dialogue import Dialogue, Envelope, Kind, Stage, Verdict
+from mta.smtp.envelope import Observation
 from tests.support.hostile_server import HostileServer, Peer, self_signed, until
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
@@ -33,6 +35,7 @@ class Owner:
     def __init__(self, body: list[bytes]) -> None:
         self._body = body
         self.all: list[Verdict] = []
+        self.observations: list[Observation] = []
         self.cause: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._news = asyncio.Event()
 
@@ -45,8 +48,14 @@ class Owner:
         for envelope in envelopes:
             link.body(envelope.token, self._body, is_transparent=True)
 
+    def observed(self, link: Link, observations: list[Observation]) -> None:
+        self.observations += observations
+
     def closed(self, link: Link, cause: str) -> None:
         self.cause.set_result(cause)
+
+    def faulted(self, link: Link, fault: Exception) -> None:
+        self.cause.set_exception(fault)
 
     @property
     def kinds(self) -> list[Kind]:
@@ -402,5 +411,87 @@ def test_an_old_session_begins_nothing_more(run: Run) -> None:
             link.check_deadline(LIMITS.session_s + LIMITS.dot_s)
             assert [verdict.token for verdict in owner.all] == [2, 1]
             await owner.wait_closed()
+
+    run(main())
+
+
+def lost_behind_end(slow_s: float, looks_s: list[float]) -> Callable[[], Coroutine[Any, Any, None]]:
+    """A host that loses what comes with the end of a message; looked at then, after its reply to the dot."""
+
+    async def play(peer: Peer) -> None:
+        await greet(peer)
+        await serve(peer, 1)
+        await peer.gone()
+
+    async def main() -> None:
+        async with HostileServer(play) as server:
+            link, owner = await linked(server)
+            link.offer(map(envelope, range(3)))
+            link.check_deadline(0.0)
+            link.check_deadline(slow_s)  # so long it took for something before
+            await owner.wait_for(1)
+            began_s = slow_s + 1
+            link.check_deadline(began_s)
+            for look_s in looks_s[:-1]:
+                link.check_deadline(began_s + look_s)
+                assert owner.kinds == [Kind.ACCEPTED]
+            link.check_deadline(began_s + looks_s[-1])
+            assert owner.kinds == [Kind.ACCEPTED, Kind.NOT_ATTEMPTED, Kind.NOT_ATTEMPTED]
+            assert [one.fact for one in owner.observations] == [HostFact.NO_PIPELINING_BEHIND_END]
+            assert "not answered" in await owner.wait_closed()
+
+    return main
+
+
+def test_commands_lost_behind_the_end_of_a_message_are_noticed_after_seconds(run: Run) -> None:
+    run(lost_behind_end(0.0, [1.0, 2.0, 3.0])())
+
+
+def test_a_host_that_is_slow_is_given_more_time_before_its_silence_is_believed(run: Run) -> None:
+    run(lost_behind_end(2.0, [3.0, 10.0, 19.0, 20.0])())
+
+
+def test_a_dot_that_is_not_answered_is_waited_for_as_long_as_ever(run: Run) -> None:
+    async def play(peer: Peer) -> None:
+        await greet(peer)
+        await peer.hear_until("DATA")
+        await peer.say("250 ok", "250 ok", "354 go")
+        await peer.gone()
+
+    async def main() -> None:
+        async with HostileServer(play) as server:
+            link, owner = await linked(server)
+            link.offer(map(envelope, range(2)))
+            while link.dialogue.awaiting is not Stage.DOT:
+                await settle()
+            for now_s in (1.0, 2.0, 10.0, 100.0, 600.0):
+                link.check_deadline(now_s)
+                assert owner.kinds == []
+            link.check_deadline(601.0)
+            assert owner.kinds == [Kind.IN_DOUBT, Kind.NOT_ATTEMPTED]
+            assert owner.observations == []
+
+    run(main())
+
+
+def test_a_fault_of_our_own_in_a_callback_is_handed_to_the_listener_and_the_connection_dropped(run: Run) -> None:
+    async def play(peer: Peer) -> None:
+        await greet(peer)
+        await serve(peer, 1)
+        await peer.gone()
+
+    async def main() -> None:
+        async with HostileServer(play) as server:
+            link, owner = await linked(server)
+
+            def broken(link: Link, verdicts: list[Verdict]) -> None:
+                raise ZeroDivisionError("ours")
+
+            owner.verdicts = broken  # type: ignore[method-assign]
+            link.offer([envelope(1)])
+            with pytest.raises(ZeroDivisionError):
+                await owner.wait_closed()
+            assert not link.is_open
+            await settle()  # and nobody is called again
 
     run(main())

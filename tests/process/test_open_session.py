@@ -221,6 +221,11 @@ def test_an_endless_answer_is_cut_off(run: Run) -> None:
             await peer.say(*["250-more and more"] * 100)
 
     async def long_line(peer: Peer) -> None:
+        await peer.say("220 ", end="")
+        while True:
+            await peer.say("2" * 1000, end="")
+
+    async def no_reply(peer: Peer) -> None:
         while True:
             await peer.say("2" * 1000, end="")
 
@@ -228,7 +233,9 @@ def test_an_endless_answer_is_cut_off(run: Run) -> None:
         async with HostileServer(play) as server:
             assert "reply of more than" in (await failure(server)).cause
         async with HostileServer(long_line) as server:
-            assert "longer than" in (await failure(server)).cause
+            assert "reply of more than" in (await failure(server)).cause
+        async with HostileServer(no_reply) as server:
+            assert "not a reply line" in (await failure(server)).cause
 
     run(main())
 

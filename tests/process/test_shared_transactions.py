@@ -12,6 +12,7 @@ import pytest
 
 from mta.child.carrier import Carrier
 from mta.child.letters import BatchCursor, Letter
+from mta.child.session_watch import SessionWatch
 from mta.child.templates import Templates
 from mta.failure.judge import Judge
 from mta.failure.qualify import Qualifier
@@ -36,6 +37,7 @@ class Ledger:
     def __init__(self) -> None:
         self.letters: dict[int, Letter] = {}
         self.judge = Judge(Qualifier(()))
+        self.watch = SessionWatch()
         self.may_begin = True
         self.ca_file = ""
         self.settled: list[tuple[str, Status | None, str]] = []  # address, status, text of the reply
@@ -78,6 +80,12 @@ class Ledger:
 
     def forget(self, carrier: Carrier) -> None:
         self.carrier = None
+
+    def render_fault(self, letter: Letter, fault: BaseException | None) -> None:
+        raise AssertionError(f"message {letter.number} could not be made") from fault
+
+    def session_fault(self, carrier: Carrier, fault: Exception) -> None:
+        raise fault
 
     def cursor(self, addresses: Sequence[str], delivery: int = TEST, values: Sequence[object] = ()) -> BatchCursor:
         """``values``: instead of a proper one for each recipient."""

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mta.model.egress import EgressPool
+from mta.model.host import HostFact
 from mta.model.site import Site
 from mta.traffic.actions import Bounds
 from mta.traffic.effects import Effect, EffectKind, Target
@@ -130,6 +131,7 @@ def stir(world: World) -> None:
         lambda: world.schedule.forget_empty(world.now_s),
         lambda: world.schedule.set_rules(world.rules, world.now_s),
         lambda: world.schedule.set_effects(some_effects(world), world.now_s),
+        lambda: learn_of_hosts(world),
     ]
     # Work comes more often than trouble.
     rng.choice(happenings + 6 * happenings[:1])()
@@ -169,6 +171,25 @@ def some_effects(world: World) -> list[Effect]:
         until_s = world.now_s + UNIX_OFFSET_S + rng.choice([0.5, 20.0, 900.0])
         effects.append(Effect(str(number), "storm", kind, target, on, until_s, limits))
     return effects
+
+
+def learn_of_hosts(world: World) -> None:
+    """A host is seen to take little, or what was known of it is forgotten, or time has gone by."""
+    rng, hosts = world.rng, world.schedule.hosts
+    host = rng.choice(list(world.servers))
+    unix_s = world.now_s + UNIX_OFFSET_S
+    fact = rng.choice([HostFact.CONNECTIONS, HostFact.MESSAGES_PER_SESSION, HostFact.NO_TLS])
+    changed = {host}
+    match rng.choice(["learn", "learn", "forget", "grow", "end"]):
+        case "learn":
+            hosts.learn(host, fact, rng.choice([1, 2, 5]), "seen", "mx", unix_s)
+        case "forget":
+            hosts.forget(host, fact)
+        case "grow":
+            changed = {one.host for one in hosts.grow(unix_s + 1e5)}
+        case "end":
+            changed = {one.host for one in hosts.end_over(unix_s + 1e6)}
+    world.schedule.follow_hosts(changed, world.now_s)
 
 
 def calm(world: World) -> None:

@@ -1,11 +1,21 @@
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from mta.model.errors import RemoteProtocolError
 from mta.model.reply import REPLY_TEXT_BYTES_MAX, Reply
 from mta.smtp import reply as module
-from mta.smtp.reply import CACHED_LINES_MAX, LINE_BYTES_MAX, REPLY_BYTES_MAX, REPLY_LINES_MAX, ReplyParser
+from mta.smtp.reply import (
+    CACHED_LINES_MAX,
+    KEPT_BYTES_MAX,
+    KEPT_LINES_MAX,
+    LINE_BYTES_MAX,
+    REPLY_BYTES_MAX,
+    REPLY_LINES_MAX,
+    ReplyParser,
+)
 
 GOOD = [
     (b"250 ok\r\n", Reply(250, "ok")),
@@ -48,10 +58,10 @@ BAD = [
     b"\xb2\xb5\xb0 ok\r\n",
     b"250-one\r\n251 two\r\n",
     b"250-one\r\ntwo\r\n",
-    b"250 " + b"x" * LINE_BYTES_MAX + b"\r\n",
     b"x" * (LINE_BYTES_MAX + 1),
+    b"250 " + b"x" * REPLY_BYTES_MAX + b"\r\n",
     b"250-x\r\n" * (REPLY_LINES_MAX + 1),
-    (b"250-" + b"x" * 4000 + b"\r\n") * 9,
+    (b"250-" + b"x" * 4000 + b"\r\n") * 270,
 ]
 
 
@@ -118,6 +128,42 @@ def test_an_endless_reply_holds_no_more_than_its_caps() -> None:
             parser.feed(chunk)
         except RemoteProtocolError:
             break
-        assert sum(map(len, parser._lines)) < REPLY_BYTES_MAX
+        assert sum(map(len, parser._lines)) <= KEPT_BYTES_MAX
+        assert len(parser._lines) <= KEPT_LINES_MAX
     assert parser.fault is not None
     assert not parser.is_mid_reply
+
+
+LONG = [
+    b"550-5.7.1 no\r\n" * (KEPT_LINES_MAX + 1) + b"550 5.7.1 end\r\n",
+    b"550-5.7.1 no\r\n" * (REPLY_LINES_MAX - 1) + b"550 5.7.1 end\r\n",
+    (b"550-5.7.1 " + b"x" * 4_000 + b"\r\n") * 200 + b"550 5.7.1 end\r\n",
+    b"550 5.7.1 " + b"x" * (REPLY_BYTES_MAX - 100) + b"\r\n",
+    b"550-5.7.1 " + b"x" * 500_000 + b"\r\n550 5.7.1 " + b"y" * 500_000 + b"\n",
+]
+
+
+@pytest.mark.parametrize("octets", LONG, ids=lambda octets: f"{octets.count(10)} lines of {len(octets)}")
+@pytest.mark.parametrize("step", [333, 8_191, 8_192, 8_193, 1 << 21])
+def test_of_a_long_reply_the_code_and_the_first_of_the_text_are_taken(octets: bytes, step: int) -> None:
+    parser = ReplyParser()
+    found: list[Reply] = []
+    for at in range(0, len(octets), step):
+        found += parser.feed(octets[at : at + step])
+        assert sum(map(len, parser._lines)) + len(parser._rest) <= KEPT_BYTES_MAX + LINE_BYTES_MAX
+    [reply] = found
+    assert (reply.code, reply.enhanced) == (550, "5.7.1")
+    assert 0 < len(reply.text.encode()) <= REPLY_TEXT_BYTES_MAX
+    assert not parser.is_mid_reply
+    assert parser.feed(b"250 ok\r\n") == [Reply(250, "ok")]
+
+
+def test_a_long_reply_takes_time_in_proportion_to_its_length() -> None:
+    parser = ReplyParser()
+    began_s = time.process_time()
+    parser.feed(b"250 ")
+    for _ in range(REPLY_BYTES_MAX // 2):
+        assert parser.feed(b"x") == []
+    assert [reply.code for reply in parser.feed(b"\r\n")] == [250]
+    # Half a megabyte octet by octet; by copying what came before it would be some minutes.
+    assert time.process_time() - began_s < 10

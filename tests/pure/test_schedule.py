@@ -130,7 +130,7 @@ def test_attempts_on_a_dead_path_thin_out_one_at_a_time_while_the_other_egress_g
     finish(world)
     crowd = [at_s for at_s in refused if at_s < refused[0] + 1]
     later = [crowd[-1], *refused[len(crowd) :]]
-    assert len(crowd) == 5
+    assert 1 < len(crowd) <= 5  # those that were under way when the first was refused
     gaps = [after - before for before, after in pairwise(later)]
     # Its turn comes round every second.
     assert all(least < gap < least + 3 for gap, least in zip(gaps, (4, 8, 16, 32), strict=True))
@@ -253,6 +253,8 @@ def test_many_more_recipients_open_more_sessions_at_once() -> None:
     assert len(world.opened) == 1
     world.put("a.test", 500)
     world.run(0.01)
+    assert len(world.opened) == 3  # each that is open allows two more to be opened
+    world.run(0.5)
     assert len(world.opened) == 20
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from mta.model.egress import Egress
 from mta.traffic.counters import Counters
+from mta.traffic.reach import SiteReach
 from mta.traffic.rules import Rule, RuleSet
 from mta.traffic.sessions import WINDOW_FIRST, WINDOW_MIN, WINDOW_S, Group, Session, find_hops
 from tests.support.schedule_model import egress, site
@@ -15,7 +16,7 @@ SITE = site((10, "mx.a.test", ["192.0.2.1", "192.0.2.2"]), (20, "mx2.a.test", ["
 
 def group(of: Egress | None = None, **limits: int) -> Group:
     rules = RuleSet([Rule("r", "*", **limits)])  # type: ignore[arg-type]
-    made = Group(SITE, of or egress(1))
+    made = Group(SITE, of or egress(1), SiteReach(5, 2))
     made.hops = find_hops(SITE, made.egress, rules, Counters(rules, 0.0), lambda names: None)
     return made
 

@@ -170,3 +170,44 @@ async def test_credits_add_up_over_settlements_and_old_ones_are_forgotten(leased
     assert await load_credits(leased.conn, "two", 0) == []
     await forget_credits(leased.conn, "one", 0, 8)
     assert await load_credits(leased.conn, "one", 0) == [("rule", 9, 2)]
+
+
+async def test_who_was_in_doubt_as_often_as_is_allowed_is_held_whatever_the_delivery_says(leased: Leased) -> None:
+    part = leased.parts[1]
+
+    def settled(sequence: int, positions: list[int]) -> Settlement:
+        doubts = [
+            Doubt(leased.delivery, part.number(n), part.id, sequence, f"u1{n}@example.com", "mx", "", "resend", "cut")
+            for n in positions
+        ]
+        later = NewPart(
+            *(leased.delivery, "mx", 1, False, part.appended_at, ()),
+            [part.number(n) for n in positions],
+            [(f"u1{n}@example.com", None, NO_VALUES) for n in positions],
+            due_in_s=60.0,
+            in_doubt=True,
+        )
+        return Settlement(doubts=doubts, new_parts=[later])
+
+    await commit(leased.conn, leased.run, settled(1, [0, 1]), 1, COLUMNS)
+    await commit(leased.conn, leased.run, settled(2, [1, 2]), 2, COLUMNS)
+    new = [row for row in (await leased.books())["delivery_part"] if row["append_id"] is None]
+    assert sorted((row["held"], row["numbers"], row["count"], row["site"]) for row in new) == [
+        (False, [part.number(0), part.number(1)], 2, "mx"),
+        (False, [part.number(2)], 1, "mx"),
+        (True, [part.number(1)], 1, None),
+    ]
+    listed = [(row["number"], row["policy"]) for row in (await leased.books())["in_doubt"]]
+    assert sorted(listed) == sorted(
+        [
+            (part.number(0), "resend"),
+            (part.number(1), "resend"),
+            (part.number(1), "hold"),
+            (part.number(2), "resend"),
+        ]
+    )
+    once = settled(3, [0])
+    once.in_doubt_max = 5
+    await commit(leased.conn, leased.run, once, 3, COLUMNS)
+    new = [row for row in (await leased.books())["delivery_part"] if row["append_id"] is None]
+    assert sum(row["held"] for row in new) == 1

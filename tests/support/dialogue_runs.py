@@ -11,6 +11,7 @@ from mta.model.timeouts import SessionTimeouts
 from mta.session.link import Link
 from mta.session.open import SessionFailed, SessionTarget, open_session
 from mta.smtp.dialogue import Dialogue, Envelope, Kind, Verdict
+from mta.smtp.envelope import Observation
 from mta.smtp.extensions import parse_ehlo
 from tests.support.dialogue_script import Script, ScriptedSession, ScriptEnvelope
 
@@ -87,6 +88,7 @@ class _Listener:
     def __init__(self, script: Script) -> None:
         self._script = script
         self.all: list[Verdict] = []
+        self.observations: list[Observation] = []
         self.cause: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     def verdicts(self, link: Link, verdicts: list[Verdict]) -> None:
@@ -96,8 +98,14 @@ class _Listener:
         for envelope in envelopes:
             link.body(envelope.token, _cut(self._script.envelopes[envelope.token - 1].body))
 
+    def observed(self, link: Link, observations: list[Observation]) -> None:
+        self.observations += observations
+
     def closed(self, link: Link, cause: str) -> None:
         self.cause.set_result(cause)
+
+    def faulted(self, link: Link, fault: Exception) -> None:
+        self.cause.set_exception(fault)
 
 
 async def run_socket(script: Script, port: int, *, pipelining: bool) -> list[Verdict] | SessionFailed:

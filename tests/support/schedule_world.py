@@ -424,7 +424,7 @@ class World:
                 is_suspended = session.hop.path.suspended_until_s > self.now_s
                 if session.room() and self._has_credits(session.hop) and not is_suspended:
                     return f"session {session.id}"
-            if not self.schedule._connections._capacity.has_room:
+            if not (self.schedule._connections._capacity.has_room and group.reach.slots.is_open(self.now_s)):
                 continue
             if any(session.in_flight and not session.is_closing for session in sessions):
                 continue  # one more might not pay; the next report decides
@@ -438,6 +438,9 @@ class World:
                 break
             if set(hop.rooms) & set(lane.gates) and not self._has_credits(hop):
                 break  # full when it was looked at; that the path has failed since opens nothing at once
+            budget = group.reach.budget
+            if budget.is_spent and hop.peer not in budget.tried:
+                continue
             if not hop.path.is_open(self.now_s):
                 continue
             may_begin = all(limit.opens_at_s(self.now_s) <= self.now_s for limit in hop.limits)
