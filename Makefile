@@ -9,7 +9,7 @@ RECIPIENTS ?= 20000
 NOT_HOT := $(patsubst %,tests/property/test_%.py,adaptation qualify shared_limits waves)
 HOT_TESTS := $(filter-out $(NOT_HOT),$(wildcard tests/property/test_*.py)) \
   tests/process/test_dialogue_scripts.py tests/process/test_daemon.py tests/process/test_link.py \
-  $(patsubst %,tests/pure/test_%.py,dialogue reply render schedule triage)
+  $(patsubst %,tests/pure/test_%.py,child_faults dialogue dialogue_order reply render schedule triage)
 # More than there are processors: a third of the tests' time is waiting for what takes its time.
 WORKERS ?= $(shell echo $$(($$(nproc 2>/dev/null || echo 2) * 3 / 2)))
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
