@@ -159,6 +159,7 @@ class Worker(asyncio.Protocol):
                 self._templates.add(frame, self._options.verp_key)
             case Forget():
                 self._templates.forget(frame.delivery_id)
+                self._spoilt.discard(frame.delivery_id)
             case SigningKeys():
                 self._take_keys(frame)
             case Patterns():
@@ -269,8 +270,11 @@ class Worker(asyncio.Protocol):
 
     def session_fault(self, carrier: Carrier, fault: Exception) -> None:
         """Something is wrong in this session: its message that was sent is in doubt, the rest goes back."""
-        if self.finished.done() or self._carriers.get(carrier.order.session) is not carrier:
-            return  # the books are at fault, or it is dealt with
+        if self.finished.done():
+            return  # the books are at fault
+        if self._carriers.get(carrier.order.session) is not carrier:
+            self.fault(fault)  # what it had in hand is accounted for
+            return
         order = carrier.order
         log.error("fault in a session", session=order.session, mx_host=order.mx_host, peer=order.peer, exc_info=fault)
         cause = f"a fault of this program: {type(fault).__name__}: {fault}"

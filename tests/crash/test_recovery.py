@@ -21,6 +21,8 @@ from mta.queue.append import append_parts
 from mta.queue.deliveries import NewDelivery
 from mta.queue.nodes import Fenced, NodeRun
 from mta.queue.part import Part
+from mta.traffic.retry import RetrySchedule
+from mta.traffic.rules import Rule, RuleSet
 from tests.support.content import content_json
 from tests.support.postgres import Database
 
@@ -235,3 +237,30 @@ async def test_a_run_that_is_being_recovered_can_settle_nothing(died: Died) -> N
     async with dead.database.pool.acquire() as conn:
         with pytest.raises(Fenced):
             await nodes.renew(conn, dead.run.id, LEASE_S)
+
+
+async def test_what_goes_again_obeys_the_schedule_of_its_hosts_rule_and_the_most_of_its_doubts(died: Died) -> None:
+    dead = await died(2)
+    async with dead.database.pool.acquire() as conn:
+        await conn.execute("UPDATE mta.delivery SET in_doubt_policy = 'resend'")
+        # One of the two was in doubt before.
+        await conn.execute(
+            "INSERT INTO mta.in_doubt (delivery_id, number, part_id, attempt, address, mx_host, peer, policy, cause)"
+            " VALUES ($1, $2, 0, 1, '', '', '', 'resend', '')",
+            dead.delivery,
+            dead.parts[0].number(BEGUN[0]),
+        )
+        own = await nodes.register(conn, "one", BOOT, LEASE_S)
+    mark_run(dead.directory, own.id)
+    rule = Rule("host", mx="mx.test", retry=RetrySchedule(first_period_s=77, jitter=0.0))
+    terms = recovery.DoubtTerms(rules=RuleSet([rule]))
+    await recovery.recover_earlier_runs(dead.database.pool, own, LEASE_S, dead.directory, terms)
+    async with dead.database.pool.acquire() as conn:
+        rows = await conn.fetch(
+            "SELECT held, numbers, round(extract(epoch FROM due_at - now()))::int AS due_in_s FROM mta.delivery_part"
+            " WHERE numbers IS NOT NULL ORDER BY held"
+        )
+    [again, held] = rows
+    assert (again["held"], again["numbers"]) == (False, [dead.parts[1].number(BEGUN[0])])
+    assert 60 < again["due_in_s"] <= 77
+    assert (held["held"], held["numbers"]) == (True, [dead.parts[0].number(BEGUN[0])])

@@ -60,7 +60,7 @@ async def test_when_sent_again_every_copy_but_one_was_in_doubt(
 ) -> None:
     """By the policy, or by an operator's word for what was held."""
     async with World(tmp_path, database, script=DROPS) as world:
-        node = world.node()
+        node = world.node(in_doubt_max=100)  # all of the doubts are to go again
         await node.start()
         everyone = addresses(RECIPIENTS)
         delivery = await world.deliver(everyone, in_doubt_policy=policy, retry=QUICK_RETRY)
