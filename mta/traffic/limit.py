@@ -511,6 +511,7 @@ class Path(Gate):
         "_effects",
         "_unix_offset_s",
         "backoff",
+        "is_of_machine",
         "is_without_tls",
         "key",
         "last_failure",
@@ -525,9 +526,15 @@ class Path(Gate):
         self._effects: tuple[Effect, ...] = ()
         self.backoff = PathBackoff()
         self.last_failure = ""
+        self.is_of_machine = False  # the last failure was this machine's: the peer was not asked
         self.trials = 0  # sessions that try the path after a failure
         self.is_without_tls = False
         self.suspended_until_s = -math.inf  # on the schedule's clock
+
+    @property
+    def unit(self) -> str:
+        """As the book of this machine's faults names it."""
+        return f"path {self.key}"
 
     def is_failing(self, now_s: float) -> bool:
         """True when its next session is a trial."""

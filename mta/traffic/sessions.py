@@ -9,8 +9,8 @@ from typing import Final
 
 from mta.model.egress import NO_SOURCE, Egress, source_for
 from mta.model.site import Site, order_hosts
-from mta.model.waiting import Wait
-from mta.traffic.counters import Counters, Limit, Path, Room
+from mta.model.waiting import Wait, WaitReason
+from mta.traffic.counters import Counters, Limit, Path, Room, Source
 from mta.traffic.gates import Gate
 from mta.traffic.limit import Idle
 from mta.traffic.quota import Quota
@@ -65,6 +65,7 @@ class Hop:
         "preference",
         "rooms",
         "rule",
+        "source",
     )
 
     def __init__(
@@ -76,6 +77,7 @@ class Hop:
         limits: tuple[Limit, ...],
         path_room: Room | None,
         path: Path,
+        source: Source,
         authorities: tuple[tuple[int, int, int, bytes], ...] = (),
     ) -> None:
         self.mx_host = mx_host
@@ -88,6 +90,7 @@ class Hop:
         self.full: Full | None = None
         self.rooms: tuple[Room, ...] = limits if path_room is None else (*limits, path_room)
         self.path = path
+        self.source = source
         self.authorities = authorities
         self.keys = limits[0].key if len(limits) == 1 else " ".join([limit.key for limit in limits])
 
@@ -99,6 +102,10 @@ class Hop:
             and self.path is other.path
             and self.authorities == other.authorities
         )
+
+    def is_better(self, other: Hop, now_s: float) -> bool:
+        """It is preferred to the other one, and can be tried now."""
+        return self.preference < other.preference and self.path.is_open(now_s) and self.source.is_open(now_s)
 
     def tls(self, *, is_verified: bool) -> Tls:
         """What a session asks of STARTTLS. ``is_verified``: the site is one of an MTA-STS policy that is enforced."""
@@ -112,6 +119,28 @@ class Hop:
         if self.path.is_without_tls and tls is _OPPORTUNISTIC:
             return _DISABLED
         return tls
+
+
+def wait_while_full(hop: Hop, room: Room) -> Wait:
+    """Why no session is opened by the hop while this room is full. Asked at each look of whoever waits there."""
+    is_share = room.lacks_share
+    known = hop.full
+    if known is None or known.room is not room or known.sessions_max != room.sessions_max or known.is_share != is_share:
+        known = hop.full = Full(room, is_share, _said_while_full(hop, room, is_share))
+    return known.wait
+
+
+def _said_while_full(hop: Hop, room: Room, is_share: bool) -> Wait:
+    if isinstance(room, Limit):
+        title, counted_on = room.title, room.key
+    else:
+        title, counted_on = f"rule {hop.rule.name}", f"{hop.rule.name} to {hop.peer}"
+    if is_share:
+        detail = f"{title}: other nodes hold the rest, this one has {room.sessions_max}, counted on {counted_on}"
+        return Wait(WaitReason.SHARE, math.inf, detail)
+    return Wait(
+        WaitReason.RULE_CONNECTIONS, math.inf, f"{title}: {room.sessions_max} connections, counted on {counted_on}"
+    )
 
 
 def find_hops(
@@ -151,6 +180,7 @@ def count_hop(
         counters.limits_of(rule, egress, peer),
         counters.path_room(rule, egress.id, peer),
         counters.path(egress, peer),
+        counters.source(egress, peer),
         authorities if rule.dane and rule.tls is not _DISABLED else (),
     )
 
@@ -191,9 +221,11 @@ class Session:
         "id",
         "idles",
         "in_flight",
+        "is_child_trial",
         "is_closing",
         "is_listed_free",
         "is_over",
+        "is_source_trial",
         "is_trial",
         "limit",
         "message_s",
@@ -224,7 +256,9 @@ class Session:
         self.openings: list[tuple[Limit, Quota]] = []
         self.is_closing = False
         self.is_over = False  # its end was reported, but not yet what became of all that it was given
-        self.is_trial = False
+        self.is_trial = False  # of its path
+        self.is_source_trial = False
+        self.is_child_trial = False
         self.idles: list[Idle] = []  # its places in its rooms, while these know that it has nothing to do
         self.is_listed_free = False
         self.dry_at: Limit | None = None  # passed over because this limit has no credits
