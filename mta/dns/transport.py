@@ -62,6 +62,8 @@ class _Exchange:
         "answered",
         "bad",
         "edns",
+        "failed_tries",
+        "failed_try",
         "future",
         "kind",
         "name",
@@ -82,9 +84,18 @@ class _Exchange:
         self.tries = 0
         self.bad = 0
         self.step = 0  # of the current try: how often it was repeated
+        self.failed_tries = 0  # in which no name server could be asked
+        self.failed_try = 0  # the last of them
         self.port: _Port | None = None
         self.query_id = 0
         self.text = ""
+
+    def not_asked(self, text: str) -> None:
+        """The system says that the current try reaches nobody."""
+        self.text = text
+        if self.failed_try != self.tries:
+            self.failed_try = self.tries
+            self.failed_tries += 1
 
 
 class _Port:
@@ -196,7 +207,7 @@ class Transport:
             port = self._port(server)
         except OSError as problem:
             # No route or no descriptor: as good as silence, and the timer paces the next try.
-            exchange.text = f"{self._servers[server]} cannot be asked ({problem.strerror})"
+            exchange.not_asked(f"{self._servers[server]} cannot be asked ({problem.strerror})")
         else:
             query_id = self._rng.getrandbits(16)
             while query_id in port.waiting:
@@ -216,7 +227,7 @@ class Transport:
                 )
             )
         except OSError as problem:
-            exchange.text = f"{self._servers[port.server]} cannot be reached ({problem.strerror})"
+            exchange.not_asked(f"{self._servers[port.server]} cannot be reached ({problem.strerror})")
 
     def _await(self, exchange: _Exchange, step: int) -> None:
         """Sets the end of a step of the current try."""
@@ -260,7 +271,8 @@ class Transport:
         port = exchange.port
         self._withdraw(exchange)
         if port is not None:
-            exchange.text = f"no answer from {self._servers[port.server]}"
+            if exchange.failed_try != exchange.tries:
+                exchange.text = f"no answer from {self._servers[port.server]}"
             if port.server == self._preferred:
                 self._preferred = (self._preferred + 1) % len(self._servers)
         self._next_try(exchange)
@@ -280,7 +292,9 @@ class Transport:
         if exchange.tries < self._tries and not exchange.future.done():
             self._try(exchange)
         else:
-            self._finish(exchange, Answer(Found.TEMPORARY, exchange.name, text=exchange.text))
+            is_of_machine = exchange.failed_tries == exchange.tries
+            answer = Answer(Found.TEMPORARY, exchange.name, text=exchange.text, is_of_machine=is_of_machine)
+            self._finish(exchange, answer)
 
     def _bad_answer(self, exchange: _Exchange, text: str) -> None:
         """The server spoke but did not answer: each of the servers, or the only one twice, and no more.
@@ -359,7 +373,7 @@ class Transport:
         text = f"{self._servers[port.server]} cannot be reached ({problem.strerror})"
         waiting = list(port.waiting.values())
         for exchange in waiting:
-            exchange.text = text
+            exchange.not_asked(text)
         if len(self._servers) > 1:
             if port.server == self._preferred:
                 self._preferred = (self._preferred + 1) % len(self._servers)

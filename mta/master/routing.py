@@ -16,11 +16,13 @@ from mta.master.books import LeasedPart
 from mta.master.collector import Collector
 from mta.master.dispatch import Dispatch
 from mta.master.holds import put_off_s, put_off_site
+from mta.master.resolver_rest import ResolverRest
 from mta.model.address import domain_of
 from mta.model.errors import BadInput
 from mta.model.outcome import Status
 from mta.model.reply import Reply
 from mta.model.site import NoRoute, Route, Site
+from mta.model.waiting import Wait
 from mta.traffic.effects import Effect
 from mta.traffic.egress import EgressChooser
 from mta.traffic.holds import Changes, Holds
@@ -48,6 +50,7 @@ class Routing:
         self._dispatch = dispatch
         self._holds = holds
         self.asked: dict[str, list[tuple[LeasedPart, list[int]]]] = {}  # domain -> who waits for its route
+        self._rest = ResolverRest(schedule.faults)
         self._unasked: deque[str] = deque()  # of them, those whose look-up has to wait
         self._lookups: set[asyncio.Task[None]] = set()
 
@@ -91,7 +94,7 @@ class Routing:
             elif route is None:
                 self._ask(domain, part, positions)
             else:
-                self._no_route(part, positions, route)
+                self._no_route(part, positions, domain, route)
         for site, domain, positions in lanes.values():
             self._ready(part, site, domain, positions)
 
@@ -137,6 +140,8 @@ class Routing:
             route: Route = await self._resolver.route(domain)
         except BadInput as error:
             route = NoRoute(True, "5.1.2", f"the domain is not valid: {error.what}")
+        if isinstance(route, Site) or not route.is_of_machine:
+            self._rest.worked()
         for part, positions in self.asked.pop(domain):
             if part.delivery.is_leaving:
                 continue
@@ -145,10 +150,20 @@ class Routing:
             elif isinstance(route, Site):
                 self._ready(part, route, domain, positions)
             else:
-                self._no_route(part, positions, route)
+                self._no_route(part, positions, domain, route)
         self._dispatch.wake()
 
-    def _no_route(self, part: LeasedPart, positions: Iterable[int], route: NoRoute) -> None:
+    def resolver_wait(self, now_s: float) -> Wait | None:
+        """Why no recipients can be taken in, as no name server can be asked."""
+        return self._rest.wait(now_s, is_asking=bool(self.asked))
+
+    def _no_route(self, part: LeasedPart, positions: list[int], domain: str, route: NoRoute) -> None:
+        if route.is_of_machine:
+            # No server was asked: an attempt was not made.
+            due_in_s = self._rest.failed(route.text, asyncio.get_running_loop().time())
+            if not part.delivery.is_leaving:
+                self._collector.surplus(part, positions, put_off_site(domain), due_in_s)
+            return
         status, verdict = (Status.FAILED, OF_NO_ROUTE) if route.is_final else (Status.DEFERRED, OF_NO_ANSWER)
         reply = Reply(0, route.text, route.enhanced)
         self._collector.conclude(
