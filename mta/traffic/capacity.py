@@ -20,7 +20,7 @@ class ChildSlots:
     does not change while it lives.
     """
 
-    __slots__ = ("backoff", "ceiling", "failed_s", "fault", "number", "sessions", "trials")
+    __slots__ = ("backoff", "ceiling", "failed_s", "fault", "is_its_own", "number", "sessions", "trials")
 
     def __init__(self, number: int, ceiling: int) -> None:
         self.number = number
@@ -28,6 +28,7 @@ class ChildSlots:
         self.sessions = 0  # those closing included
         self.backoff = PathBackoff()
         self.fault = ""  # what is wrong, and what to do
+        self.is_its_own = False  # the fault is not one of the whole machine
         self.failed_s = -math.inf
         self.trials = 0  # sessions that try it after a failure
 
@@ -102,18 +103,21 @@ class Capacity(Room):
         """It could not open a session, which has left; until when it gets none. ``is_full``: it is out of files."""
         slots.fault = fault
         slots.failed_s = now_s
+        slots.is_its_own = is_full
         if is_full:
             slots.ceiling = max(1, min(slots.ceiling, slots.sessions))
             self._sum_up()
         return slots.backoff.failed(now_s, REST_S_MAX)
 
-    def worked(self, slots: ChildSlots, ordered_s: float) -> bool:
-        """A session that was ordered then has a socket. True when that ends a rest."""
-        if not slots.fault or ordered_s < slots.failed_s:
-            return False
-        slots.fault = ""
-        slots.backoff.succeeded()
-        return True
+    def worked(self, slots: ChildSlots, ordered_s: float) -> list[ChildSlots]:
+        """A session that was ordered then has a socket. Those whose rest that ends: what all children lacked, all have."""
+        over = []
+        for one in self._children.values():
+            if one.fault and ordered_s >= one.failed_s and (one is slots or not one.is_its_own):
+                one.fault = ""
+                one.backoff.succeeded()
+                over.append(one)
+        return over
 
     def _sum_up(self) -> None:
         self.set_most(sum([slots.ceiling for slots in self._children.values()]))

@@ -63,8 +63,10 @@ class MachineRests:
         path, source, slots = session.path, session.hop.source, self._capacity.get(session.child)
         if source.worked(session.ordered_s, now_s):
             self._turns.wake(source)
-        if slots is not None and self._capacity.worked(slots, session.ordered_s):
+        if slots is not None and slots.fault and (over := self._capacity.worked(slots, session.ordered_s)):
             self._turns.wake(self._capacity)
+            for one in over:
+                self.book.worked(one.unit)
         if path.is_of_machine and session.is_trial:
             session.is_trial = False
             path.trials -= 1
@@ -72,16 +74,10 @@ class MachineRests:
             path.backoff.succeeded()
             self._turns.wake(path)
         if self.book.open:
-            self._note_what_works(session)
-
-    def _note_what_works(self, session: Session) -> None:
-        path, source, slots = session.path, session.hop.source, self._capacity.get(session.child)
-        if not path.is_of_machine:
-            self.book.worked(path.unit)
-        if not source.fault:
-            self.book.worked(source.unit)
-        if slots is not None and not slots.fault:
-            self.book.worked(slots.unit)
+            if not path.is_of_machine:
+                self.book.worked(path.unit)
+            if not source.fault:
+                self.book.worked(source.unit)
 
     # --- a rest ---------------------------------------------------------------------------------
 
