@@ -110,7 +110,7 @@ class Capacity(Room):
         return slots.backoff.failed(now_s, REST_S_MAX)
 
     def worked(self, slots: ChildSlots, ordered_s: float) -> list[ChildSlots]:
-        """A session that was ordered then has a socket. Those whose rest that ends: what all children lacked, all have."""
+        """A session that was ordered then has a socket. Whose rest that ends: what all children lacked, all have."""
         over = []
         for one in self._children.values():
             if one.fault and ordered_s >= one.failed_s and (one is slots or not one.is_its_own):

@@ -63,7 +63,7 @@ class MachineRests:
         path, source, slots = session.path, session.hop.source, self._capacity.get(session.child)
         if source.worked(session.ordered_s, now_s):
             self._turns.wake(source)
-        if slots is not None and slots.fault and (over := self._capacity.worked(slots, session.ordered_s)):
+        if slots is not None and self.book.open and (over := self._capacity.worked(slots, session.ordered_s)):
             self._turns.wake(self._capacity)
             for one in over:
                 self.book.worked(one.unit)
