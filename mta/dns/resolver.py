@@ -277,7 +277,7 @@ class Resolver:
             return self._lifetimes.positive_s(answer.ttl_s)
         if answer.found is Found.TEMPORARY:
             # What this machine could not ask is asked again as soon as what waits for it comes again.
-            return self._lifetimes.failure_s(1 if answer.is_of_machine else failures)
+            return 1 if answer.is_of_machine else self._lifetimes.failure_s(failures)
         return self._lifetimes.negative_s(answer.ttl_s)
 
     # -- places

@@ -84,18 +84,9 @@ class _Exchange:
         self.tries = 0
         self.bad = 0
         self.step = 0  # of the current try: how often it was repeated
-        self.failed_tries = 0  # in which no name server could be asked
-        self.failed_try = 0  # the last of them
         self.port: _Port | None = None
         self.query_id = 0
         self.text = ""
-
-    def not_asked(self, text: str) -> None:
-        """The system says that the current try reaches nobody."""
-        self.text = text
-        if self.failed_try != self.tries:
-            self.failed_try = self.tries
-            self.failed_tries += 1
 
 
 class _Port:
@@ -137,6 +128,9 @@ class Transport:
         self._ports: list[list[_Port | None]] = [[None] * _PORTS_PER_SERVER for _ in self._servers]
         self._retired: set[_Port] = set()
         self._turn = 0
+        # Servers of which the system said that they cannot be reached, and which were not heard since: why. One error
+        # stands for many questions, as the kernel bounds how often it says so.
+        self._away: dict[int, str] = {}
         self._preferred = 0  # the server asked first; moves on when it is silent
         self._queue: deque[_Exchange] = deque()
         self._steps_s = _steps_s(timeout_s)
@@ -207,7 +201,7 @@ class Transport:
             port = self._port(server)
         except OSError as problem:
             # No route or no descriptor: as good as silence, and the timer paces the next try.
-            exchange.not_asked(f"{self._servers[server]} cannot be asked ({problem.strerror})")
+            exchange.text = self._away[server] = f"{self._servers[server]} cannot be asked ({problem.strerror})"
         else:
             query_id = self._rng.getrandbits(16)
             while query_id in port.waiting:
@@ -227,7 +221,8 @@ class Transport:
                 )
             )
         except OSError as problem:
-            exchange.not_asked(f"{self._servers[port.server]} cannot be reached ({problem.strerror})")
+            text = f"{self._servers[port.server]} cannot be reached ({problem.strerror})"
+            exchange.text = self._away[port.server] = text
 
     def _await(self, exchange: _Exchange, step: int) -> None:
         """Sets the end of a step of the current try."""
@@ -271,8 +266,7 @@ class Transport:
         port = exchange.port
         self._withdraw(exchange)
         if port is not None:
-            if exchange.failed_try != exchange.tries:
-                exchange.text = f"no answer from {self._servers[port.server]}"
+            exchange.text = self._away.get(port.server) or f"no answer from {self._servers[port.server]}"
             if port.server == self._preferred:
                 self._preferred = (self._preferred + 1) % len(self._servers)
         self._next_try(exchange)
@@ -292,7 +286,7 @@ class Transport:
         if exchange.tries < self._tries and not exchange.future.done():
             self._try(exchange)
         else:
-            is_of_machine = exchange.failed_tries == exchange.tries
+            is_of_machine = len(self._away) == len(self._servers)
             answer = Answer(Found.TEMPORARY, exchange.name, text=exchange.text, is_of_machine=is_of_machine)
             self._finish(exchange, answer)
 
@@ -370,10 +364,10 @@ class Transport:
 
     def _unreachable(self, port: _Port, problem: OSError) -> None:
         """ICMP says that nobody listens there: with another server at hand, there is no use in waiting."""
-        text = f"{self._servers[port.server]} cannot be reached ({problem.strerror})"
+        text = self._away[port.server] = f"{self._servers[port.server]} cannot be reached ({problem.strerror})"
         waiting = list(port.waiting.values())
         for exchange in waiting:
-            exchange.not_asked(text)
+            exchange.text = text
         if len(self._servers) > 1:
             if port.server == self._preferred:
                 self._preferred = (self._preferred + 1) % len(self._servers)
@@ -387,6 +381,7 @@ class Transport:
         if exchange is None or not message.repeats_question(wire, exchange.question):
             self._ignored += 1
             return
+        self._away.pop(port.server, None)
         server = self._servers[port.server]
         self._withdraw(exchange)
         try:

@@ -368,13 +368,15 @@ class Intake:
         if book.is_expired or not self._schedule.faults.open:
             return False
         now_s = asyncio.get_running_loop().time()
+        is_tried = bool(self.asked)
         wait = self._routing.resolver_wait(now_s)
         if wait is None:
+            is_tried = book.held_recipients > 0
             wait = self._schedule.machine_wait(book.chooser.pool.egresses, now_s)
-            if wait is None or (wait.until <= now_s and not book.held_recipients):
-                return False
+        if wait is None:
+            return False
         self.waits[book.id] = wait
-        return True
+        return is_tried or now_s < wait.until
 
     def _is_signable(self, book: DeliveryBook) -> bool:
         """False: nothing of it may be sent now. It then waits for a key, and is told of once."""

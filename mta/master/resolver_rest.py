@@ -8,9 +8,9 @@ from mta.model.machine_fault import RESOLVER
 from mta.model.waiting import Wait, WaitReason
 from mta.traffic.backoff import PathBackoff
 from mta.traffic.machine_faults import FaultBook
-from mta.traffic.sources import REST_S_MAX
 
 _UNIT: Final = "resolver"
+REST_S_MAX: Final = 15.0  # one question to our own server costs nobody anything
 RETURN_S_MIN: Final = 5.0
 
 
@@ -36,8 +36,8 @@ class ResolverRest:
             self._backoff.succeeded()
             self._book.worked(_UNIT)
 
-    def wait(self, now_s: float, *, is_asking: bool) -> Wait | None:
-        """Why nothing is taken in now. ``is_asking``: questions are under way, which will tell."""
-        if not self._backoff.failures(now_s) or (self._backoff.is_available(now_s) and not is_asking):
+    def wait(self, now_s: float) -> Wait | None:
+        """Why nothing is taken in, and when it is tried again, which may be now; None: they can be asked."""
+        if not self._said or not self._backoff.failures(now_s):
             return None
-        return Wait(WaitReason.MACHINE, max(now_s, self._backoff.until_s), self._said)
+        return Wait(WaitReason.MACHINE, self._backoff.until_s, self._said)

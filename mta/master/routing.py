@@ -155,7 +155,7 @@ class Routing:
 
     def resolver_wait(self, now_s: float) -> Wait | None:
         """Why no recipients can be taken in, as no name server can be asked."""
-        return self._rest.wait(now_s, is_asking=bool(self.asked))
+        return self._rest.wait(now_s)
 
     def _no_route(self, part: LeasedPart, positions: list[int], domain: str, route: NoRoute) -> None:
         if route.is_of_machine:

@@ -50,7 +50,6 @@ async def expect_alert(world: World, cause: str, *, is_open: bool) -> None:
 
 
 async def test_an_address_that_goes_and_comes_back(tmp_path: Path, database: Database) -> None:
-    ip("address", "add", f"{PEER}/32", "dev", "lo")
     async with world_of(tmp_path, database) as world:
         node = node_of(world, ONE)
         await node.start()
@@ -78,8 +77,6 @@ async def test_an_address_that_goes_and_comes_back(tmp_path: Path, database: Dat
 
 @pytest.mark.parametrize(("kind", "cause"), [("", "no-route"), ("prohibit", "forbidden")])
 async def test_a_route_that_comes_back(tmp_path: Path, database: Database, kind: str, cause: str) -> None:
-    if f"{PEER}/32" not in subprocess.run(["ip", "address"], capture_output=True, text=True, check=True).stdout:
-        ip("address", "add", f"{PEER}/32", "dev", "lo")
     async with world_of(tmp_path, database) as world:
         ip("address", "delete", f"{PEER}/32", "dev", "lo")
         if kind:
