@@ -373,7 +373,7 @@ def _is_refusal(verdict: Verdict, reply: Reply, before: Reply | None) -> bool:
 def _open_failed(session: int, failed: SessionFailed) -> OpenFailed:
     reply = failed.reply
     if reply is None:
-        return OpenFailed(session, failed.stage.name, 0, failed.cause, "", failed.cause)
+        return OpenFailed(session, failed.stage.name, 0, failed.cause, "", failed.cause, failed.errno, failed.call)
     said = str(reply)
     cause = said if failed.cause == said else f"{failed.cause}: {said}"
     return OpenFailed(session, failed.stage.name, reply.code, cause, reply.enhanced, reply.text)

@@ -174,7 +174,7 @@ def _print_alerts(title: str, found: list[queries.Alert], as_json: bool) -> None
         )
         for one in found
     ]
-    print_table(title, ("at", "about", "delivery", "what", "since", "ended", "last reply"), rows)
+    print_table(title, ("at", "about", "delivery", "what", "since", "ended", "last reply, or what to do"), rows)
 
 
 @app.command()

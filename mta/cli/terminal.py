@@ -16,6 +16,7 @@ from rich.table import Table
 
 from mta.model.errors import BadInput
 from mta.queue.connection import Conn, connection
+from mta.queue.dsn import check_dsn
 from mta.queue.migrate import require_current
 
 T = TypeVar("T")
@@ -40,6 +41,7 @@ def with_database(dsn: str, work: Callable[[Conn], Awaitable[T]], *, needs_schem
     async def run() -> T:
         if not dsn:
             raise BadInput("--dsn", "is missing: give it, or set MTA_DATABASE_URL")
+        check_dsn(dsn, "--dsn or MTA_DATABASE_URL")
         async with connection(dsn, application_name="mta cli") as conn:
             if needs_schema:
                 warn(await require_current(conn))

@@ -51,3 +51,4 @@ class Answer(msgspec.Struct, frozen=True, gc=False):
     texts: tuple[bytes, ...] = ()
     authorities: Authorities = ()
     is_secure: bool = False
+    is_of_machine: bool = False  # TEMPORARY, as no name server could be asked: no route there, no files, nobody listens

@@ -75,6 +75,7 @@ class HostAddresses(msgspec.Struct, frozen=True, gc=False):
     text: str = ""
     alias_of: str = ""
     is_secure: bool = False
+    is_of_machine: bool = False  # nothing is known of it, as no name server could be asked
 
 
 class HostAuthorities(msgspec.Struct, frozen=True, gc=False):
@@ -91,7 +92,8 @@ def plan(domain: str, mx: Answer, policy: Policy) -> Plan | NoRoute:
     if mx.found is Found.LOOP:
         return NoRoute(is_final=True, enhanced="5.4.6", text=f"{domain}: {mx.text}")
     if mx.found is Found.TEMPORARY:
-        return NoRoute(is_final=False, enhanced="4.4.3", text=f"{domain}: MX not known now: {mx.text}")
+        text = f"{domain}: MX not known now: {mx.text}"
+        return NoRoute(is_final=False, enhanced="4.4.3", text=text, is_of_machine=mx.is_of_machine)
     is_secure = policy.is_dane and mx.is_secure
     if mx.found is Found.NO_RECORDS:
         # RFC 5321 §5.1: the alias is replaced by its target before the implicit MX is made.
@@ -165,8 +167,13 @@ def _cap(addresses: Iterable[str], size: int) -> tuple[str, ...]:
 
 def _without_addresses(name: str, answers: Sequence[Answer], *, is_known: bool) -> HostAddresses:
     if not is_known:
-        text = next(answer.text for answer in answers if answer.found is Found.TEMPORARY)
-        return HostAddresses(is_known=False, found=Found.TEMPORARY, text=f"address of {name} not known now: {text}")
+        unknown = [answer for answer in answers if answer.found is Found.TEMPORARY]
+        return HostAddresses(
+            is_known=False,
+            found=Found.TEMPORARY,
+            text=f"address of {name} not known now: {unknown[0].text}",
+            is_of_machine=all(answer.is_of_machine for answer in unknown),
+        )
     if any(answer.found is Found.LOOP for answer in answers):
         return HostAddresses(found=Found.LOOP, text=f"aliases of {name} never end")
     # RFC 8020 §2: one NXDOMAIN holds for every type; some servers say it for one type only, which is as good.
@@ -210,9 +217,11 @@ _NO_AUTHORITIES = HostAuthorities()
 
 
 def _unreachable(planned: Plan, addresses: Sequence[HostAddresses]) -> NoRoute:
-    unknown = [at.text for at in addresses if not at.is_known]
+    unknown = [at for at in addresses if not at.is_known]
     if unknown:
-        return NoRoute(is_final=False, enhanced="4.4.3", text=_sentence(unknown))
+        is_of_machine = all(at.is_of_machine for at in unknown)
+        text = _sentence([at.text for at in unknown])
+        return NoRoute(is_final=False, enhanced="4.4.3", text=text, is_of_machine=is_of_machine)
     # A refused address explains more than a missing one.
     explaining_first = sorted(addresses, key=lambda at: at.found is not Found.RECORDS)
     text = _sentence([at.text for at in explaining_first])

@@ -314,7 +314,8 @@ class Resolver:
         if answer.found is Found.RECORDS:
             return self._lifetimes.positive_s(answer.ttl_s)
         if answer.found is Found.TEMPORARY:
-            return self._lifetimes.failure_s(failures)
+            # What this machine could not ask is asked again as soon as what waits for it comes again.
+            return 1 if answer.is_of_machine else self._lifetimes.failure_s(failures)
         return self._lifetimes.negative_s(answer.ttl_s)
 
     # -- places

@@ -64,6 +64,8 @@ class _Exchange:
         "answered",
         "bad",
         "edns",
+        "failed_tries",
+        "failed_try",
         "future",
         "is_over",
         "kind",
@@ -130,6 +132,9 @@ class Transport:
         self._ports: list[list[_Port | None]] = [[None] * _PORTS_PER_SERVER for _ in self._servers]
         self._retired: set[_Port] = set()
         self._turn = 0
+        # Servers of which the system said that they cannot be reached, and which were not heard since: why. One error
+        # stands for many questions, as the kernel bounds how often it says so.
+        self._away: dict[int, str] = {}
         self._preferred = 0  # the server asked first; moves on when it is silent
         self._queue: deque[_Exchange] = deque()
         self._steps_s = _steps_s(timeout_s)
@@ -207,7 +212,7 @@ class Transport:
             port = self._port(server)
         except OSError as problem:
             # No route or no descriptor: as good as silence, and the timer paces the next try.
-            exchange.text = f"{self._servers[server]} cannot be asked ({problem.strerror})"
+            exchange.text = self._away[server] = f"{self._servers[server]} cannot be asked ({problem.strerror})"
         else:
             query_id = self._rng.getrandbits(16)
             while query_id in port.waiting:
@@ -227,7 +232,8 @@ class Transport:
                 )
             )
         except OSError as problem:
-            exchange.text = f"{self._servers[port.server]} cannot be reached ({problem.strerror})"
+            text = f"{self._servers[port.server]} cannot be reached ({problem.strerror})"
+            exchange.text = self._away[port.server] = text
 
     def _await(self, exchange: _Exchange, step: int) -> None:
         """Sets the end of a step of the current try."""
@@ -277,7 +283,7 @@ class Transport:
         port = exchange.port
         self._withdraw(exchange)
         if port is not None:
-            exchange.text = f"no answer from {self._servers[port.server]}"
+            exchange.text = self._away.get(port.server) or f"no answer from {self._servers[port.server]}"
             if port.server == self._preferred:
                 self._preferred = (self._preferred + 1) % len(self._servers)
         self._next_try(exchange)
@@ -297,7 +303,9 @@ class Transport:
         if exchange.tries < self._tries and not exchange.future.done():
             self._try(exchange)
         else:
-            self._finish(exchange, Answer(Found.TEMPORARY, exchange.name, text=exchange.text))
+            is_of_machine = len(self._away) == len(self._servers)
+            answer = Answer(Found.TEMPORARY, exchange.name, text=exchange.text, is_of_machine=is_of_machine)
+            self._finish(exchange, answer)
 
     def _bad_answer(self, exchange: _Exchange, text: str) -> None:
         """The server spoke but did not answer: each of the servers, or the only one twice, and no more.
@@ -383,7 +391,7 @@ class Transport:
 
     def _unreachable(self, port: _Port, problem: OSError) -> None:
         """ICMP says that nobody listens there: with another server at hand, there is no use in waiting."""
-        text = f"{self._servers[port.server]} cannot be reached ({problem.strerror})"
+        text = self._away[port.server] = f"{self._servers[port.server]} cannot be reached ({problem.strerror})"
         waiting = list(port.waiting.values())
         for exchange in waiting:
             exchange.text = text
@@ -400,6 +408,7 @@ class Transport:
         if exchange is None or not message.repeats_question(wire, exchange.question):
             self._ignored += 1
             return
+        self._away.pop(port.server, None)
         self._withdraw(exchange)
         try:
             self._take(exchange, port.server, wire)

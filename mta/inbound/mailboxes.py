@@ -111,7 +111,7 @@ class MailboxReader:
     def _imap(self) -> int:
         table = self._table
         with self._imap_session() as imap:
-            imap.login(table.user, _password(table))
+            imap.login(table.user, read_password(table))
             _ok(imap.select(_quoted(table.folder)))
             (found,) = _ok(imap.uid("SEARCH", "UNSEEN", "UNDELETED"))
             taken = 0
@@ -164,7 +164,7 @@ class MailboxReader:
             if table.tls is MailboxTls.STARTTLS:
                 pop.stls(_tls(table))
             pop.user(table.user)
-            pop.pass_(_password(table))
+            pop.pass_(read_password(table))
             taken = 0
             for line in pop.list()[1][:BATCH]:
                 number, _, octets = line.decode("ascii", "replace").partition(" ")
@@ -199,7 +199,8 @@ def _tls(table: MailboxTable) -> ssl.SSLContext:
         raise BadInput("inbound.mailbox.ca_file", f"{table.ca_file}: {error}") from None
 
 
-def _password(table: MailboxTable) -> str:
+def read_password(table: MailboxTable) -> str:
+    """That of a mailbox. Raises BadInput, at its file, when it cannot be read or others could read it."""
     octets, _ = read_whole(Path(table.password_file), 4_096, only_owner_and_group("a password"))
     password = decode(octets, table.password_file).rstrip("\r\n")
     if not password or "\n" in password or "\r" in password:

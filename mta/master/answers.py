@@ -22,9 +22,10 @@ from mta.model.errors import BadInput
 from mta.model.site import Site
 from mta.outcomes.writer import Writer
 from mta.settings.config import Settings
-from mta.traffic.diagnosis import SILENT_S, NodeFacts, Waiting
+from mta.traffic.diagnosis import SILENT_S, MachineTrouble, NodeFacts, Waiting
 from mta.traffic.explain_now import LimitNow, count_waiting, event_of, is_lane_of, lane_now, limit_rows
 from mta.traffic.lanes import Lane
+from mta.traffic.machine_faults import OpenFault
 from mta.traffic.rules import RuleSet
 from mta.traffic.sessions import Group
 
@@ -105,8 +106,22 @@ class Answers:
                 "claim_s": intake.claim_s,
                 "claiming_s": intake.claiming_s(now_s),
             },
+            "machine_faults": [
+                {
+                    "cause": one.cause.value,
+                    "egress": one.egress,
+                    "what": one.what,
+                    "remedy": one.remedy,
+                    "since_s": now_s - one.since_s,
+                    "times": one.met,
+                }
+                for one in self._machine_faults()
+            ],
             "deliveries": self._deliveries(),
         }
+
+    def _machine_faults(self) -> list[OpenFault]:
+        return list(self._daemon.schedule.faults.open.values())[:LIST_MAX]
 
     def _children(self, now_s: float) -> dict[str, object]:
         children = self._daemon.children
@@ -304,6 +319,7 @@ class Answers:
             message_s=message_s / all_weights,
             open_s=sum(n * group.open_s for group, n in weights.items()) / all_weights,
             details={reason: detail for reason, (_, detail) in details.items()},
+            machine=tuple(MachineTrouble(one.what, one.remedy) for one in self._machine_faults()),
         )
 
     # --- limits, effects ----------------------------------------------------------------------

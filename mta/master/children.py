@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import resource
 import socket
 import sys
@@ -13,6 +14,7 @@ from typing import cast
 
 import structlog
 
+from mta.queue.dsn import without_database
 from mta.settings.config import ChildrenSettings
 from mta.wire import (
     ChildFrame,
@@ -33,13 +35,26 @@ FILES_BESIDE_SESSIONS = 64  # journal, sockets to the master, libraries
 log = structlog.get_logger()
 
 
-def raise_file_limit(sessions_max: int) -> None:
-    """Lets this process, and the children it starts, open as many files as the system allows them."""
+def raise_file_limit(sessions_max: int) -> int:
+    """Lets this process, and the children it starts, open as many files as the system allows them.
+
+    How many sessions a child may hold then: ``sessions_max``, or fewer where there are too few files for so many.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     wanted = sessions_max + FILES_BESIDE_SESSIONS
-    if hard != resource.RLIM_INFINITY and hard < wanted:
-        log.warning("fewer files than sessions may be opened", files=hard, wanted=wanted, before=soft)
+    if hard == resource.RLIM_INFINITY or hard >= wanted:
+        return sessions_max
+    sessions = max(1, hard - FILES_BESIDE_SESSIONS)
+    log.warning(
+        "fewer files than sessions may be opened",
+        files=hard,
+        wanted=wanted,
+        before=soft,
+        sessions_of_child=sessions,
+        remedy="LimitNOFILE of the service (ulimit -n) above children.sessions_max, then a restart",
+    )
+    return sessions
 
 
 class Child(asyncio.Protocol):
@@ -77,7 +92,9 @@ class Child(asyncio.Protocol):
         try:
             with theirs:
                 self.process = await asyncio.create_subprocess_exec(
-                    sys.executable, "-m", "mta.child", str(theirs.fileno()), pass_fds=(theirs.fileno(),)
+                    *(sys.executable, "-m", "mta.child", str(theirs.fileno())),
+                    pass_fds=(theirs.fileno(),),
+                    env=without_database(os.environ),
                 )
         except BaseException:
             ours.close()  # if it was started after all, it ends by this

@@ -22,7 +22,7 @@ from mta.master import recovery
 from mta.master.adapt import Adapter
 from mta.master.alerts import Alerts
 from mta.master.answers import Answers
-from mta.master.children import Child, Children, raise_file_limit
+from mta.master.children import Child, Children
 from mta.master.collector import Collector
 from mta.master.control import Control
 from mta.master.database import closing, connect
@@ -32,6 +32,7 @@ from mta.master.history import LEASE_MARGIN_S, HistoryGuard, NodeHistory
 from mta.master.host_facts import HostBook
 from mta.master.intake import Intake
 from mta.master.keys import KeyStore
+from mta.master.machine_alerts import MachineAlerts
 from mta.master.qualification import Qualification
 from mta.master.remains import Remains
 from mta.master.rulebook import Rulebook
@@ -179,6 +180,7 @@ class Daemon:
             await self._qualification.begin(conn)
         rules = self._rulebook.rules
         self.schedule = new_schedule(rules, settings, unix_offset_s)
+        self._machine_alerts = MachineAlerts(self.schedule.faults, settings.node.name)
         self.collector = Collector(self.schedule, self._on_work, in_doubt_max=settings.master.in_doubt_max)
         self._writer: Writer | None = None
         async with self._pool.acquire() as conn:
@@ -289,7 +291,6 @@ class Daemon:
         # What lives as long as the process is never looked at again; parts and batches hold no cycles.
         gc.freeze()
         gc.set_threshold(50_000, 20, 50)
-        raise_file_limit(self._settings.children.sessions_max)
         for _ in range(self.children.missing):
             await self._start_child()
         async with asyncio.TaskGroup() as tasks:
@@ -309,6 +310,7 @@ class Daemon:
                 tasks.create_task(self._qualification.run(self._pool), name="qualification"),
                 tasks.create_task(self._control(self._writer).run(), name="control"),
                 tasks.create_task(Alerts(self._pool, self._settings.alarms).run(), name="alerts"),
+                tasks.create_task(self._machine_alerts.run(self._pool), name="machine alerts"),
             ]
             intake = tasks.create_task(self.intake.run(), name="intake")
             self._tasks = [task for task in (writer, intake, *background) if task.get_name() != "history"]
@@ -516,6 +518,9 @@ class Daemon:
                 self.dispatch.wake()
             case Opened():
                 self.schedule.session_opened(frame.session, now_s)
+            case OpenFailed() if frame.errno:
+                self.schedule.session_not_opened_here(frame.session, now_s, frame.call, frame.errno)
+                self.dispatch.wake()
             case OpenFailed():
                 self._adapter.not_opened(frame)
                 self.schedule.session_closed(frame.session, now_s, f"{frame.stage}: {frame.cause}")
@@ -531,6 +536,8 @@ class Daemon:
             case SessionClosed():
                 self.schedule.session_closed(frame.session, now_s, frame.cause)
                 self.dispatch.wake()
+        if self.schedule.faults.has_news:
+            self._machine_alerts.announce()
 
     def _on_child_loss(self, child: Child) -> None:
         """Its socket is at its end, so all that it reported is here. It gets nothing more."""

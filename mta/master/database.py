@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from urllib.parse import urlsplit
 
 import asyncpg
 import structlog
 
 from mta.master.history import HistoryGuard
+from mta.model.errors import BadInput
 from mta.queue import migrate, nodes
+from mta.queue.dsn import place_of, redact
 from mta.settings.config import Settings
 from mta.telemetry.outages import DATABASE
 from mta.telemetry.systemd import notify
@@ -69,13 +70,14 @@ async def connect(
                 pool.terminate()
                 raise
             return pool
+        except asyncpg.exceptions.ClientConfigurationError as error:  # nothing over there would mend that
+            raise BadInput("database.dsn", redact(str(error), settings.database.dsn)) from None
         # Also no such database, a wrong password, too many connections: somebody will mend it over there.
         except (OSError, TimeoutError, asyncpg.PostgresError) as error:
-            if str(error) != said:
-                said = str(error)
-                host = urlsplit(settings.database.dsn).hostname or "local"  # no more: it may hold a password
+            if (text := redact(str(error), settings.database.dsn)) != said:
+                said = text
                 if not DATABASE.is_on:  # else that is said already
-                    log.warning("waiting for the database", host=host, error=said)
+                    log.warning("waiting for the database", database=place_of(settings.database.dsn), error=said)
                 notify(f"STATUS=waiting for the database: {said}")
             try:
                 async with asyncio.timeout(1.0):

@@ -290,7 +290,7 @@ class Intake:
         for view in self.due_views.values():
             assert view.due_in_s is not None
             book = self.deliveries.get(view.id)
-            if book is None or book.is_leaving or not self._may_go(book):
+            if book is None or book.is_leaving or not self._may_go(book) or self._waits_for_machine(book):
                 continue
             if view.due_in_s <= 0 or book.is_expired:
                 due[view.id] = book
@@ -310,7 +310,7 @@ class Intake:
                 self._fair.remove(delivery_id)
                 del due[delivery_id]
                 continue
-            if not await self._has_content(conn, book):
+            if self._waits_for_machine(book) or not await self._has_content(conn, book):
                 self._fair.remove(delivery_id)
                 del due[delivery_id]
                 continue
@@ -356,9 +356,27 @@ class Intake:
             self.waits[book.id] = Wait(WaitReason.SUSPENDED, until_s, detail)
             return False
         wait = self.waits.get(book.id)
-        if wait is not None and wait.reason is WaitReason.SUSPENDED:
+        if wait is not None and wait.reason in (WaitReason.SUSPENDED, WaitReason.MACHINE):
             del self.waits[book.id]
         return self._is_signable(book)
+
+    def _waits_for_machine(self, book: DeliveryBook) -> bool:
+        """True: this machine can send nothing of it now, so nothing is claimed; `waits` has why.
+
+        When the pause is over a little is claimed, to try again with, unless there is some in memory.
+        """
+        if book.is_expired or not self._schedule.faults.open:
+            return False
+        now_s = asyncio.get_running_loop().time()
+        is_tried = bool(self.asked)
+        wait = self._routing.resolver_wait(now_s)
+        if wait is None:
+            is_tried = book.held_recipients > 0
+            wait = self._schedule.machine_wait(book.chooser.pool.egresses, now_s)
+        if wait is None:
+            return False
+        self.waits[book.id] = wait
+        return is_tried or now_s < wait.until
 
     def _is_signable(self, book: DeliveryBook) -> bool:
         """False: nothing of it may be sent now. It then waits for a key, and is told of once."""

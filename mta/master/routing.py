@@ -20,11 +20,13 @@ from mta.master.books import LeasedPart
 from mta.master.collector import Collector
 from mta.master.dispatch import Dispatch
 from mta.master.holds import put_off_s, put_off_site
+from mta.master.resolver_rest import ResolverRest
 from mta.model.address import domain_of
 from mta.model.errors import BadInput
 from mta.model.outcome import Status
 from mta.model.reply import Reply
 from mta.model.site import NoRoute, Route, Site
+from mta.model.waiting import Wait
 from mta.telemetry.faults import log_internal_error
 from mta.traffic.actions import GiveBack
 from mta.traffic.effects import Effect
@@ -74,6 +76,7 @@ class Routing:
         self._dispatch = dispatch
         self._holds = holds
         self.asked: dict[str, list[Waiting]] = {}  # domain -> who waits for its route
+        self._rest = ResolverRest(schedule.faults)
         self._unasked: deque[str] = deque()  # of them, those whose look-up has to wait
         self._lookups: set[asyncio.Task[None]] = set()
         dispatch.follow = self.follow
@@ -118,7 +121,7 @@ class Routing:
             elif isinstance(way, Effect):
                 self._put_off(part, positions, domain, way)
             else:
-                self._no_route(part, positions, way)
+                self._no_route(part, positions, domain, way)
         for site, domain, positions in lanes.values():
             self._ready(part, site, domain, positions)
 
@@ -198,6 +201,8 @@ class Routing:
             route = NoRoute(True, "5.1.2", f"the domain is not valid: {error.what}")
         except Exception as error:
             route = _at_fault(domain, error)
+        if isinstance(route, Site) or not route.is_of_machine:
+            self._rest.worked()
         for waiting in self.asked.pop(domain):
             if not waiting.part.delivery.is_leaving:
                 self._go_on(domain, waiting, route)
@@ -215,9 +220,19 @@ class Routing:
                 log.info("route has changed", domain=domain, site=route.key, was=given_up.site.key)
             self._ready(part, route, domain, positions)
         else:
-            self._no_route(part, positions, route)
+            self._no_route(part, positions, domain, route)
 
-    def _no_route(self, part: LeasedPart, positions: Iterable[int], route: NoRoute) -> None:
+    def resolver_wait(self, now_s: float) -> Wait | None:
+        """Why no recipients can be taken in, as no name server can be asked."""
+        return self._rest.wait(now_s)
+
+    def _no_route(self, part: LeasedPart, positions: list[int], domain: str, route: NoRoute) -> None:
+        if route.is_of_machine:
+            # No server was asked: an attempt was not made.
+            due_in_s = self._rest.failed(route.text, asyncio.get_running_loop().time())
+            if not part.delivery.is_leaving:
+                self._collector.surplus(part, positions, put_off_site(domain), due_in_s)
+            return
         status, verdict = (Status.FAILED, OF_NO_ROUTE) if route.is_final else (Status.DEFERRED, OF_NO_ANSWER)
         reply = Reply(0, route.text, route.enhanced)
         self._collector.conclude(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 from mta.master.books import LeasedPart
+from mta.master.children import raise_file_limit
 from mta.settings.config import Settings
 from mta.traffic.rules import RuleSet
 from mta.traffic.schedule import Bounds, Schedule
@@ -13,7 +14,7 @@ from mta.traffic.schedule import Bounds, Schedule
 def new_schedule(rules: RuleSet, settings: Settings, unix_offset_s: float) -> Schedule[LeasedPart]:
     bounds = Bounds(
         settings.children.batch_recipients,
-        settings.children.sessions_max,
+        raise_file_limit(settings.children.sessions_max),
         settings.master.ready_per_site_max,
         settings.master.ready_recipients_max,
         addresses_per_attempt_max=settings.smtp.addresses_per_attempt_max,

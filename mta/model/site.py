@@ -49,12 +49,14 @@ class Site(msgspec.Struct, frozen=True):
 class NoRoute(msgspec.Struct, frozen=True):
     """A domain that cannot be routed: final (NXDOMAIN, null MX, only refused addresses) or not (timeout).
 
-    ``enhanced`` is the RFC 3463 code to record, ``text`` the sentence for the log.
+    ``enhanced`` is the RFC 3463 code to record, ``text`` the sentence for the log. ``is_of_machine``: no name server
+    could be asked at all, so it says nothing about the domain, and nobody is charged.
     """
 
     is_final: bool
     enhanced: str
     text: str
+    is_of_machine: bool = False
 
 
 Route = Site | NoRoute

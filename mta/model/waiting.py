@@ -24,6 +24,7 @@ class WaitReason(enum.StrEnum):
     BACKOFF = "backoff"  # every path failed recently
     NO_EGRESS = "no-egress"  # the pool is unknown here, or its masks exclude the domain
     NO_SIGNING_KEY = "no-signing-key"  # its sender domain must be signed for, and a key is missing or unusable
+    MACHINE = "machine"  # this machine cannot connect: its address, route, ports, files or memory
     SUSPENDED = "suspended"  # by an operator
     SESSIONS = "sessions"  # all sessions of all children are in use
     WINDOW = "window"  # its sessions are busy with what they have
@@ -48,6 +49,7 @@ SOONEST_FIRST: Final = (
     WaitReason.QUIET_HOURS,
     WaitReason.SUSPENDED,
     WaitReason.BACKOFF,
+    WaitReason.MACHINE,
     WaitReason.NO_EGRESS,
 )
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 import asyncpg
 
+from mta.queue.dsn import check_dsn, redact
+
 if TYPE_CHECKING:
     from asyncpg.pool import PoolConnectionProxy
 
@@ -31,7 +33,11 @@ class DatabaseUnreachable(ConnectionError):  # noqa: N818 - reads as the sentenc
 
 
 async def connect(dsn: str, *, application_name: str = "mta") -> asyncpg.Connection[asyncpg.Record]:
-    """Open one connection; the text of the error names host and cause, never the password."""
+    """Open one connection; the text of the error names host and cause, never the password.
+
+    Raises BadInput for what is no DSN.
+    """
+    check_dsn(dsn, "database")
     try:
         return await asyncpg.connect(
             dsn, timeout=CONNECT_TIMEOUT_S, server_settings={"application_name": application_name, "timezone": "UTC"}
@@ -39,7 +45,7 @@ async def connect(dsn: str, *, application_name: str = "mta") -> asyncpg.Connect
     except TimeoutError as error:
         raise DatabaseUnreachable(f"database: no answer within {CONNECT_TIMEOUT_S:.0f} s") from error
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, ValueError) as error:
-        raise DatabaseUnreachable(f"database: {error}") from error
+        raise DatabaseUnreachable(f"database: {redact(str(error), dsn)}") from error
 
 
 @contextlib.asynccontextmanager

@@ -85,7 +85,7 @@ ORDER BY at DESC LIMIT 1
 _RAISE: Final = """
 INSERT INTO mta.alert (key, kind, egress, sender, site, category, detail, reply, since, seen_at)
 VALUES ($1, 'our-fault', $2, $3, $4, $5, $6, $7, $8, now())
-ON CONFLICT (kind, egress, sender, site, category) WHERE delivery_id IS NULL AND ended_at IS NULL
+ON CONFLICT (kind, egress, sender, site, category, node, cause) WHERE delivery_id IS NULL AND ended_at IS NULL
 DO UPDATE SET seen_at = now(), detail = excluded.detail, reply = excluded.reply
 RETURNING xmax = 0 AS is_new
 """

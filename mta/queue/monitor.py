@@ -184,6 +184,7 @@ class AlertKind(enum.StrEnum):
     FAILED = "failed"  # a delivery has ended and nothing of it was delivered
     SLOW = "slow"  # at its pace so far it takes longer than it may
     LOW_SUCCESS = "low-success"  # too small a part of what has ended was delivered
+    MACHINE = "machine"  # a node's machine cannot connect from an egress, or open sessions at all
     OUR_FAULT = "our-fault"  # an egress or a sender domain is refused for what is no address's fault
 
 
@@ -208,10 +209,12 @@ class Alert(msgspec.Struct, frozen=True):
     sender: str = ""  # domain
     site: str = ""
     category: Category = Category.NONE
-    reply: str = ""  # a sample
+    reply: str = ""  # a sample; of a machine, what to do
     since: datetime.datetime | None = None
     seen_at: datetime.datetime | None = None
     ended_at: datetime.datetime | None = None
+    node: str = ""
+    cause: str = ""  # mta.model.machine_fault.FaultCause
 
 
 # Of deliveries that have waves only what is due by now counts as their work.
@@ -234,7 +237,8 @@ SELECT * FROM unnest($1::text[], $2::text[], $3::bigint[], $4::text[])
 ON CONFLICT DO NOTHING RETURNING key, kind, delivery_id, detail, raised_at
 """
 _ALERTS: Final = """
-SELECT key, kind, delivery_id, detail, raised_at, egress, sender, site, category, reply, since, seen_at, ended_at
+SELECT key, kind, delivery_id, detail, raised_at, egress, sender, site, category, reply, since, seen_at, ended_at,
+       node, cause
 FROM mta.alert WHERE $2::text IS NULL OR kind = $2 ORDER BY raised_at DESC LIMIT $1
 """
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import resource
 import socket
 import ssl
 from collections.abc import Hashable
@@ -18,6 +19,7 @@ import msgspec
 from aiosmtplib.errors import SMTPException, SMTPTimeoutError
 
 from mta.model.errors import BadInput
+from mta.model.machine_fault import SystemCall, is_of_machine
 from mta.model.reply import Reply
 from mta.model.timeouts import SessionTimeouts
 from mta.model.tls import Authorities
@@ -52,6 +54,8 @@ _IP_BIND_ADDRESS_NO_PORT = 24
 _NEVER_CONNECTED = frozenset(
     (errno.ECONNREFUSED, errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EADDRNOTAVAIL, errno.EACCES)
 )
+# The last files that the process may open are not for sessions: journal, authorities, modules that are loaded late.
+FILES_KEPT = 16
 
 
 class SessionTarget(msgspec.Struct, frozen=True):
@@ -78,13 +82,24 @@ class SessionTarget(msgspec.Struct, frozen=True):
 
 
 class SessionFailed(Exception):  # noqa: N818 - what happened, in the words of the log
-    """No session: at which stage, by which reply if one said so, and why. Nothing is left open."""
+    """No session: at which stage, by which reply if one said so, and why. Nothing is left open.
 
-    def __init__(self, stage: Stage, reply: Reply | None, cause: str) -> None:
+    ``errno`` and ``call``: the error of this machine, and the system call that gave it, where it is one; else 0.
+    """
+
+    def __init__(
+        self, stage: Stage, reply: Reply | None, cause: str, call: SystemCall = SystemCall.CONNECT, number: int = 0
+    ) -> None:
         super().__init__(f"{stage.name}: {cause}")
         self.stage = stage
         self.reply = reply
         self.cause = cause
+        self.call = call
+        self.errno = number
+
+
+def _machine_failed(call: SystemCall, error: OSError) -> SessionFailed:
+    return SessionFailed(Stage.CONNECT, None, f"{call.value}: {_os_text(error)}", call, error.errno or errno.EIO)
 
 
 class OpenSession:
@@ -203,15 +218,12 @@ async def _connect(target: SessionTarget, budget: _Budget) -> Handshake:
     """A connection whose server has greeted us."""
     loop = asyncio.get_running_loop()
     timeouts = target.timeouts
-    try:
-        sock = _connecting_socket(target)
-    except OSError as error:  # out of files, no route: this session has failed, the process has not
-        raise SessionFailed(Stage.CONNECT, None, _os_text(error)) from error
+    sock = _connecting_socket(target)
     try:
         _, handshake = await loop.create_connection(lambda: Handshake(loop), sock=sock)
-    except OSError as error:
+    except OSError as error:  # the event loop could not take it: no server has been heard yet
         sock.close()
-        raise SessionFailed(Stage.CONNECT, None, _os_text(error)) from error
+        raise _machine_failed(SystemCall.SOCKET, error) from error
     except BaseException:
         sock.close()
         raise
@@ -235,19 +247,32 @@ async def _connect(target: SessionTarget, budget: _Budget) -> Handshake:
 
 
 def _connecting_socket(target: SessionTarget) -> socket.socket:
-    """A socket on its way to the peer. Raises OSError when it fails at once."""
-    sock = socket.socket(socket.AF_INET6 if ":" in target.peer else socket.AF_INET, socket.SOCK_STREAM)
+    """A socket on its way to the peer. Raises SessionFailed when it fails at once, by whose fault it may be."""
+    call = SystemCall.SOCKET
+    sock: socket.socket | None = None
     try:
+        sock = socket.socket(socket.AF_INET6 if ":" in target.peer else socket.AF_INET, socket.SOCK_STREAM)
+        if sock.fileno() >= resource.getrlimit(resource.RLIMIT_NOFILE)[0] - FILES_KEPT:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if target.source is not None:
+            call = SystemCall.BIND
             sock.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
             sock.bind((target.source, 0))
+        call = SystemCall.CONNECT
         code = sock.connect_ex((target.peer, target.port))
         if code not in (0, errno.EINPROGRESS):
             raise OSError(code, os.strerror(code))
+    except OSError as error:  # this session has failed, the process has not
+        if sock is not None:
+            sock.close()
+        if is_of_machine(call, error.errno or 0):
+            raise _machine_failed(call, error) from error
+        raise SessionFailed(Stage.CONNECT, None, _os_text(error)) from error
     except BaseException:
-        sock.close()
+        if sock is not None:
+            sock.close()
         raise
     return sock
 
@@ -332,7 +357,8 @@ def _context(target: SessionTarget) -> ssl.SSLContext:
         return verified_context(target.ca_file)
     except OSError as error:  # ssl.SSLError too: the file was good when the settings were read
         why = f"{NOT_AUTHENTIC} {target.ca_file or 'the trusted authorities'} cannot be used: {error}"
-        raise SessionFailed(Stage.STARTTLS, None, why) from error
+        number = errno.EIO if isinstance(error, ssl.SSLError) else error.errno  # that of OpenSSL is another
+        raise SessionFailed(Stage.STARTTLS, None, why, SystemCall.OPEN, number or errno.EIO) from error
 
 
 def _check_authorities(handshake: Handshake, target: SessionTarget) -> None:

@@ -10,7 +10,6 @@ import ssl
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final
-from urllib.parse import urlsplit
 
 import msgspec
 
@@ -23,6 +22,7 @@ from mta.model.egress import Egress, EgressPool
 from mta.model.errors import BadInput
 from mta.model.masks import mask_fault
 from mta.model.tls import TlsSettings
+from mta.queue.dsn import check_dsn, place_of
 from mta.queue.faults import FaultBounds
 from mta.settings.alarms import AlarmsTable, alarm_settings
 from mta.settings.bounce_rules import SHIPPED, own_file, rule_files
@@ -64,7 +64,7 @@ class DatabaseSettings(msgspec.Struct, frozen=True):
     pool_max: Annotated[int, _between(2, 1_000)] = 8
 
     def __repr__(self) -> str:
-        return f"DatabaseSettings(dsn=<{urlsplit(self.dsn).hostname or 'local'}>, pool_max={self.pool_max})"
+        return f"DatabaseSettings(dsn=<{place_of(self.dsn)}>, pool_max={self.pool_max})"
 
 
 class MasterSettings(msgspec.Struct, frozen=True):
@@ -264,11 +264,12 @@ def _database(source: TomlSource, database: DatabaseSettings, environment: Mappi
     dsn = environment.get(DATABASE_URL_VARIABLE, "")
     is_from_environment = bool(dsn)
     dsn = dsn or database.dsn
-    if not dsn.startswith(("postgresql://", "postgres://")):
-        what = "expected postgresql://user@host:port/name"  # never quoted: it may hold a password
+    try:
+        check_dsn(dsn, DATABASE_URL_VARIABLE)
+    except BadInput as error:
         if is_from_environment:
-            raise BadInput(DATABASE_URL_VARIABLE, what)
-        raise source.fault(("database", "dsn"), what)
+            raise
+        raise source.fault(("database", "dsn"), error.what) from None
     return msgspec.structs.replace(database, dsn=dsn)
 
 

@@ -21,6 +21,10 @@ from mta.settings.toml_lines import KeyPath, key_lines
 
 FILE_BYTES_MAX: Final = 1024 * 1024
 _SHOWN_CHARS_MAX: Final = 60
+# Keys whose value is never quoted: it may hold a password, and a wrong one is not of the form that it should have.
+_SECRET_KEYS: Final = (("dsn",), ("password",))
+# User and password in a URL, up to the last '@'; and a password in libpq's other form.
+_PASSWORD: Final = re.compile(r"(://).*(?=@)|(password\s*=)\s*[^\s,\]}]+", re.IGNORECASE)
 _UTF8_BOM: Final = b"\xef\xbb\xbf"
 _UTF16_BOMS: Final = (b"\xff\xfe", b"\xfe\xff")
 _TOML_PLACE: Final = re.compile(r"^(.*) \(at (?:line (\d+), column \d+|end of document)\)$", re.DOTALL)
@@ -102,12 +106,14 @@ class TomlSource:
         try:
             return msgspec.convert(value, kind)
         except msgspec.ValidationError:
-            raise self.fault(path, f"{shown(value)} is not allowed; expected {allowed(kind)}") from None
+            given = "what stands here (not shown)" if path[-1:] in _SECRET_KEYS else shown(value)
+            raise self.fault(path, f"{given} is not allowed; expected {allowed(kind)}") from None
 
 
 def shown(value: object) -> str:
-    """A value as an error message quotes it: short, and ASCII."""
+    """A value as an error message quotes it: short, ASCII, and without what looks like a password."""
     text = ("true" if value else "false") if isinstance(value, bool) else ascii(value)
+    text = _PASSWORD.sub(lambda found: (found[1] or found[2]) + "***", text)
     return text if len(text) <= _SHOWN_CHARS_MAX else text[:_SHOWN_CHARS_MAX] + "..."
 
 

@@ -1,4 +1,4 @@
-"""How long a path (egress x peer address) is left alone after connection failures."""
+"""How long a path (egress x peer address), an egress or a child is left alone after failures to get a session."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class PathBackoff:
     def is_available(self, now_s: float) -> bool:
         return now_s >= self.until_s
 
-    def failed(self, now_s: float) -> float:
-        """A connection failed; returns until when the path is unavailable.
+    def failed(self, now_s: float, delay_s_max: float = DELAY_S_MAX) -> float:
+        """A connection failed; returns until when the path is unavailable, at most for ``delay_s_max``.
 
         While it is unavailable, a further failure is that of an attempt begun before: ten connections
         opened together and refused together are one failure, not ten doublings.
@@ -45,7 +45,7 @@ class PathBackoff:
         if self._failures and not self.is_available(now_s):
             return self.until_s
         self._failures = min(self.failures(now_s) + 1, _DOUBLINGS_MAX)
-        self.until_s = now_s + min(DELAY_S_MAX, INITIAL_DELAY_S * 2 ** (self._failures - 1))
+        self.until_s = now_s + min(delay_s_max, INITIAL_DELAY_S * 2 ** (self._failures - 1))
         return self.until_s
 
     def succeeded(self) -> None:

@@ -11,15 +11,18 @@ from collections.abc import Collection, Iterable
 from itertools import count
 from typing import Any, Final
 
+from mta.model.machine_fault import SystemCall
 from mta.model.waiting import Wait, WaitReason
 from mta.traffic.actions import Action, Bounds, CloseSession, OpenSession
+from mta.traffic.capacity import Capacity, ChildSlots
 from mta.traffic.counters import Counters, Limit, Path, Room
 from mta.traffic.gates import Gate, Turns
 from mta.traffic.host_facts import Learnt
 from mta.traffic.host_sessions import count_again, end_trial, obey_facts
+from mta.traffic.machine_rests import MachineRests
 from mta.traffic.rules import NextMx, RuleSet
 from mta.traffic.sessions import Group, Hop, Session, bookings_of, next_mx_of
-from mta.traffic.waits import ATTEMPT_SPENT, BUSY, NO_CAPACITY, NO_HOP, OPENING, full_wait
+from mta.traffic.waits import ATTEMPT_SPENT, BUSY, NO_HOP, OPENING, full_wait
 
 # A session that others of its limit wait for, and have none, goes on for so long; then they have their turn.
 TURN_S: Final = 5.0
@@ -29,6 +32,7 @@ WINDOW_BATCHES: Final = 4  # a fast session has so many batches in hand, so that
 
 # Local names: an enum member looked up on its class costs more than the comparison it is for.
 _BACKOFF: Final = WaitReason.BACKOFF
+_MACHINE: Final = WaitReason.MACHINE
 _NEVER: Final = NextMx.NEVER
 _WHEN_FULL: Final = NextMx.WHEN_FULL
 
@@ -47,8 +51,8 @@ class Connections:
         self._actions = actions
         self._ids = count(1)
         self._sessions: dict[int, Session] = {}
-        self._children: dict[int, int] = {}  # child -> its sessions, those closing included
-        self._capacity = Room(0)  # of the children as a whole
+        self._capacity = Capacity(bounds.sessions_per_child_max)
+        self.rests = MachineRests(turns, counters, self._capacity)
         self._rested: list[Session] = []  # became idle since the last look at who waits for their rooms
 
     def __len__(self) -> int:
@@ -81,22 +85,23 @@ class Connections:
             return session
         if not group.wants_session(waiting):
             return BUSY
-        slots = group.reach.slots
-        if not slots.is_open(now_s):
-            gates.append(slots)
+        openings = group.reach.slots
+        if not openings.is_open(now_s):
+            gates.append(openings)
             return OPENING
         hop = self._best_hop(group, now_s, gates, size_bytes)
         if not isinstance(hop, Hop):
             # A server that refuses more connections than it has is busy, not failing.
-            return BUSY if hop.reason is _BACKOFF and group.proven else hop
+            return BUSY if (hop.reason is _BACKOFF or hop.reason is _MACHINE) and group.proven else hop
         free = self.credits(hop, now_s, size_bytes)
         if free < waiting and not group.wants_session(free):
             return BUSY  # the open ones can use up the credits
-        if not self._capacity.has_room:
+        slots = self._capacity.idlest(now_s)
+        if slots is None or not self._capacity.has_room:
             gates.append(self._capacity)
             self._make_room(self._capacity)
-            return NO_CAPACITY
-        return self._open(group, hop, now_s)
+            return self.rests.why_no_child(now_s)
+        return self._open(group, hop, slots, now_s)
 
     def credits(self, hop: Hop, now_s: float, size_bytes: int) -> int:
         """How many messages all that counts there lets through now."""
@@ -129,12 +134,13 @@ class Connections:
         if any(room.waiting_first > room.closing and not room.has_room for room in session.rooms):
             return True
         best = session.group.hops[0] if session.group.hops else session.hop
-        return age_s >= SECOND_CHOICE_S and best.preference < session.hop.preference and best.path.is_open(now_s)
+        return age_s >= SECOND_CHOICE_S and best.is_better(session.hop, now_s)
 
     def _best_hop(self, group: Group, now_s: float, gates: list[Gate], size_bytes: int) -> Hop | Wait:
         """The first hop that is free. One that is only full, not failing, keeps the less preferred ones unused, unless
         its rule says otherwise."""
         failing: Wait | None = None
+        barred: Wait | None = None  # by this machine
         full: Wait | None = None
         full_preference = 0
         spare: Hop | None = None
@@ -158,12 +164,13 @@ class Connections:
                     return hop
                 spare = spare or hop
                 continue
-            if wait.reason is _BACKOFF or hop.path.suspended_until_s > now_s:
-                if failing is None or wait.until < failing.until:
-                    failing = wait
+            if wait.reason is _MACHINE:
+                barred = _sooner(barred, wait)
+            elif wait.reason is _BACKOFF or hop.path.suspended_until_s > now_s:
+                failing = _sooner(failing, wait)
             elif full is None or wait.until < full.until:
                 full, full_preference = wait, hop.preference
-        return spare or full or failing or NO_HOP
+        return spare or full or failing or barred or NO_HOP
 
     def _why_not(self, hop: Hop, now_s: float, gates: list[Gate], size_bytes: int) -> Wait | None:
         """What keeps a session from being opened by this hop now."""
@@ -171,6 +178,10 @@ class Connections:
         if not path.is_open(now_s):
             gates.append(path)
             return self._why_not_by(path, now_s)
+        source = hop.source
+        if not source.is_open(now_s):
+            gates.append(source)
+            return self.rests.why_not_from(source, now_s)
         dry, until_s = hop.dry_limit(now_s, size_bytes, is_over_plan=self.is_over_plan)
         if dry is not None:
             gates.append(dry)
@@ -195,10 +206,11 @@ class Connections:
             detail = f"path {path.key}: {suspension.said}"
             return Wait(WaitReason.SUSPENDED, path.suspended_until_s, detail)
         until_s = path.backoff.until_s
+        reason = _MACHINE if path.is_of_machine else _BACKOFF
         if path.backoff.is_available(now_s):
-            return Wait(WaitReason.BACKOFF, math.inf, f"is being tried again after: {path.last_failure}")
+            return Wait(reason, math.inf, f"is being tried again after: {path.last_failure}")
         self._turns.alarms.set(path, until_s)
-        return Wait(WaitReason.BACKOFF, until_s, path.last_failure)
+        return Wait(reason, until_s, path.last_failure)
 
     def _make_room(self, room: Room) -> None:
         """Another site keeps a connection that it does not need now: it is closed for the one that asks."""
@@ -207,13 +219,11 @@ class Connections:
 
     # --- life of a session --------------------------------------------------------------------
 
-    def _open(self, group: Group, hop: Hop, now_s: float) -> Session:
-        child = self._idlest_child()
-        session = Session(next(self._ids), group, hop, child, (*hop.rooms, self._capacity), now_s)
+    def _open(self, group: Group, hop: Hop, slots: ChildSlots, now_s: float) -> Session:
+        session = Session(next(self._ids), group, hop, slots.number, (*hop.rooms, self._capacity), now_s)
         if self.hosts:
             obey_facts(session, self._counters, now_s)
         self._sessions[session.id] = session
-        self._children[child] += 1
         for limit in hop.limits:
             limit.begin(now_s)
             if limit.openings is not None:
@@ -223,6 +233,7 @@ class Connections:
         if hop.path.is_failing(now_s):
             session.is_trial = True
             hop.path.trials += 1
+        self.rests.begin(session, now_s)
         group.sessions += 1
         group.usable += 1
         group.reach.slots.opening += 1
@@ -233,13 +244,6 @@ class Connections:
         group.list_free(session)
         self._actions.append(OpenSession(session))
         return session
-
-    def _idlest_child(self) -> int:
-        found, fewest = -1, -1
-        for child, sessions in self._children.items():
-            if fewest < 0 or sessions < fewest:
-                found, fewest = child, sessions
-        return found
 
     def hand(self, session: Session, amount: int, now_s: float, size_bytes: int = 0) -> None:
         """The session is given so many of at most that size; all counters know it from now on."""
@@ -287,6 +291,7 @@ class Connections:
         if session is not None and not session.is_over:
             self._begun(session, now_s)
             session.opened_s = now_s
+            self.rests.reached(session, now_s)
             session.begin_measuring(now_s)
             group = session.group
             slots = group.reach.slots
@@ -370,32 +375,53 @@ class Connections:
         if session is None:
             return
         if not session.is_over:
-            self._begun(session, now_s)
-            self._leave_rooms(session)
-            path = session.hop.path
-            self._end_trial(session)
-            reach = session.group.reach
-            reach.slots.ended(was_opened=session.is_opened)
+            if failure and session.opened_s == math.inf:
+                self.rests.reached(session, now_s)
+            path = session.path
             if session.is_opened and not session.is_surplus:
                 path.ended_s = now_s
-            if session.is_host_trial:
-                self.forgotten += end_trial(session, self._counters, now_s)
-            if failure and session.progress == 0 and not (session.is_surplus and session.group.sessions):
-                reach.failed(session.hop.mx_host, session.hop.peer, was_opened=session.is_opened)
+            if failure and session.progress == 0 and not (session.is_surplus and session.group.sessions > 1):
+                session.group.reach.failed(session.hop.mx_host, session.hop.peer, was_opened=session.is_opened)
                 path.last_failure = failure
+                path.is_of_machine = False
                 until_s = path.backoff.failed(now_s)
                 if path.waiting:
                     self._turns.alarms.set(path, until_s)
-            for gate in (*session.rooms, path, session.group, reach.slots):
-                self._turns.wake(gate)
-            session.is_over = True
-            if session.in_flight:
-                return
-        elif session.in_flight:
+            self._leave(session, now_s)
+            return
+        if session.in_flight:
             self._release(session, now_s)
             for limit in session.hop.limits:
                 self._credits_changed(limit, now_s, has_more=False)
         del self._sessions[session_id]
+
+    def not_opened_here(self, session_id: int, now_s: float, call: SystemCall, number: int) -> None:
+        """This machine could not open it (errno ``number``): nobody was asked, and nothing counts against a peer."""
+        session = self._sessions.get(session_id)
+        if session is None or session.is_over:
+            return
+        for limit, quota in session.openings:
+            quota.give_back(1)
+            self._credits_changed(limit, now_s, has_more=True)
+        session.openings = []
+        self._leave(session, now_s)
+        self.rests.not_opened(session, call, number, now_s)
+
+    def _leave(self, session: Session, now_s: float) -> None:
+        """It holds nothing open any more."""
+        self._begun(session, now_s)
+        self._leave_rooms(session)
+        self._end_trial(session)
+        self.rests.end_trials(session)
+        if session.is_host_trial:
+            self.forgotten += end_trial(session, self._counters, now_s)
+        slots = session.group.reach.slots
+        slots.ended(was_opened=session.is_opened)
+        for gate in (*session.rooms, session.hop.path, session.hop.source, session.group, slots):
+            self._turns.wake(gate)
+        session.is_over = True
+        if not session.in_flight:
+            self._sessions.pop(session.id, None)
 
     def _leave_rooms(self, session: Session) -> None:
         if not session.is_closing:
@@ -405,8 +431,9 @@ class Connections:
             room.closing -= 1
             assert room.sessions >= room.closing >= 0
         session.group.sessions -= 1
-        if session.child in self._children:
-            self._children[session.child] -= 1
+        slots = self._capacity.get(session.child)
+        if slots is not None:
+            slots.sessions -= 1
 
     # --- what was learnt of hosts -------------------------------------------------------------
 
@@ -490,14 +517,15 @@ class Connections:
     # --- children -----------------------------------------------------------------------------
 
     def add_child(self, child: int) -> None:
-        self._children[child] = 0
-        self._set_capacity()
+        self._capacity.add(child)
         self._turns.wake(self._capacity)
 
     def retire_child(self, child: int) -> None:
         """No new session for it; those it has go on until they are closed."""
-        if self._children.pop(child, None) is None:
+        slots = self._capacity.remove(child)
+        if slots is None:
             return
+        self.rests.book.worked(slots.unit)
         for session in self.of_child(child):
             if session.is_over:
                 continue
@@ -506,10 +534,6 @@ class Connections:
             self._capacity.sessions -= 1
             self._capacity.closing -= 1
             session.rooms = tuple(room for room in session.rooms if room is not self._capacity)
-        self._set_capacity()
-
-    def _set_capacity(self) -> None:
-        self._capacity.sessions_max = len(self._children) * self._bounds.sessions_per_child_max
 
     # --- reload -------------------------------------------------------------------------------
 
@@ -585,3 +609,7 @@ class Connections:
             for session in [s for s in self._sessions.values() if room in s.rooms and not s.is_closing]:
                 if room.excess:
                     self.close(session)
+
+
+def _sooner(first: Wait | None, second: Wait) -> Wait:
+    return second if first is None or second.until < first.until else first

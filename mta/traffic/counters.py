@@ -18,8 +18,9 @@ from mta.traffic.limit import Held, HostRoom, Limit, Path, Room
 from mta.traffic.limits import Limits
 from mta.traffic.quota import UNLIMITED
 from mta.traffic.rules import Rule, RuleSet, Scope, WarmUp, limit_key, path_key
+from mta.traffic.sources import Source
 
-__all__ = ["Counters", "Held", "HostRoom", "Limit", "Path", "Room"]
+__all__ = ["Counters", "Held", "HostRoom", "Limit", "Path", "Room", "Source"]
 
 _NONE: Final = Limits()
 # A key that is stored says what is counted under it: messages have none, as they had before there was anything else.
@@ -38,6 +39,7 @@ class Counters:
         self._limits: dict[str, Limit] = {}
         self._path_rooms: dict[str, Room] = {}
         self._paths: dict[tuple[str, str], Path] = {}
+        self._sources: dict[str, list[Source]] = {}  # by egress; few, so they are never forgotten
         self._of_other_scope: dict[str, list[Limit]] = {}  # rule name -> its limits before its scope changed
         self._effects: dict[tuple[str, str], list[Effect]] = {}  # (target, on) -> what is in force there
         self._shares: Mapping[tuple[str, str], int] | None = None
@@ -130,6 +132,23 @@ class Counters:
             path = self._paths[key] = Path(egress.id, peer, self._unix_offset_s)
             path.set_effects(self._effects.get((Target.PATH.value, path.key), ()))
         return path
+
+    def source(self, egress: Egress, peer: str) -> Source:
+        """The egress in the family of the peer."""
+        is_ipv6 = ":" in peer
+        known = self._sources.get(egress.name)
+        if known is None:
+            known = self._sources[egress.name] = []
+        for source in known:
+            if source.is_ipv6 is is_ipv6:
+                return source
+        source = Source(egress, is_ipv6)
+        known.append(source)
+        return source
+
+    def sources(self, egress: str) -> list[Source]:
+        """Those that were ever to be used."""
+        return self._sources.get(egress, [])
 
     def all_limits(self) -> Iterable[Limit]:
         return self._limits.values()

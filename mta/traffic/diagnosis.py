@@ -34,6 +34,7 @@ class CauseKind(enum.StrEnum):
     JOURNAL = "journal"
     DATABASE = "database"
     EGRESS = "egress"  # its pool is missing or excludes, or what it leaves by is suspended
+    MACHINE = "machine"  # this machine cannot connect: its address, route, ports, files or memory
     SIGNING = "signing"
     RULE = "rule"  # a limit of a rule
     REPUTATION = "reputation"  # servers refuse
@@ -65,6 +66,13 @@ class Waiting(msgspec.Struct, frozen=True):
     recipients: int
 
 
+class MachineTrouble(msgspec.Struct, frozen=True):
+    """What the node's machine cannot do, and what helps."""
+
+    what: str
+    do: str
+
+
 class NodeFacts(msgspec.Struct, frozen=True):
     """What the node here says. Times in seconds; ``reason`` is why nothing of the delivery is claimed."""
 
@@ -83,6 +91,7 @@ class NodeFacts(msgspec.Struct, frozen=True):
     message_s: float  # on one session, over the sites where it waits
     open_s: float
     details: dict[str, str] = {}  # by reason: in the words of what holds it most
+    machine: tuple[MachineTrouble, ...] = ()
 
 
 class Facts(msgspec.Struct, frozen=True):
@@ -225,6 +234,8 @@ def _of_waits(facts: Facts, node: NodeFacts) -> list[Cause]:
     elif node.reason == WaitReason.NO_SIGNING_KEY:
         what = f"its messages cannot be signed: {node.detail}"
         found.append(Cause(CauseKind.SIGNING, _share(facts, unsent), what, "mta config check, then reload"))
+    elif node.reason == WaitReason.MACHINE:
+        found.append(_of_machine(facts, node, unsent, node.detail))
     if node.asked:
         what = f"{node.asked:,} wait for the routes of their domains"
         found.append(Cause(CauseKind.DNS, _share(facts, node.asked), what, "look at the resolver: dns.nameservers"))
@@ -249,6 +260,8 @@ def _of_reason(facts: Facts, node: NodeFacts, reason: str, waiting: list[Waiting
     for rule, weight in _RULES.items():
         if reason == rule:
             return Cause(CauseKind.RULE, weight * share, what, "mta explain SITE shows the rule and its line")
+    if reason == WaitReason.MACHINE:
+        return _of_machine(facts, node, count, detail)
     if reason == WaitReason.BACKOFF:
         return Cause(CauseKind.UNREACHABLE, share, what, "try the host by hand; mta monitor errors")
     if reason in (WaitReason.NO_EGRESS, WaitReason.SUSPENDED):
@@ -257,6 +270,13 @@ def _of_reason(facts: Facts, node: NodeFacts, reason: str, waiting: list[Waiting
     if reason == WaitReason.SESSIONS:
         return Cause(CauseKind.SESSIONS, 0.8 * share, what, "children.sessions_max, and the limit of open files")
     return None
+
+
+def _of_machine(facts: Facts, node: NodeFacts, count: int, detail: str) -> Cause:
+    """``detail``: what was said to those that wait, where the node has nothing to say any more."""
+    what = "; ".join(one.what for one in node.machine[:3]) or detail
+    do = "; ".join(dict.fromkeys(one.do for one in node.machine[:3])) or "nothing: it is being tried again"
+    return Cause(CauseKind.MACHINE, _share(facts, count), f"{count:,} wait for this machine: {what}", do)
 
 
 def _of_pace(facts: Facts, node: NodeFacts) -> list[Cause]:

@@ -14,6 +14,7 @@ from typing import Any, Final
 import msgspec
 
 from mta.model.waiting import Wait, WaitReason
+from mta.traffic.capacity import Capacity
 from mta.traffic.effects import EffectKind, Target
 from mta.traffic.host_facts import in_order, overridden
 from mta.traffic.limit import Figure, HostRoom, Limit, Path, Room
@@ -21,6 +22,7 @@ from mta.traffic.limits import LIMIT_KEYS
 from mta.traffic.rules import Rule, RuleSet
 from mta.traffic.schedule import SIZE_UNKNOWN_BYTES, Schedule
 from mta.traffic.sessions import Group, Hop
+from mta.traffic.sources import Source
 from mta.traffic.waits import full_wait
 
 _LETTERS: Final = {"c": "connections", "m": "messages", "b": "bytes", "o": "connections begun"}
@@ -52,6 +54,7 @@ _EVENTS: Final = {
     WaitReason.QUIET_HOURS: "when the quiet hours end",
     WaitReason.SHARE: "when the nodes share the limit out anew",
     WaitReason.BACKOFF: "when the session that tries the path again has an answer",
+    WaitReason.MACHINE: "when the session that tries it again has an answer",
     WaitReason.NO_EGRESS: "when the pool or its masks are changed (mta.toml, then a restart)",
     WaitReason.NO_SIGNING_KEY: "when a key is there (mta.toml, then a reload)",
     WaitReason.SUSPENDED: "when the suspension is lifted",
@@ -214,12 +217,12 @@ def _why_not(
     full: tuple[Wait, Hop] | None = None
     failing: tuple[Wait, Hop] | None = None
     for hop in group.hops:
-        gates: tuple[Path | Room, ...] = (hop.path, *hop.rooms)
+        gates: tuple[Path | Source | Room, ...] = (hop.path, hop.source, *hop.rooms)
         for gate in gates:
             found = _why_shut(gate, hop, now_s, size_bytes) if gate in joined else None
             if found is None:
                 continue
-            if found.reason is WaitReason.BACKOFF:
+            if found.reason in (WaitReason.BACKOFF, WaitReason.MACHINE):
                 failing = failing if failing and failing[0].until <= found.until else (found, hop)
             else:
                 full = full if full and full[0].until <= found.until else (found, hop)
@@ -227,16 +230,19 @@ def _why_not(
     if (shut := full or failing) is not None:
         # Where there is one egress only, the lane has kept the very words of the decision.
         return (wait, shut[1]) if len(lane.egresses) == 1 and wait.reason is shut[0].reason else shut
-    return (wait, group.hops[0] if group.hops else None) if len(lane.egresses) == 1 else (_busy(lane, group), None)
+    return (
+        (wait, group.hops[0] if group.hops else None) if len(lane.egresses) == 1 else (_busy(lane, group, now_s), None)
+    )
 
 
-def _busy(lane: Any, group: Group) -> Wait | None:
-    if any(type(gate) is Room and not gate.has_room for gate in lane.gates):
-        return Wait(WaitReason.SESSIONS, math.inf, "all sessions of all children are in use")
+def _busy(lane: Any, group: Group, now_s: float) -> Wait | None:
+    for gate in lane.gates:
+        if isinstance(gate, Capacity) and not gate.is_open(now_s):
+            return gate.why_not(now_s)
     return Wait(WaitReason.WINDOW, math.inf, f"its {group.sessions} sessions are busy") if group.sessions else None
 
 
-def _why_shut(gate: Path | Room, hop: Hop, now_s: float, size_bytes: int) -> Wait | None:
+def _why_shut(gate: Path | Source | Room, hop: Hop, now_s: float, size_bytes: int) -> Wait | None:
     """In the gate's own words; None when it is open."""
     if isinstance(gate, Path):
         if (suspension := gate.suspension) is not None and gate.suspended_until_s > now_s:
@@ -244,7 +250,12 @@ def _why_shut(gate: Path | Room, hop: Hop, now_s: float, size_bytes: int) -> Wai
         if gate.is_open(now_s):
             return None
         until_s = math.inf if gate.backoff.is_available(now_s) else gate.backoff.until_s
-        return Wait(WaitReason.BACKOFF, until_s, gate.last_failure)
+        return Wait(WaitReason.MACHINE if gate.is_of_machine else WaitReason.BACKOFF, until_s, gate.last_failure)
+    if isinstance(gate, Source):
+        if gate.is_open(now_s):
+            return None
+        until_s = math.inf if gate.backoff.is_available(now_s) else gate.backoff.until_s
+        return Wait(WaitReason.MACHINE, until_s, gate.fault)
     if isinstance(gate, Limit):
         if gate.counts_messages and gate.credits(now_s, size_bytes) <= 0:
             return gate.wait_for_credits(now_s, size_bytes)

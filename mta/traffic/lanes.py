@@ -197,7 +197,7 @@ class Lane(Waiter, Generic[PartT]):
             if gate is group:
                 return group
             for hop in group.hops:
-                if gate is hop.path or any(gate is room for room in hop.rooms):
+                if gate is hop.path or gate is hop.source or any(gate is room for room in hop.rooms):
                     return group
         return None
 

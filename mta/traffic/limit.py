@@ -522,6 +522,7 @@ class Path(Gate):
         "_unix_offset_s",
         "backoff",
         "ended_s",
+        "is_of_machine",
         "is_without_tls",
         "key",
         "last_failure",
@@ -537,9 +538,15 @@ class Path(Gate):
         self.backoff = PathBackoff()
         self.last_failure = ""
         self.ended_s = -math.inf  # when its last session ended that was open, and none too many
+        self.is_of_machine = False  # the last failure was this machine's: the peer was not asked
         self.trials = 0  # sessions that try the path after a failure
         self.is_without_tls = False
         self.suspended_until_s = -math.inf  # on the schedule's clock
+
+    @property
+    def unit(self) -> str:
+        """As the book of this machine's faults names it."""
+        return f"path {self.key}"
 
     def is_failing(self, now_s: float) -> bool:
         """True when its next session is a trial."""

@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from typing import Final, Generic, TypeVar, cast
 
 from mta.model.egress import Egress
+from mta.model.machine_fault import SystemCall
 from mta.model.site import Site
 from mta.model.waiting import SOONEST_FIRST, Wait, WaitReason
 from mta.traffic import surplus
@@ -28,6 +29,7 @@ from mta.traffic.gates import Gate, Turns
 from mta.traffic.host_facts import HostFacts, Learnt
 from mta.traffic.host_sessions import connections_beside
 from mta.traffic.lanes import Lane, LaneKey, Look
+from mta.traffic.machine_faults import FaultBook
 from mta.traffic.reach import SiteReach
 from mta.traffic.ready import Run, Stream
 from mta.traffic.rules import Rule, RuleSet
@@ -393,6 +395,19 @@ class Schedule(Generic[PartT]):
         is dead), a second call ends that.
         """
         self._connections.closed(session_id, now_s, failure)
+
+    def session_not_opened_here(self, session_id: int, now_s: float, call: SystemCall, number: int) -> None:
+        """This machine could not open it, by this errno of that call: nobody is charged, what it is about rests."""
+        self._connections.not_opened_here(session_id, now_s, call, number)
+
+    @property
+    def faults(self) -> FaultBook:
+        """What this machine cannot do now."""
+        return self._connections.rests.book
+
+    def machine_wait(self, egresses: Iterable[Egress], now_s: float) -> Wait | None:
+        """Why this machine can send nothing from these egresses, and when it is tried again; None: it can, or may."""
+        return self._connections.rests.wait_of(egresses, now_s) if self.faults.open else None
 
     def set_rules(self, rules: RuleSet, now_s: float) -> None:
         """New rules, at once and as a whole. Counters of rules that keep their name are kept; sessions that the new

@@ -10,7 +10,7 @@ from typing import Final
 from mta.model.egress import NO_SOURCE, Egress, source_for
 from mta.model.site import Site, order_hosts
 from mta.model.waiting import Wait
-from mta.traffic.counters import Counters, Limit, Path, Room
+from mta.traffic.counters import Counters, Limit, Path, Room, Source
 from mta.traffic.gates import Gate
 from mta.traffic.host_facts import NOTHING_LEARNT, Obeyed, host_key
 from mta.traffic.limit import Idle
@@ -68,6 +68,7 @@ class Hop:
         "preference",
         "rooms",
         "rule",
+        "source",
     )
 
     def __init__(
@@ -80,6 +81,7 @@ class Hop:
         path_room: Room | None,
         host_room: Room | None,
         path: Path,
+        source: Source,
         authorities: tuple[tuple[int, int, int, bytes], ...] = (),
     ) -> None:
         self.mx_host = mx_host
@@ -95,6 +97,7 @@ class Hop:
             self.rooms = (*self.rooms, host_room)
         self.host = host_key(peer, rule.port)
         self.path = path
+        self.source = source
         self.authorities = authorities
         self.keys = limits[0].key if len(limits) == 1 else " ".join([limit.key for limit in limits])
 
@@ -130,6 +133,10 @@ class Hop:
                 if at_s > dry_until_s:
                     dry, dry_until_s = limit, at_s
         return dry, dry_until_s
+
+    def is_better(self, other: Hop, now_s: float) -> bool:
+        """It is preferred to the other one, and can be tried now."""
+        return self.preference < other.preference and self.path.is_open(now_s) and self.source.is_open(now_s)
 
     def tls(self, *, is_verified: bool) -> Tls:
         """What a session asks of STARTTLS. ``is_verified``: the site is one of an MTA-STS policy that is enforced."""
@@ -183,6 +190,7 @@ def count_hop(
         counters.path_room(rule, egress.id, peer),
         counters.host_room(rule, egress.id, peer),
         counters.path(egress, peer),
+        counters.source(egress, peer),
         authorities if rule.dane and rule.tls is not _DISABLED else (),
     )
 
@@ -223,10 +231,12 @@ class Session:
         "id",
         "idles",
         "in_flight",
+        "is_child_trial",
         "is_closing",
         "is_host_trial",
         "is_listed_free",
         "is_over",
+        "is_source_trial",
         "is_surplus",
         "is_trial",
         "limit",
@@ -260,7 +270,9 @@ class Session:
         self.openings: list[tuple[Limit, Quota]] = []
         self.is_closing = False
         self.is_over = False  # its end was reported, but not yet what became of all that it was given
-        self.is_trial = False
+        self.is_trial = False  # of its path
+        self.is_source_trial = False
+        self.is_child_trial = False
         self.is_surplus = False  # one more than its host takes at a time
         self.obeyed: Obeyed = NOTHING_LEARNT  # what was learnt of its host and holds for it
         self.is_host_trial = False  # it tries without what was learnt and is due to be tried again

@@ -34,8 +34,11 @@ _LONG_WAITS: Final = frozenset(
         WaitReason.SUSPENDED,
         WaitReason.WARM_UP,
         WaitReason.NO_EGRESS,
+        WaitReason.MACHINE,
     }
 )
+# What waits for this machine is due when that is tried again; where nothing else is left, nothing is claimed meanwhile.
+MACHINE_DELAY_S_MAX: Final = 60.0
 
 
 def waits_long(lane: Lane[Any]) -> bool:
@@ -82,6 +85,8 @@ def due_in_s(lane: Lane[Any], count: int, pace_per_s: float, now_s: float, *, is
     most_s = BUSY_DELAY_S_MAX
     if waits_long(lane):
         most_s = DELAY_S_MAX
+        if lane.wait is not None and lane.wait.reason is WaitReason.MACHINE:
+            most_s = max(DELAY_S_MIN, min(MACHINE_DELAY_S_MAX, lane.wait.until - now_s))
     elif now_s - lane.since_s >= HORIZON_S:
         most_s = STEADY_DELAY_S_MAX
     return min(most_s, max(DELAY_S_MIN, begins_s - now_s))

@@ -15,7 +15,6 @@ ATTEMPT_SPENT: Final = Wait(
 )
 BUSY: Final = Wait(WaitReason.WINDOW, math.inf, "its sessions are busy")
 OPENING: Final = Wait(WaitReason.WINDOW, math.inf, "more sessions are opened when those that are being opened answer")
-NO_CAPACITY: Final = Wait(WaitReason.SESSIONS, math.inf, "all sessions of all children are in use")
 
 
 def full_wait(hop: Hop, room: Room) -> Wait:

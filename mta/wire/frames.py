@@ -13,6 +13,7 @@ from mta.model.errors import LocalFault
 from mta.model.failure import Category, FailureType
 from mta.model.host import HostFact
 from mta.model.limits import FRAME_BYTES_MAX
+from mta.model.machine_fault import SystemCall
 from mta.model.outcome import Reason
 from mta.model.timeouts import SessionTimeouts
 
@@ -225,6 +226,7 @@ class OpenFailed(msgspec.Struct, frozen=True, array_like=True, tag=2):
     enhanced: str = ""  # of that reply
     text: str = ""  # of that reply, or what happened where there was none
     errno: int = 0  # of this machine's own error, where it is one: no server has said or done anything
+    call: SystemCall = SystemCall.CONNECT  # then: what gave it
 
 
 class SessionClosed(msgspec.Struct, frozen=True, array_like=True, tag=3):

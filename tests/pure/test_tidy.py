@@ -28,6 +28,7 @@ LONG_FILES = {
     "mta/traffic/limit.py": "the one place where everything meets that may hold a message",
     "tests/pure/test_lint.py": "one finding after another against one way to ask",
     "mta/smtp/dialogue.py": "one state machine, whose table stands above it",
+    "tests/support/schedule_world.py": "one world; what it checks reads all that it does",
     "tests/process/test_resolver.py": "one scenario after another against one name server",
 }
 _SPOKEN_IN = ("mta/cli/", "bench/")  # where print is the way to speak

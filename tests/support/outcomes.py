@@ -41,6 +41,14 @@ async def value(world: World, query: str, *arguments: object) -> Any:
         return await conn.fetchval(query, *arguments)
 
 
+async def until_value(world: World, query: str, wanted: object, *arguments: object) -> None:
+    """Waits until the query gives that value."""
+    end = time.monotonic() + WAIT_S
+    while (found := await value(world, query, *arguments)) != wanted:
+        assert time.monotonic() < end, f"{query} gives {found}, not {wanted}"
+        await asyncio.sleep(0.05)
+
+
 async def leased(world: World) -> int:
     """Recipients that nodes have in hand: of leased parts, less those that are settled."""
     in_hand: int = await value(

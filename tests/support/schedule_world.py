@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import count
 
 from mta.model.egress import EgressPool
+from mta.model.machine_fault import SystemCall
 from mta.model.site import Site
 from mta.model.waiting import WaitReason
 from mta.traffic.actions import Bounds, CloseSession, GiveBack, HandOut, OpenSession
@@ -68,6 +69,8 @@ class World:
                     self.servers.setdefault(peer, Server())
         self.comes_back = comes_back  # what is given back is put in again when it is due
         self.children: dict[int, Child] = {}
+        # What this machine answers where it cannot open a session: the call, and its errno.
+        self.machine: Callable[[Session], tuple[SystemCall, int] | None] = lambda session: None
         self.deaf: set[int] = set()  # children that do not move: nothing of theirs happens
         self._child_numbers = count(1)
         self._events: list[tuple[float, int, Callable[[], None]]] = []
@@ -292,6 +295,9 @@ class World:
         if connection.is_over:
             return
         server, peer = connection.server, connection.session.hop.peer
+        if (fault := self.machine(connection.session)) is not None:
+            self._lost(child, connection, "", is_begun=False, fault=fault)
+            return
         at_server = sum(
             other.is_open for c in self.children.values() for other in c.connections.values() if other.server is server
         )
@@ -333,7 +339,15 @@ class World:
         )
         self._tell(child, action, part, [number], [])
 
-    def _lost(self, child: Child, connection: Connection, failure: str, *, is_begun: bool) -> None:
+    def _lost(
+        self,
+        child: Child,
+        connection: Connection,
+        failure: str,
+        *,
+        is_begun: bool,
+        fault: tuple[SystemCall, int] | None = None,
+    ) -> None:
         if connection.is_over:
             return
         connection.is_over = True
@@ -341,7 +355,10 @@ class World:
         self._report(child)
         del child.connections[connection.session.id]
         self._forget(connection.session)
-        self.schedule.session_closed(connection.session.id, self.now_s, failure)
+        if fault is not None:
+            self.schedule.session_not_opened_here(connection.session.id, self.now_s, *fault)
+        else:
+            self.schedule.session_closed(connection.session.id, self.now_s, failure)
 
     def _drop_queue(self, child: Child, connection: Connection, is_begun: bool) -> None:
         if is_begun:
@@ -424,7 +441,7 @@ class World:
                 is_suspended = session.hop.path.suspended_until_s > self.now_s
                 if session.room() and self._has_credits(session.hop) and not is_suspended:
                     return f"session {session.id}"
-            if not (self.schedule._connections._capacity.has_room and group.reach.slots.is_open(self.now_s)):
+            if not (self.schedule._connections._capacity.is_open(self.now_s) and group.reach.slots.is_open(self.now_s)):
                 continue
             if any(session.in_flight and not session.is_closing for session in sessions):
                 continue  # one more might not pay; the next report decides
@@ -441,7 +458,7 @@ class World:
             budget = group.reach.budget
             if budget.is_spent and hop.peer not in budget.tried:
                 continue
-            if not hop.path.is_open(self.now_s):
+            if not (hop.path.is_open(self.now_s) and hop.source.is_open(self.now_s)):
                 continue
             may_begin = all(limit.opens_at_s(self.now_s) <= self.now_s for limit in hop.limits)
             if self._has_credits(hop) and may_begin and all(room.has_room for room in hop.rooms):
