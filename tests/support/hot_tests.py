@@ -17,6 +17,8 @@ _MESSAGE: Final = ("pure/test_render", "property/test_render_any_values")
 _SCHEDULE: Final = ("pure/test_schedule", "property/test_schedule", "pure/test_schedule_limits")
 _SIMULATION: Final = ("pure/test_simulation",)
 _LOOK_UPS: Final = ("process/test_resolver", "process/test_dns_tcp")
+_MACHINE: Final = ("pure/test_machine_fault", "property/test_schedule")
+_FAULTS: Final = ("pure/test_child_faults", "property/test_random_servers")
 _DAEMON: Final = ("process/test_daemon", "process/test_failures")
 
 # Property and failure tests first of all: they go where the everyday does not.
@@ -27,6 +29,9 @@ EXERCISED_BY: Final[dict[str, tuple[str, ...]]] = {
     "mta/smtp/transaction.py": _DIALOGUE,
     "mta/smtp/transparency.py": ("property/test_transparency",),
     "mta/smtp/dialogue.py": _DIALOGUE,
+    "mta/smtp/order.py": ("pure/test_dialogue_order", *_DIALOGUE),
+    "mta/smtp/session_limits.py": _DIALOGUE,
+    "mta/smtp/send_cursor.py": (*_DIALOGUE, "property/test_random_servers"),
     "mta/message/dkim.py": ("pure/test_dkim", "property/test_signatures"),
     "mta/message/headers.py": _MESSAGE,
     "mta/message/layout.py": ("pure/test_layout",),
@@ -43,8 +48,14 @@ EXERCISED_BY: Final[dict[str, tuple[str, ...]]] = {
     "mta/traffic/line.py": ("pure/test_line",),
     "mta/traffic/gates.py": ("pure/test_gates",),
     "mta/traffic/limit.py": _SCHEDULE,
+    "mta/traffic/sources.py": _MACHINE,
+    "mta/traffic/capacity.py": _MACHINE,
+    "mta/traffic/machine_rests.py": _MACHINE,
     "mta/traffic/counters.py": ("pure/test_counters", *_SCHEDULE),
     "mta/traffic/sessions.py": ("pure/test_sessions", *_SCHEDULE),
+    "mta/traffic/reach.py": ("pure/test_reach", *_SCHEDULE),
+    "mta/traffic/waits.py": _SCHEDULE,
+    "mta/traffic/host_sessions.py": ("pure/test_schedule_hosts", *_SCHEDULE),
     "mta/traffic/ready.py": ("pure/test_ready",),
     "mta/traffic/lanes.py": _SCHEDULE,
     "mta/traffic/surplus.py": _SCHEDULE,
@@ -65,10 +76,11 @@ EXERCISED_BY: Final[dict[str, tuple[str, ...]]] = {
     "mta/dns/transport.py": _LOOK_UPS,
     "mta/outcomes/line.py": ("store/test_log_line",),
     "mta/session/link.py": ("process/test_link",),
-    "mta/child/carrier.py": _DAEMON,
+    "mta/child/carrier.py": (*_FAULTS, *_DAEMON),
+    "mta/child/session_watch.py": ("pure/test_session_watch", *_FAULTS),
     "mta/child/letters.py": _DAEMON,
     "mta/child/tally.py": _DAEMON,
-    "mta/child/worker.py": _DAEMON,
+    "mta/child/worker.py": (*_FAULTS, *_DAEMON),
     "mta/master/collector.py": _DAEMON,
     "mta/master/dispatch.py": (*_DAEMON, "process/test_daemon_routes"),
 }
