@@ -19,22 +19,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Final, Protocol
 
-import re2
-
 from mta.failure.normalise import text_key
+from mta.failure.scope import BY_OPERATOR, says_greylisting
 from mta.failure.triage import Decision
 from mta.model.failure import OUR_FAULT, Category, Evidence, FailureType, Verdict
 from mta.model.outcome import Reason, Status
 from mta.model.reply import Reply
 from mta.smtp.envelope import Stage
 
-BY_OPERATOR: Final = "operator"  # as `Verdict.rule` says who decided
 _KEPT: Final = 5_000  # servers say the same few sentences
 _FAILURES: Final = frozenset({Status.FAILED, Status.DEFERRED})
-_GREYLISTING: Final = re2.compile(
-    r"(?i)gr[ae]y[ -]?list|postgrey"
-    r"|(try|retry|come back|resend)( (it|this|again|later|back|the message))* in (about )?\d+ ?(s\b|sec|m\b|min)"
-)
 _GREYLISTED_AT: Final = frozenset({Stage.MAIL, Stage.RCPT, Stage.DATA, Stage.DOT})
 
 
@@ -129,7 +123,7 @@ def judged(verdict: Verdict) -> str:
 
 def is_greylisted(reply: Reply, stage: Stage) -> bool:
     """True where a server says that it takes the same message from the same address a little later."""
-    return reply.is_temporary and stage in _GREYLISTED_AT and _GREYLISTING.search(reply.text) is not None
+    return reply.is_temporary and stage in _GREYLISTED_AT and says_greylisting(reply.text)
 
 
 OF_NO_ROUTE: Final = Verdict(FailureType.SOFT, Reason.INVALID_DOMAIN, Category.INVALID_DOMAIN, "no such domain")

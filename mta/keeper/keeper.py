@@ -10,7 +10,8 @@ from typing import Final
 import asyncpg
 import structlog
 
-from mta.failure.judge import BY_OPERATOR, Amended, amended
+from mta.failure.judge import Amended, amended
+from mta.failure.scope import BY_OPERATOR
 from mta.failure.qualify import Qualifier, is_by_rule
 from mta.keeper.updating import Updating
 from mta.master.database import closing, connect
