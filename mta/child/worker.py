@@ -160,7 +160,7 @@ class Worker(asyncio.Protocol):
 
     def _close(self, order: Close) -> None:
         if carrier := self._carriers.get(order.session):
-            carrier.close()
+            carrier.close(gives_back=order.gives_back)
 
     def _begin(self, options: ChildOptions) -> None:
         self._options = options
@@ -235,6 +235,10 @@ class Worker(asyncio.Protocol):
     def refused(self, letter: Letter, reply: Reply, stage: Stage) -> None:
         """A reply that an automation may wait for."""
         self._tally.refused(letter, reply, stage)
+
+    def path_refused(self, letter: Letter, decision: Decision, stage: Stage) -> None:
+        """A refusal that is not about the letter's recipient, which is returned."""
+        self._tally.path_refused(letter, decision, stage)
 
     def give_back(self, batch: Batch, part: BatchPart, position: int, limit: str) -> None:
         self._tally.give_back(batch, part, position, limit)

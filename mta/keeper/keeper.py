@@ -11,8 +11,8 @@ import asyncpg
 import structlog
 
 from mta.failure.judge import Amended, amended
-from mta.failure.scope import BY_OPERATOR
 from mta.failure.qualify import Qualifier, is_by_rule
+from mta.failure.scope import BY_OPERATOR
 from mta.keeper.updating import Updating
 from mta.master.database import closing, connect
 from mta.master.qualification import bounce_rules

@@ -19,6 +19,7 @@ from mta.model.limits import PART_BYTES_MAX
 from mta.model.outcome import Status
 from mta.model.reply import Reply
 from mta.traffic.ready import Run
+from mta.traffic.refusals import PathRefusal
 from mta.traffic.rules import Rule
 from mta.traffic.schedule import CloseSession, GiveBack, HandOut, OpenSession, Schedule
 from mta.wire import Batch, BatchPart, Close, Forget, Open, Recall, Template
@@ -69,7 +70,7 @@ class Dispatch:
             elif isinstance(action, CloseSession):
                 child = self._children.living.get(action.session.child)
                 if child is not None:
-                    child.tell(Close(action.session.id))
+                    child.tell(Close(action.session.id, action.gives_back))
                     touched.add(child.number)
             else:
                 self._give_back(action)
@@ -150,7 +151,8 @@ class Dispatch:
             session.id, child.number, action.lane, stream, open_, session.hop.rule.retry
         )
         packed = b"[" + b",".join(rows) + b"]"
-        child.tell(Batch(number, session.id, stream.delivery_id, stream.fields, parts, packed))
+        is_rerouted = bool(action.lane.avoided)
+        child.tell(Batch(number, session.id, stream.delivery_id, stream.fields, parts, packed, is_rerouted))
 
     def _send_template(self, child: Child, delivery: DeliveryBook) -> None:
         if delivery.id not in child.templates:
@@ -173,21 +175,52 @@ class Dispatch:
     def _give_back(self, action: GiveBack[LeasedPart]) -> None:
         if action.part.delivery.is_leaving:
             return  # it goes back as a whole, or has gone: recipients in a part of their own would be there twice
+        if not action.is_attempt:
+            self._collector.surplus(action.part, action.positions, action.lane.site.key, action.due_in_s)
+            return
+        by_refusal: dict[PathRefusal | None, list[int]] = {}
+        of_lane = self._schedule.last_refusal(action.lane)
+        for position in action.positions:
+            refused = action.part.refusals.get(position)
+            by_refusal.setdefault(of_lane if refused is None else refused.last, []).append(position)
+        for refusal, positions in by_refusal.items():
+            if refusal is None:
+                self._not_reached(action, positions)
+            else:
+                self._refused_by_all(action, positions, refusal)
+
+    def _not_reached(self, action: GiveBack[LeasedPart], positions: list[int]) -> None:
+        """No session was to be had with the site."""
         site = action.lane.site.key
-        if action.is_attempt:
-            # 4.4.1: no answer from host (RFC 3463 §3.5).
-            reply = Reply(0, f"no session with {site}: {action.cause}", "4.4.1")
-            verdict = self.judge.verdict(Evidence(0, "4.4.1", action.cause, "connect", site))
-            self._collector.conclude(
-                action.part,
-                action.positions,
-                Status.DEFERRED,
-                verdict.reason,
-                reply,
-                site=site,
-                is_attempt=True,
-                retry=self._schedule.rule_of(action.lane).retry,
-                judged=judged(verdict),
-            )
-        else:
-            self._collector.surplus(action.part, action.positions, site, action.due_in_s)
+        # 4.4.1: no answer from host (RFC 3463 §3.5).
+        reply = Reply(0, f"no session with {site}: {action.cause}", "4.4.1")
+        verdict = self.judge.verdict(Evidence(0, "4.4.1", action.cause, "connect", site))
+        self._collector.conclude(
+            action.part,
+            positions,
+            Status.DEFERRED,
+            verdict.reason,
+            reply,
+            site=site,
+            is_attempt=True,
+            retry=self._schedule.rule_of(action.lane).retry,
+            judged=judged(verdict),
+        )
+
+    def _refused_by_all(self, action: GiveBack[LeasedPart], positions: list[int], refusal: PathRefusal) -> None:
+        """Every path there is has refused these recipients or rests after refusals: the last one is their outcome."""
+        has_met = positions[0] in action.part.refusals
+        self._collector.conclude(
+            action.part,
+            positions,
+            refusal.status if has_met else Status.DEFERRED,
+            refusal.reason,
+            refusal.reply,
+            site=action.lane.site.key,
+            is_attempt=True,
+            retry=self._schedule.rule_of(action.lane).retry,
+            judged=refusal.judged,
+            mx_host=refusal.mx_host,
+            peer=refusal.peer,
+            egress=refusal.egress,
+        )

@@ -16,8 +16,9 @@ from mta.traffic.actions import Action, Bounds, CloseSession, OpenSession
 from mta.traffic.counters import Counters, Limit, Path, Room
 from mta.traffic.gates import Gate, Turns
 from mta.traffic.quota import UNLIMITED
+from mta.traffic.refusals import RestChange
 from mta.traffic.rules import NextMx, RuleSet
-from mta.traffic.sessions import Full, Group, Hop, Session, bookings_of, count_hop, next_mx_of
+from mta.traffic.sessions import Group, Hop, Session, bookings_of, count_hop, next_mx_of, why_full
 
 # A session that others of its limit wait for, and have none, goes on for so long; then they have their turn.
 TURN_S: Final = 5.0
@@ -49,6 +50,7 @@ class Connections:
         self._sessions: dict[int, Session] = {}
         self._children: dict[int, int] = {}  # child -> its sessions, those closing included
         self._capacity = Room(0)  # of the children as a whole
+        self.rest_changes: list[RestChange] = []  # since the owner took them
         self._rested: list[Session] = []  # became idle since the last look at who waits for their rooms
 
     def __len__(self) -> int:
@@ -190,7 +192,7 @@ class Connections:
             if not room.has_room:
                 gates.append(room)
                 self._make_room(room)
-                return _full(hop, room)
+                return why_full(hop, room)
         return None
 
     def _why_not_by(self, path: Path, now_s: float) -> Wait:
@@ -198,11 +200,10 @@ class Connections:
             self._turns.alarms.set(path, path.suspended_until_s)
             detail = f"path {path.key}: {suspension.said}"
             return Wait(WaitReason.SUSPENDED, path.suspended_until_s, detail)
-        until_s = path.backoff.until_s
-        if path.backoff.is_available(now_s):
-            return Wait(WaitReason.BACKOFF, math.inf, f"is being tried again after: {path.last_failure}")
-        self._turns.alarms.set(path, until_s)
-        return Wait(WaitReason.BACKOFF, until_s, path.last_failure)
+        wait = path.why_resting(now_s)
+        if wait.until < math.inf:
+            self._turns.alarms.set(path, wait.until)
+        return wait
 
     def _make_room(self, room: Room) -> None:
         """Another site keeps a connection that it does not need now: it is closed for the one that asks."""
@@ -267,11 +268,11 @@ class Connections:
         if session.group.waiting and session.room():
             self._turns.wake(session.group)  # another lane of the site may fill it
 
-    def close(self, session: Session) -> None:
-        """It ends when it has sent what it has."""
+    def close(self, session: Session, *, gives_back: bool = False) -> None:
+        """It ends when it has sent what it has; ``gives_back``: or only what it has begun."""
         if not session.is_closing:
             self._stop_using(session)
-            self._actions.append(CloseSession(session))
+            self._actions.append(CloseSession(session, gives_back))
 
     def _stop_using(self, session: Session) -> None:
         session.refill()
@@ -302,8 +303,13 @@ class Connections:
             limit.begun(quota, now_s)
             self._credits_changed(limit, now_s, has_more=False)
 
-    def decided(self, session_id: int, attempted: int, returned: int, now_s: float, size_bytes: int = 0) -> None:
-        """Of what the session was given, ``attempted`` have an outcome, ``returned`` were never begun."""
+    def decided(
+        self, session_id: int, attempted: int, returned: int, now_s: float, size_bytes: int = 0, accepted: int = 0
+    ) -> None:
+        """Of what the session was given, ``attempted`` have an outcome, ``returned`` were never begun.
+
+        ``accepted``: of those attempted, what the server took.
+        """
         session = self._sessions.get(session_id)
         if session is None:
             return
@@ -322,6 +328,8 @@ class Connections:
                 booking.volume.give_back(landed)
                 limit.charge_volume(booking.volume, size_bytes, now_s)
             self._credits_changed(limit, now_s, has_more=returned > 0 or booking.volume is not None)
+        if accepted and not session.path.refusals.is_clean:
+            self._was_accepted(session)
         if session.is_over:
             if not session.in_flight:
                 del self._sessions[session_id]
@@ -345,9 +353,31 @@ class Connections:
             session.group.proven += not session.is_closing
             path = session.path
             if path.is_failing(now_s) or session.is_trial:
-                self._end_trial(session)
                 path.backoff.succeeded()
-                self._turns.wake(path)
+                if not path.refusals.is_remembered(now_s):  # else it is tried until something is accepted
+                    self._end_trial(session)
+                    self._turns.wake(path)
+
+    # --- refusals of paths --------------------------------------------------------------------
+
+    def leave(self, path: Path) -> None:
+        """A path begins to rest: its sessions end, and what they have not begun goes another way."""
+        assert path.refusals.last is not None
+        self.rest_changes.append(RestChange(path.refusals.last, path.refusals.until_s, path.refusals.refused))
+        for session in list(self._sessions.values()):
+            if session.path is path and not session.is_over:
+                self.close(session, gives_back=True)
+        if path.waiting:
+            self._turns.alarms.set(path, path.opens_at_s())
+
+    def _was_accepted(self, session: Session) -> None:
+        path = session.path
+        last, refused = path.refusals.last, path.refusals.refused
+        if path.refusals.accepted():
+            assert last is not None
+            self.rest_changes.append(RestChange(last, 0.0, refused))
+            self._end_trial(session)
+            self._turns.wake(path)
 
     @staticmethod
     def _end_trial(session: Session) -> None:
@@ -568,25 +598,3 @@ class Connections:
             for session in [s for s in self._sessions.values() if room in s.rooms and not s.is_closing]:
                 if room.excess:
                     self.close(session)
-
-
-def _full(hop: Hop, room: Room) -> Wait:
-    """Why no session is opened by the hop while this room is full. Asked at each look of whoever waits there."""
-    is_share = room.lacks_share
-    known = hop.full
-    if known is None or known.room is not room or known.sessions_max != room.sessions_max or known.is_share != is_share:
-        known = hop.full = Full(room, is_share, _wait_while_full(hop, room, is_share))
-    return known.wait
-
-
-def _wait_while_full(hop: Hop, room: Room, is_share: bool) -> Wait:
-    if isinstance(room, Limit):
-        title, counted_on = room.title, room.key
-    else:
-        title, counted_on = f"rule {hop.rule.name}", f"{hop.rule.name} to {hop.peer}"
-    if is_share:
-        detail = f"{title}: other nodes hold the rest, this one has {room.sessions_max}, counted on {counted_on}"
-        return Wait(WaitReason.SHARE, math.inf, detail)
-    return Wait(
-        WaitReason.RULE_CONNECTIONS, math.inf, f"{title}: {room.sessions_max} connections, counted on {counted_on}"
-    )

@@ -99,6 +99,13 @@ class Counters:
             path.set_effects(self._effects.get((Target.PATH.value, path.key), ()))
         return path
 
+    def known_path(self, egress: str, peer: str) -> Path | None:
+        """The path, if anything is known of it."""
+        return self._paths.get((egress, peer))
+
+    def all_paths(self) -> Iterable[Path]:
+        return self._paths.values()
+
     def all_limits(self) -> Iterable[Limit]:
         return self._limits.values()
 
@@ -275,7 +282,7 @@ class Counters:
         for key in [key for key, room in self._path_rooms.items() if room not in needed]:
             del self._path_rooms[key]
         for pair, path in list(self._paths.items()):
-            if path not in needed and path.backoff.is_forgotten(now_s):
+            if path not in needed and path.is_forgotten(now_s):
                 del self._paths[pair]
         for name, limits in list(self._of_other_scope.items()):
             if all(limit.is_idle(unix_s) for limit in limits):

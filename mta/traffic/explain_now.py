@@ -223,8 +223,7 @@ def _why_shut(gate: Path | Room, hop: Hop, now_s: float, size_bytes: int) -> Wai
             return Wait(WaitReason.SUSPENDED, gate.suspended_until_s, suspension.said)
         if gate.is_open(now_s):
             return None
-        until_s = math.inf if gate.backoff.is_available(now_s) else gate.backoff.until_s
-        return Wait(WaitReason.BACKOFF, until_s, gate.last_failure)
+        return gate.why_resting(now_s)
     if isinstance(gate, Limit):
         if gate.counts_messages and gate.credits(now_s, size_bytes) <= 0:
             return gate.wait_for_credits(now_s, size_bytes)

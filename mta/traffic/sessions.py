@@ -9,7 +9,7 @@ from typing import Final
 
 from mta.model.egress import NO_SOURCE, Egress, source_for
 from mta.model.site import Site, order_hosts
-from mta.model.waiting import Wait
+from mta.model.waiting import Wait, WaitReason
 from mta.traffic.counters import Counters, Limit, Path, Room
 from mta.traffic.gates import Gate
 from mta.traffic.limit import Idle
@@ -121,13 +121,23 @@ def find_hops(
     counters: Counters,
     shuffle: Callable[[list[str]], None],
     domain_class: str = "",
+    avoided: frozenset[str] = frozenset(),
 ) -> list[Hop]:
-    """All ways to a site through an egress: by preference, at random among equals (RFC 5321 §5.1)."""
-    return [
+    """All ways to a site through an egress: by preference, at random among equals (RFC 5321 §5.1).
+
+    ``avoided``: peers, and MX hosts, that are left out; what the rule of the most preferred host says of the use of
+    others holds all the same.
+    """
+    hops = [
         count_hop(host.name, host.preference, peer, host.authorities, site.key, domain_class, egress, rules, counters)
         for host, peer in order_hosts(site, shuffle)
         if source_for(egress, peer) is not NO_SOURCE
     ]
+    if not avoided:
+        return hops
+    if next_mx_of(hops) is NextMx.NEVER:
+        hops = [hop for hop in hops if hop.preference == hops[0].preference]
+    return [hop for hop in hops if hop.peer not in avoided and hop.mx_host not in avoided]
 
 
 def count_hop(
@@ -158,6 +168,28 @@ def count_hop(
 def next_mx_of(hops: list[Hop]) -> NextMx:
     """When the less preferred of these are used: as the rule of the most preferred says."""
     return hops[0].rule.next_mx if hops else NextMx.WHEN_FAILING
+
+
+def why_full(hop: Hop, room: Room) -> Wait:
+    """Why no session is opened by the hop while this room is full. Asked at each look of whoever waits there."""
+    is_share = room.lacks_share
+    known = hop.full
+    if known is None or known.room is not room or known.sessions_max != room.sessions_max or known.is_share != is_share:
+        known = hop.full = Full(room, is_share, _wait_while_full(hop, room, is_share))
+    return known.wait
+
+
+def _wait_while_full(hop: Hop, room: Room, is_share: bool) -> Wait:
+    if isinstance(room, Limit):
+        title, counted_on = room.title, room.key
+    else:
+        title, counted_on = f"rule {hop.rule.name}", f"{hop.rule.name} to {hop.peer}"
+    if is_share:
+        detail = f"{title}: other nodes hold the rest, this one has {room.sessions_max}, counted on {counted_on}"
+        return Wait(WaitReason.SHARE, math.inf, detail)
+    return Wait(
+        WaitReason.RULE_CONNECTIONS, math.inf, f"{title}: {room.sessions_max} connections, counted on {counted_on}"
+    )
 
 
 class Booking:
@@ -309,9 +341,11 @@ class Group(Gate):
     """A site through one egress: the hops in the order to try and the sessions with room.
 
     ``domain_class``: what rules tell apart about its recipients' domains; those of another class have their own group.
+    ``avoided``: peers and MX hosts that refused its recipients in this attempt.
     """
 
     __slots__ = (
+        "avoided",
         "domain_class",
         "egress",
         "free",
@@ -326,9 +360,12 @@ class Group(Gate):
         "usable",
     )
 
-    def __init__(self, site: Site, egress: Egress, domain_class: str = "") -> None:
+    def __init__(
+        self, site: Site, egress: Egress, domain_class: str = "", avoided: frozenset[str] = frozenset()
+    ) -> None:
         super().__init__()
         self.site = site
+        self.avoided = avoided
         self.domain_class = domain_class
         self.egress = egress
         self.hops: list[Hop] = []
