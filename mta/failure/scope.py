@@ -57,6 +57,7 @@ _TRANSACTION_STAGES: Final = CONTENT_STAGES | {Stage.MAIL, Stage.RCPT}
 
 # The shipped rules of failures. What any other file says, the operator says.
 _SHIPPED: Final = "bounce-rules.toml: "
+UNNAMED_POLICY: Final = _SHIPPED + "policy"  # the rule that takes what is refused and says no more
 BY_OPERATOR: Final = "operator"  # as `Verdict.rule` says who decided
 
 _GREYLISTING: Final = re2.compile(
@@ -179,7 +180,7 @@ def _scope_of_permanent(stage: Stage, reply: Reply, verdict: Verdict) -> Scope:
         return Scope.ROUTE
     if category is Category.SENDER_REFUSED and stage is Stage.RCPT and not _NAMES_GROUP.search(reply.text):
         return Scope.EGRESS
-    if category is Category.POLICY and is_by_codes(verdict):
+    if category is Category.POLICY and _is_unclear(verdict):
         return Scope.EGRESS  # unclear: another path shows what it is about
     if category in (Category.USER_UNKNOWN, Category.ACCOUNT_DISABLED, Category.MAILBOX_FULL, Category.INVALID_DOMAIN):
         return Scope.RECIPIENT
@@ -187,7 +188,10 @@ def _scope_of_permanent(stage: Stage, reply: Reply, verdict: Verdict) -> Scope:
 
 
 def _is_unclear(verdict: Verdict) -> bool:
-    return is_by_codes(verdict) and verdict.category not in (Category.IP_BLOCKED, Category.AUTH_FAILURE)
+    """True where a server only says that it does not want to, or codes alone say so."""
+    if verdict.category in (Category.IP_BLOCKED, Category.AUTH_FAILURE):
+        return False
+    return is_by_codes(verdict) or verdict.rule == UNNAMED_POLICY
 
 
 def _is_about_tls(reply: Reply, *, is_plain: bool) -> bool:

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from mta.model.failure import OUR_FAULT, Category
 from mta.model.outcome import Status
 from tests.support.node import World, addresses
-from tests.support.outcomes import story
+from tests.support.outcomes import log_of, story
 from tests.support.postgres import Database
 
 EGRESSES = """
@@ -56,3 +57,76 @@ async def test_of_two_egresses_the_blocked_one_is_left_alone_and_all_is_delivere
         assert 0 < len(world.record().refused) < 100, "it was left alone"
         assert {attempts[0] for attempts in (await story(world, delivery)).values()} == {(1, Status.DELIVERED)}
         assert (await world.audit(delivery)).is_clean
+
+
+async def test_what_is_refused_over_ipv6_for_want_of_a_reverse_name_goes_over_ipv4(
+    tmp_path: Path, database: Database
+) -> None:
+    zones: dict[str, object] = {"mx.test": {"A": ["127.0.0.1"], "AAAA": ["::1"]}, "d0.test": {"MX": [(10, "mx.test")]}}
+    script = refuses("rcpt", 550, "5.7.25 The sending IP address has no PTR record", client="::1")
+    async with World(tmp_path, database, zones=zones, sink_addresses=("127.0.0.1", "::1"), script=script) as world:
+        node = world.node(children=1, rules=FEW_CONNECTIONS, ipv6=True)
+        await node.start()
+        delivery = await world.deliver(addresses(160, domains=1))
+        shown = await world.wait_for(delivery)
+        assert (shown.delivered, shown.failed, shown.deferrals) == (160, 0, 0)
+        assert {message.client for message in world.record().accepted} == {"127.0.0.1"}
+
+
+TWO_HOSTS: dict[str, object] = {
+    "mx1.test": {"A": ["127.0.0.1"]},
+    "mx2.test": {"A": ["127.0.0.4"]},
+    "d0.test": {"MX": [(10, "mx1.test"), (20, "mx2.test")]},
+}
+BROKEN_TLS_ON_THE_FIRST = """
+[[rule]]
+step = "starttls"
+server = "127.0.0.1"
+code = 454
+text = "4.7.0 TLS not available due to a local problem"
+
+[[rule]]
+step = "mail"
+tls = false
+code = 530
+text = "5.7.0 Must issue a STARTTLS command first"
+"""
+
+
+async def test_a_host_that_wants_tls_and_cannot_do_it_is_passed_over_for_one_that_can(
+    tmp_path: Path, database: Database
+) -> None:
+    async with World(
+        tmp_path,
+        database,
+        zones=TWO_HOSTS,
+        sink_addresses=("127.0.0.1", "127.0.0.4"),
+        tls=True,
+        script=BROKEN_TLS_ON_THE_FIRST,
+    ) as world:
+        node = world.node(children=1, rules=FEW_CONNECTIONS)
+        await node.start()
+        delivery = await world.deliver(addresses(100, domains=1))
+        shown = await world.wait_for(delivery)
+        assert (shown.delivered, shown.failed, shown.deferrals) == (100, 0, 0)
+        assert {row["mx_host"] for row in await log_of(world, delivery)} == {"mx2.test"}
+        assert len(world.record().refused) < 50, "the first host was left alone"
+
+
+@pytest.mark.parametrize("step", ["mail", "rcpt"])
+async def test_with_one_path_all_are_deferred_the_path_rests_and_an_alarm_is_raised(
+    tmp_path: Path, database: Database, step: str
+) -> None:
+    script = refuses(step, client="127.0.0.*")
+    async with World(tmp_path, database, script=script) as world:
+        node = world.node(children=1, rules=FEW_CONNECTIONS)
+        await node.start()
+        delivery = await world.deliver(addresses(100))
+        shown = await world.wait_for(delivery, lambda shown: shown.deferrals == 100)
+        assert (shown.delivered, shown.failed) == (0, 0)
+        rows = await log_of(world, delivery)
+        assert {(row["attempt"], row["status"], row["code"], row["enhanced"]) for row in rows} == {
+            (1, Status.DEFERRED, 554, "5.7.1")
+        }
+        assert {Category(row["category"]) for row in rows} <= OUR_FAULT, "no address pays for it"
+        assert len(world.record().refused) < 60, "it was left alone"
