@@ -20,6 +20,7 @@ from collections.abc import Iterable, Mapping
 from typing import Final, Protocol
 
 from mta.failure.normalise import text_key
+from mta.failure.qualify import within_stage
 from mta.failure.scope import BY_OPERATOR, Scope, ends_with_last_path, rest_of, says_greylisting, scope_of
 from mta.failure.triage import Decision
 from mta.model.failure import OUR_FAULT, Category, Evidence, FailureType, Verdict
@@ -47,7 +48,7 @@ class Amended:
 
     def qualify(self, evidence: Evidence) -> Verdict:
         if self._texts and (said := self._texts.get(text_key(evidence.text))) is not None:
-            return said
+            return within_stage(said, evidence)
         return self._qualifier.qualify(evidence)
 
 

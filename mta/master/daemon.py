@@ -232,7 +232,15 @@ class Daemon:
         self.events = EventBook(self._pool, self.node.name, enforcer.apply, writer.flushed, unix_offset_s)
         async with self._pool.acquire() as conn:
             await self.events.restore(conn)
-        self._adapter = Adapter(self._rulebook.rules, self.schedule, self.events, self.intake.deliveries, self.children)
+        self._adapter = Adapter(
+            self._rulebook.rules,
+            self.schedule,
+            self.events,
+            self.intake.deliveries,
+            self.children,
+            self._pool,
+            self.node.name,
+        )
         self.dispatch.automations_of = self._adapter.automations_of
         self.collector.on_attempted = self._adapter.attempted
 

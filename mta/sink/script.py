@@ -182,9 +182,7 @@ class Script:
         if step in self.speaks_at:
             values, is_tls = _values(situation, recipient), situation.is_tls
             for rule in self._rules[step]:
-                if rule.fits(values, is_tls=is_tls) and (
-                    rule.odds >= 1.0 or self._randomness.random() < rule.odds
-                ):
+                if rule.fits(values, is_tls=is_tls) and (rule.odds >= 1.0 or self._randomness.random() < rule.odds):
                     return rule.action
         if recipient and self._local_parts:
             spoken = read_local_part(recipient.rpartition("@")[0])

@@ -8,7 +8,9 @@ import pytest
 
 from mta.model.failure import OUR_FAULT, Category
 from mta.model.outcome import Status
-from tests.support.node import World, addresses
+from mta.queue import monitor
+from mta.queue.refusals import listed
+from tests.support.node import World, addresses, until
 from tests.support.outcomes import log_of, story
 from tests.support.postgres import Database
 
@@ -130,3 +132,17 @@ async def test_with_one_path_all_are_deferred_the_path_rests_and_an_alarm_is_rai
         }
         assert {Category(row["category"]) for row in rows} <= OUR_FAULT, "no address pays for it"
         assert len(world.record().refused) < 60, "it was left alone"
+        # Said once, and known to who looks.
+        await until("the alert is raised", lambda: node.said("alert"))
+        (rest,) = node.said("path rests after refusals")
+        assert (rest["egress"], rest["peer"]) == ("default", "127.0.0.1")
+        assert 40 < int(str(rest["for_s"])) <= 60
+        assert "refused" in str(rest["reply"])
+        (alert,) = node.said("alert")
+        assert (alert["kind"], alert["egress"]) == ("our-fault", "default")
+        async with world.database.pool.acquire() as conn:
+            (path,) = await listed(conn, hours=1)
+            assert (await monitor.alerts(conn))[0].egress == "default"
+        assert (path.mx_host, path.code) == ("mx.test", 554)
+        assert 3 <= path.refused <= len(world.record().refused)
+        assert path.rests_until is not None
