@@ -28,7 +28,6 @@ class Scope(enum.StrEnum):
     RECIPIENT = "recipient"  # the mailbox
     MESSAGE = "message"  # the content, or the sender's address: refused by every host of the site
     SESSION = "session"  # the state or the number of messages of this connection; a new one may go on
-    HOST = "host"  # how much the host takes at a time: connections, rate
     EGRESS = "egress"  # the address, name or reputation that we come from: another egress or address family may pass
     TRANSPORT = "transport"  # TLS or the lack of it: another host may have it
     ROUTE = "route"  # this host does not take mail for the domain: another MX host may
@@ -103,14 +102,14 @@ def rest_of(scope: Scope, stage: Stage, reply: Reply, verdict: Verdict) -> Rest:
     if not scope.is_of_path or scope is Scope.ROUTE:
         return Rest.NEVER
     category = verdict.category
-    if scope is Scope.TRANSPORT:
+    if scope is Scope.TRANSPORT or stage in OPENING_STAGES:
         return Rest.AT_ONCE
-    if category is Category.SENDER_REFUSED and not is_by_codes(verdict):
-        return Rest.NEVER
+    if category is Category.SENDER_REFUSED and (not is_by_codes(verdict) or reply.enhanced[1:4] == ".1."):
+        return Rest.NEVER  # x.1.z at MAIL: the sender's address (RFC 3463 §3.2)
     if category is Category.AUTH_FAILURE and not _is_about_host_name(reply):
         return Rest.NEVER
     if category in (Category.IP_BLOCKED, Category.AUTH_FAILURE):
-        return Rest.AT_ONCE if reply.is_permanent or stage in OPENING_STAGES else Rest.IN_A_ROW
+        return Rest.AT_ONCE if reply.is_permanent else Rest.IN_A_ROW
     return Rest.BY_CONTRAST if stage in CONTENT_STAGES else Rest.IN_A_ROW
 
 
@@ -164,15 +163,13 @@ def _scope_of_mail(reply: Reply, verdict: Verdict) -> Scope:
     """RFC 5321 §3.3: about the reverse-path, and in practice as often about the client."""
     if verdict.category in (Category.TOO_BIG, Category.PROTOCOL_ERROR):
         return Scope.MESSAGE
-    if verdict.category is Category.RATE_LIMITED and not is_by_codes(verdict):
-        return Scope.HOST
     return Scope.EGRESS
 
 
 def _scope_of_permanent(stage: Stage, reply: Reply, verdict: Verdict) -> Scope:
     """At RCPT, DATA and the end of the content."""
     category = verdict.category
-    if category is Category.IP_BLOCKED:
+    if category in (Category.IP_BLOCKED, Category.RATE_LIMITED):
         return Scope.EGRESS
     if category is Category.AUTH_FAILURE:
         return Scope.MESSAGE if _is_about_signature(stage, reply) else Scope.EGRESS

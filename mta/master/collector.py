@@ -247,7 +247,7 @@ class Collector:
         for part_id, position in told.met:
             refusals = self.parts[part_id].refusals
             before = refusals.get(position)
-            avoided = (NOTHING_AVOIDED if before is None else before.avoided) | {refusal.avoided}
+            avoided = refusal.avoided if before is None else before.avoided | refusal.avoided
             refusals[position] = Refused(avoided, refusal)
         self._schedule.refused(told.session, refusal, len(told.met), now_s)
 

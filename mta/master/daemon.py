@@ -520,6 +520,7 @@ class Daemon:
                 self.schedule.session_opened(frame.session, now_s)
             case OpenFailed():
                 self._adapter.not_opened(frame)
+                self.dispatch.not_opened(frame, now_s)
                 self.schedule.session_closed(frame.session, now_s, f"{frame.stage}: {frame.cause}")
                 self.dispatch.wake()
             case JournalState():

@@ -10,19 +10,21 @@ from typing import Final
 import msgspec
 
 from mta.failure.judge import Judge, judged
+from mta.failure.scope import rest_of, scope_of
 from mta.master.books import BatchBook, DeliveryBook, LeasedPart
 from mta.master.children import Child, Children
 from mta.master.collector import Collector
 from mta.model.egress import source_for
-from mta.model.failure import Evidence
+from mta.model.failure import Category, Evidence
 from mta.model.limits import PART_BYTES_MAX
 from mta.model.outcome import Status
 from mta.model.reply import Reply
+from mta.smtp.envelope import Stage
 from mta.traffic.ready import Run
 from mta.traffic.refusals import PathRefusal
 from mta.traffic.rules import Rule
 from mta.traffic.schedule import CloseSession, GiveBack, HandOut, OpenSession, Schedule
-from mta.wire import Batch, BatchPart, Close, Forget, Open, Recall, Template
+from mta.wire import Batch, BatchPart, Close, Forget, Open, OpenFailed, Recall, Template
 
 # A part's rows are below PART_BYTES_MAX, so a batch stays below twice this, and far below a frame's bound.
 BATCH_BYTES_MAX: Final = PART_BYTES_MAX
@@ -171,6 +173,34 @@ class Dispatch:
             if delivery_id in child.templates:
                 child.templates.discard(delivery_id)
                 child.tell(Forget(delivery_id))
+
+    def not_opened(self, failed: OpenFailed, now_s: float) -> None:
+        """A session was refused: where that is about us, its path rests. Before the schedule hears of its end."""
+        session = self._schedule.session(failed.session)
+        if session is None or not failed.code:
+            return
+        stage, reply = Stage[failed.stage], Reply(failed.code, failed.text, failed.enhanced)
+        host, egress = session.hop, session.group.egress.name
+        verdict = self.judge.verdict(
+            Evidence(failed.code, failed.enhanced, failed.text, stage.name.lower(), host.mx_host)
+        )
+        scope = scope_of(stage, reply, verdict)
+        if not scope.is_of_path or not (reply.is_permanent or verdict.category is Category.IP_BLOCKED):
+            return  # busy, or in trouble: it is tried again soon
+        refusal = PathRefusal(
+            scope,
+            rest_of(scope, stage, reply, verdict),
+            failed.stage,
+            reply,
+            Status.DEFERRED,
+            verdict.reason,
+            judged(verdict),
+            session.group.site.key,
+            egress,
+            host.mx_host,
+            host.peer,
+        )
+        self._schedule.refused(failed.session, refusal, session.in_flight, now_s)
 
     def _give_back(self, action: GiveBack[LeasedPart]) -> None:
         if action.part.delivery.is_leaving:

@@ -19,7 +19,8 @@ REST_S_FIRST: Final = 60.0
 REST_S_MAX: Final = 3_600.0
 REST_FORGOTTEN_S: Final = 21_600.0  # each such time without a refusal halves what is remembered
 
-# What a recipient is kept away from in the rest of an attempt: (egress, peer), or ("", MX host).
+# What a recipient is kept away from in the rest of an attempt: (egress, peer), ("", MX host), or (egress, ""): the whole
+# egress, while there is another.
 Avoided = frozenset[tuple[str, str]]
 NOTHING_AVOIDED: Final[Avoided] = frozenset()
 
@@ -48,9 +49,13 @@ class PathRefusal(NamedTuple):
         return f"{self.stage}: {self.reply}"
 
     @property
-    def avoided(self) -> tuple[str, str]:
+    def avoided(self) -> Avoided:
         """What a recipient that met it is kept away from."""
-        return (self.egress, self.peer) if self.scope is Scope.EGRESS else ("", self.mx_host)
+        if self.scope is not Scope.EGRESS:
+            return frozenset([("", self.mx_host)])
+        if self.rest is Rest.BY_CONTRAST:  # it is offered to one path more: that is to differ where it matters
+            return frozenset([(self.egress, self.peer), (self.egress, "")])
+        return frozenset([(self.egress, self.peer)])
 
 
 class RestChange(NamedTuple):

@@ -287,9 +287,11 @@ class Schedule(Generic[PartT]):
             self._turns.alarms.set(lane, alarm_s)
 
     def _widen(self, lane: Lane[PartT], now_s: float) -> bool:
-        """Recipients that were to leave from the egress of their last attempt leave from any, when that cannot be."""
-        whole = lane.chooser.whole
-        if whole is None or (wide := self.lane(lane.site, whole, lane.domain, lane.avoided)) is lane:
+        """When recipients cannot go where they should, they go where else they may: from an egress that has refused
+        them to another of its peers, from the egress of their last attempt to any."""
+        narrow = frozenset([one for one in lane.avoided if one[1]])
+        chooser = lane.chooser if len(narrow) < len(lane.avoided) else lane.chooser.whole
+        if chooser is None or (wide := self.lane(lane.site, chooser, lane.domain, narrow)) is lane:
             return False
         weights = lane.ready.weights()
         for stream, part, positions in list(lane.ready.shed(lane.ready.count)):

@@ -125,8 +125,8 @@ def find_hops(
 ) -> list[Hop]:
     """All ways to a site through an egress: by preference, at random among equals (RFC 5321 §5.1).
 
-    ``avoided``: peers, and MX hosts, that are left out; what the rule of the most preferred host says of the use of
-    others holds all the same.
+    ``avoided``: peers, and MX hosts, that are left out ("": all); what the rule of the most preferred host says of the
+    use of others holds all the same.
     """
     hops = [
         count_hop(host.name, host.preference, peer, host.authorities, site.key, domain_class, egress, rules, counters)
@@ -135,6 +135,8 @@ def find_hops(
     ]
     if not avoided:
         return hops
+    if "" in avoided:
+        return []
     if next_mx_of(hops) is NextMx.NEVER:
         hops = [hop for hop in hops if hop.preference == hops[0].preference]
     return [hop for hop in hops if hop.peer not in avoided and hop.mx_host not in avoided]

@@ -100,7 +100,7 @@ def test_each_reply_has_a_scope_and_a_path_rests_only_for_what_is_of_a_path(
     ("stage", "line", "scope", "rest"),
     [
         (Stage.MAIL, "554 5.7.1 refused", Scope.EGRESS, Rest.IN_A_ROW),
-        (Stage.MAIL, "550 5.1.1 <sender>: user unknown", Scope.EGRESS, Rest.IN_A_ROW),
+        (Stage.MAIL, "550 5.1.1 <sender>: user unknown", Scope.EGRESS, Rest.NEVER),
         (Stage.MAIL, "554 5.7.1 Client host [192.0.2.9] blocked using zen.spamhaus.org", Scope.EGRESS, Rest.AT_ONCE),
         (Stage.RCPT, "554 5.7.1 Client host [192.0.2.9] blocked using zen.spamhaus.org", Scope.EGRESS, Rest.AT_ONCE),
         (Stage.RCPT, "450 4.7.1 Client host rejected: cannot find your reverse hostname", Scope.EGRESS, Rest.IN_A_ROW),

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
-import asyncpg
 import pytest
 
 from mta.queue import nodes
+from mta.queue.connection import Conn
 from mta.queue.error_rates import exchange
 from mta.traffic.adaptation import ANSWER_S, ERROR_BLOCK, Adaptation
 from mta.traffic.error_rates import DomainFigures, OthersFigures
@@ -21,10 +21,10 @@ START_S = 1_800_000_000.0
 class Node:
     """One node's counting, and its exchange with the others over a database."""
 
-    def __init__(self, name: str, conn: asyncpg.Connection) -> None:
+    def __init__(self, name: str, conn: Conn) -> None:
         self.name = name
         self._conn = conn
-        self.adaptation = Adaptation(RuleSet(()), {}.get)
+        self.adaptation = Adaptation(RuleSet(()), lambda key: None)
 
     async def look(self, now_s: float) -> list[TrafficEvent]:
         told = self.adaptation.figures(now_s)
@@ -82,7 +82,7 @@ async def test_what_one_node_has_told_is_replaced_and_what_is_over_goes(two: tup
 
 
 def test_a_node_alone_decides_at_once() -> None:
-    alone = Adaptation(RuleSet(()), {}.get)
+    alone = Adaptation(RuleSet(()), lambda key: None)
     event = alone.counted("a.test", 300, 290, START_S)
     assert event is not None
     assert event.detail == "290 of 300 messages failed or were deferred in 60 min"
