@@ -192,7 +192,7 @@ def _is_unclear(verdict: Verdict) -> bool:
 
 
 def _is_about_tls(reply: Reply, *, is_plain: bool) -> bool:
-    """530 (RFC 3207 §4), x.7.10 (RFC 5248), or words; 530 is said of a missing log-in too (RFC 4954 §6)."""
+    """530 (RFC 3207 §4), x.7.10 (RFC 5248), or words; 530 is said of a missing log-in too."""
     if reply.enhanced[1:] == ".7.10" or _WANTS_TLS.search(reply.text):
         return True
     return reply.code == 530 and (is_plain or not _WANTS_LOG_IN.search(reply.text))
