@@ -35,6 +35,7 @@ COMPILED = (
     "mta/traffic/egress.py",
     "mta/traffic/alarms.py",
     "mta/traffic/backoff.py",
+    "mta/traffic/refusals.py",
     "mta/traffic/quota.py",
     "mta/traffic/fair.py",
     "mta/traffic/line.py",

@@ -57,6 +57,8 @@ class Crew(Protocol):
 
     def refused(self, letter: Letter, reply: Reply, stage: Stage) -> None: ...
 
+    def path_refused(self, letter: Letter, decision: Decision, stage: Stage) -> None: ...
+
     def give_back(self, batch: Batch, part: BatchPart, position: int, limit: str) -> None: ...
 
     def bodies_due(self, carrier: Carrier, envelopes: list[Envelope]) -> None: ...
@@ -73,7 +75,18 @@ class Crew(Protocol):
 class Carrier:
     """Listener of one Link. Its letters are in the worker's table while they are under way."""
 
-    __slots__ = ("_is_closing", "_is_over", "batches", "columns", "counts", "link", "opening", "order", "worker")
+    __slots__ = (
+        "_is_closing",
+        "_is_over",
+        "_is_plain",
+        "batches",
+        "columns",
+        "counts",
+        "link",
+        "opening",
+        "order",
+        "worker",
+    )
 
     def __init__(self, worker: Crew, order: Open) -> None:
         self.worker = worker
@@ -85,6 +98,7 @@ class Carrier:
         self.columns = session_columns(order.site, order.mx_host, order.peer, order.egress)
         self._is_closing = False
         self._is_over = False
+        self._is_plain = False  # without TLS, as STARTTLS failed
 
     async def open(self) -> None:
         """Opens the session; whatever comes of it is told to the master."""
@@ -120,6 +134,7 @@ class Carrier:
             # It was to be closed before it was open: nobody waits for the rest of a slow handshake.
             self._not_opened(SessionClosed(order.session, ""))
             return
+        self._is_plain = bool(session.tls) and not session.is_tls
         self.worker.tell(Opened(order.session, session.is_tls))
         if self._is_closing and not self.batches:
             self.link.close()
@@ -247,7 +262,12 @@ class Carrier:
             else:
                 decision = triage(verdict.kind, verdict.stage, verdict.reply, verdict.cause)
                 if decision.status is not _DELIVERED:
-                    decision = worker.judge.complete(decision, verdict.stage, self.order.mx_host)
+                    decision = worker.judge.complete(
+                        decision, verdict.stage, self.order.mx_host, is_plain=self._is_plain
+                    )
+                    if decision.scope.is_of_path and not (decision.is_last_word and letter.batch.is_rerouted):
+                        worker.path_refused(letter, decision, verdict.stage)
+                        decision = RETURNED  # another path may take it
                 else:
                     worker.watch.accepted(counts, letter.batch.delivery_id)
                 if decision.status is not None:
@@ -305,9 +325,11 @@ class Carrier:
         if self.link is not None:
             self.link.recall(tokens)
 
-    def close(self) -> None:
-        """Finish what it was given, then QUIT."""
+    def close(self, *, gives_back: bool = False) -> None:
+        """Finish what it was given (``gives_back``: what it has begun), then QUIT."""
         self._is_closing = True
+        if gives_back:
+            self.give_back_all()
         if self.link is not None:
             self.feed()
         elif not self.batches and self.opening is not None:

@@ -14,7 +14,7 @@ from mta.model.reply import Reply
 from mta.outcomes.journal import Doubt, Settled
 from mta.outcomes.line import escaped, log_line, timestamp
 from mta.smtp.envelope import Stage
-from mta.wire import Batch, BatchPart, Matched, OutcomeList, Patterns, Report
+from mta.wire import Batch, BatchPart, Matched, OutcomeList, PathRefused, Patterns, Report
 
 _REPLIES_KEPT: Final = 2_000
 _IN_DOUBT: Final = Status.IN_DOUBT
@@ -35,6 +35,7 @@ class Tally:
         self._patterns = ReplyPatterns(())
         self._watched = Patterns(0, [])
         self._automations: dict[int, tuple[int, ...]] = {}  # of sessions that are older than the patterns
+        self._refusals: dict[tuple[int, Stage, Decision], list[tuple[int, int]]] = {}  # of paths; who met them
         # (session, automation, delivery, domain) -> replies, and the first of them
         self._matched: dict[tuple[int, int, int, str], tuple[int, str]] = {}
 
@@ -61,7 +62,7 @@ class Tally:
             carrier.order.limit,
             sent_bytes,
             size_bytes,
-            decision.is_greylisted,
+            decision,
         )
         if status is None:
             return
@@ -114,6 +115,14 @@ class Tally:
             before = self._matched.get(key)
             self._matched[key] = (1, str(reply)) if before is None else (before[0] + 1, before[1])
 
+    def path_refused(self, letter: Letter, decision: Decision, stage: Stage) -> None:
+        """A letter that is returned since its path was refused: the master is told by what, and what it is about."""
+        key = (letter.carrier.order.session, stage, decision)
+        met = self._refusals.get(key)
+        if met is None:
+            met = self._refusals[key] = []
+        met.append((letter.part.part_id, letter.position))
+
     def give_back(self, batch: Batch, part: BatchPart, position: int, limit: str) -> None:
         """Records a recipient that was never begun."""
         self._add(batch.batch, part.part_id, position, None, limit)
@@ -133,8 +142,11 @@ class Tally:
         assert not self.settled, "what the journal does not have is not reported"
         matched = [Matched(*key, replies, sample) for key, (replies, sample) in self._matched.items()]
         lines = "".join(self._lines).encode()
-        report = Report(sequence, self._report.outcomes(), lines, self._doubts, matched, self._watched.version)
+        refusals = [_path_refused(*key, met) for key, met in self._refusals.items()]
+        version = self._watched.version
+        report = Report(sequence, self._report.outcomes(), lines, self._doubts, matched, version, refusals)
         self._matched.clear()
+        self._refusals.clear()
         self._report = OutcomeList()
         self._lines = []
         self._doubts = []
@@ -151,10 +163,10 @@ class Tally:
         limit: str,
         sent_bytes: int = 0,
         size_bytes: int = 0,
-        is_greylisted: bool = False,
+        decision: Decision | None = None,
     ) -> None:
         self.settled.append(Settled(batch, part_id, position, status or 0, limit))
-        self._report.add(batch, part_id, position, status, limit, sent_bytes, size_bytes, is_greylisted)
+        self._report.add(batch, part_id, position, status, limit, sent_bytes, size_bytes, decision)
 
     def _texts(self, status: Status, decision: Decision) -> tuple[Status, str, str, str, Reason]:
         """The columns that a reply makes, kept: servers say the same few sentences."""
@@ -165,3 +177,21 @@ class Tally:
         texts = (status, verdict, escaped(reply.text), decision.judged, decision.reason)
         self._replies[reply] = texts
         return texts
+
+
+def _path_refused(session: int, stage: Stage, decision: Decision, met: list[tuple[int, int]]) -> PathRefused:
+    reply, status = decision.reply, decision.status
+    assert status is not None
+    return PathRefused(
+        session,
+        decision.scope,
+        decision.rest,
+        stage.name,
+        reply.code,
+        reply.enhanced,
+        reply.text,
+        status if decision.is_last_word else Status.DEFERRED,
+        decision.reason,
+        decision.judged,
+        met,
+    )

@@ -183,7 +183,8 @@ class Worker(asyncio.Protocol):
 
     def _close(self, order: Close) -> None:
         if carrier := self._carriers.get(order.session):
-            self._each((carrier,), Carrier.close)
+            gives_back = order.gives_back
+            self._each((carrier,), lambda carrier: carrier.close(gives_back=gives_back))
 
     def _each(self, carriers: Iterable[Carrier], act: Callable[[Carrier], None]) -> None:
         """A fault in one of the sessions is its own."""
@@ -342,6 +343,10 @@ class Worker(asyncio.Protocol):
     def refused(self, letter: Letter, reply: Reply, stage: Stage) -> None:
         """A reply that an automation may wait for."""
         self._tally.refused(letter, reply, stage)
+
+    def path_refused(self, letter: Letter, decision: Decision, stage: Stage) -> None:
+        """A refusal that is not about the letter's recipient, which is returned."""
+        self._tally.path_refused(letter, decision, stage)
 
     def give_back(self, batch: Batch, part: BatchPart, position: int, limit: str) -> None:
         try:

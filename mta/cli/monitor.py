@@ -12,10 +12,11 @@ from mta.cli.monitor_domains import domains
 from mta.cli.terminal import AsJson, DeliveryId, Dsn, err, out, print_json, print_table, shown, with_database
 from mta.master.control import NoDaemon, ask
 from mta.model.errors import BadInput
-from mta.queue import faults
+from mta.queue import faults, refusals
 from mta.queue import monitor as queries
 from mta.queue import slow as slowness
 from mta.queue.connection import Conn
+from mta.queue.refusals import PathRefusalRow
 from mta.traffic.diagnosis import NodeFacts, diagnose
 
 app = typer.Typer(help="Volume, errors, alerts, and why a delivery is slow.", no_args_is_help=True)
@@ -82,9 +83,9 @@ def errors(
     if egress is not None or domain is not None:
         _errors_of(hours, egress, domain, dsn, as_json)
         return
-    found = with_database(dsn, lambda conn: queries.errors(conn, hours=hours, minimum=minimum))
+    found, refused = with_database(dsn, lambda conn: _found(conn, hours, minimum))
     if as_json:
-        print_json({"hours": hours, "min": minimum, "paths": found})
+        print_json({"hours": hours, "min": minimum, "paths": found, "refused": refused})
         return
     print_table(
         f"Paths with {minimum} errors or more in {hours} h; go on with --egress or --domain",
@@ -95,6 +96,27 @@ def errors(
                 *(one.mx_host or None, _reply(one.code, one.enhanced, one.reply)),
             )
             for one in found
+        ],
+    )
+    if refused:
+        _print_refused(hours, refused)
+
+
+async def _found(conn: Conn, hours: int, minimum: int) -> tuple[list[queries.PathErrors], list[PathRefusalRow]]:
+    return await queries.errors(conn, hours=hours, minimum=minimum), await refusals.listed(conn, hours=hours)
+
+
+def _print_refused(hours: int, refused: list[PathRefusalRow]) -> None:
+    """Their recipients went by other paths or were deferred, so the attempts above say nothing of most of them."""
+    print_table(
+        f"Paths that were left alone for a time in {hours} h, as hosts refused what came from there",
+        ("egress", "MX host", "address", "about", "at", "recipients", "since", "rests until", "last reply", "node"),
+        [
+            (
+                *(one.egress, one.mx_host, one.peer, one.scope, one.stage, one.refused, one.since, one.rests_until),
+                *(_reply(one.code, one.enhanced, one.reply), one.node),
+            )
+            for one in refused
         ],
     )
 

@@ -19,22 +19,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Final, Protocol
 
-import re2
-
 from mta.failure.normalise import text_key
+from mta.failure.qualify import within_stage
+from mta.failure.scope import BY_OPERATOR, Scope, ends_with_last_path, rest_of, says_greylisting, scope_of
 from mta.failure.triage import Decision
 from mta.model.failure import OUR_FAULT, Category, Evidence, FailureType, Verdict
 from mta.model.outcome import Reason, Status
 from mta.model.reply import Reply
 from mta.smtp.envelope import Stage
 
-BY_OPERATOR: Final = "operator"  # as `Verdict.rule` says who decided
 _KEPT: Final = 5_000  # servers say the same few sentences
 _FAILURES: Final = frozenset({Status.FAILED, Status.DEFERRED})
-_GREYLISTING: Final = re2.compile(
-    r"(?i)gr[ae]y[ -]?list|postgrey"
-    r"|(try|retry|come back|resend)( (it|this|again|later|back|the message))* in (about )?\d+ ?(s\b|sec|m\b|min)"
-)
 _GREYLISTED_AT: Final = frozenset({Stage.MAIL, Stage.RCPT, Stage.DATA, Stage.DOT})
 
 
@@ -53,7 +48,7 @@ class Amended:
 
     def qualify(self, evidence: Evidence) -> Verdict:
         if self._texts and (said := self._texts.get(text_key(evidence.text))) is not None:
-            return said
+            return within_stage(said, evidence)
         return self._qualifier.qualify(evidence)
 
 
@@ -83,31 +78,34 @@ class Judge:
 
     def __init__(self, qualifier: Qualifies) -> None:
         self._qualifier = qualifier
-        self._kept: dict[tuple[Reply, Stage, str, Status], Decision] = {}
+        self._kept: dict[tuple[Reply, Stage, str, Status, bool], Decision] = {}
 
     def use(self, qualifier: Qualifies) -> None:
         """From now on."""
         self._qualifier = qualifier
         self._kept.clear()
 
-    def complete(self, decision: Decision, stage: Stage, mx_host: str) -> Decision:
-        """The decision with its type, reason and category; anything but a failure as it is."""
+    def complete(self, decision: Decision, stage: Stage, mx_host: str, *, is_plain: bool = False) -> Decision:
+        """The decision with its type, reason, category and scope; anything but a failure as it is.
+
+        ``is_plain``: the session goes without TLS, since STARTTLS failed at the host.
+        """
         status = decision.status
         if status is None or status not in _FAILURES:
             return decision
-        key = (decision.reply, stage, mx_host, status)
+        key = (decision.reply, stage, mx_host, status, is_plain)
         found = self._kept.get(key)
         if found is None:
             if len(self._kept) >= _KEPT:
                 self._kept.clear()
-            found = self._kept[key] = self._complete(decision, status, stage, mx_host)
+            found = self._kept[key] = self._complete(decision, status, stage, mx_host, is_plain)
         return found
 
     def verdict(self, evidence: Evidence) -> Verdict:
         """Of a failure that was no reply in a session."""
         return self._qualifier.qualify(evidence)
 
-    def _complete(self, decision: Decision, status: Status, stage: Stage, mx_host: str) -> Decision:
+    def _complete(self, decision: Decision, status: Status, stage: Stage, mx_host: str, is_plain: bool) -> Decision:
         reply = decision.reply
         if reply.code == 0 and status is Status.FAILED:
             # Nobody was asked: its content could not be made, which is no fault of the address.
@@ -119,7 +117,21 @@ class Judge:
             status = Status.DEFERRED if is_worth_a_retry else Status.FAILED
         else:
             status = Status.DEFERRED
-        return Decision(status, verdict.reason, reply, judged(verdict), is_greylisted(reply, stage))
+        if reply.code == 0:
+            return Decision(status, verdict.reason, reply, judged(verdict))
+        scope = scope_of(stage, reply, verdict, is_plain=is_plain)
+        return Decision(
+            status,
+            verdict.reason,
+            reply,
+            judged(verdict),
+            is_greylisted=is_greylisted(reply, stage),
+            is_put_off=reply.is_temporary and scope is Scope.RECIPIENT,
+            is_excused=verdict.category is Category.RATE_LIMITED,
+            scope=scope,
+            rest=rest_of(scope, stage, reply, verdict),
+            is_last_word=ends_with_last_path(scope, stage, verdict),
+        )
 
 
 def judged(verdict: Verdict) -> str:
@@ -129,7 +141,7 @@ def judged(verdict: Verdict) -> str:
 
 def is_greylisted(reply: Reply, stage: Stage) -> bool:
     """True where a server says that it takes the same message from the same address a little later."""
-    return reply.is_temporary and stage in _GREYLISTED_AT and _GREYLISTING.search(reply.text) is not None
+    return reply.is_temporary and stage in _GREYLISTED_AT and says_greylisting(reply.text)
 
 
 OF_NO_ROUTE: Final = Verdict(FailureType.SOFT, Reason.INVALID_DOMAIN, Category.INVALID_DOMAIN, "no such domain")

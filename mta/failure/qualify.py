@@ -27,6 +27,11 @@ REPLY_CHARS_MAX: Final = 4_096  # what is looked at of a reply,
 BOUNCE_CHARS_MAX: Final = 65_536  # and of a bounce
 STAGES: Final = (*(stage.name.lower() for stage in Stage), "dns", "bounce")  # of sessions, and two that are none
 
+STAGES_BEFORE_RCPT: Final = frozenset({"connect", "greeting", "ehlo", "starttls", "mail"})
+PERMANENT_MIN: Final = 500
+_OF_RECIPIENT: Final = frozenset(
+    {Category.USER_UNKNOWN, Category.INVALID_DOMAIN, Category.ACCOUNT_DISABLED, Category.MAILBOX_FULL}
+)
 _KEPT: Final = 8_192  # verdicts, by what was said: servers repeat themselves
 _KEPT_CHARS_MAX: Final = 1_024  # longer texts are looked at anew
 _MEMORY_BYTES: Final = 4 << 20  # of one automaton
@@ -73,6 +78,25 @@ def is_by_rule(verdict: Verdict) -> bool:
 def is_temporary(code: int, enhanced: str) -> bool:
     """4yz or 4.x.x: whatever else is said, it may be otherwise later (RFC 5321 §4.2.1, RFC 3463 §3.1)."""
     return 400 <= code < 500 or enhanced.startswith("4.")
+
+
+def within_stage(verdict: Verdict, evidence: Evidence) -> Verdict:
+    """The verdict, as far as code and stage allow it, whoever gave it.
+
+    Nothing temporary is hard. Nothing that is said before RCPT is about a recipient, as none was named: a reply to
+    MAIL concerns the reverse-path (RFC 5321 §3.3), one before it the client.
+    """
+    if evidence.stage in STAGES_BEFORE_RCPT and verdict.category in _OF_RECIPIENT:
+        if evidence.stage == "mail":
+            category = Category.SENDER_REFUSED
+        else:
+            category = Category.IP_BLOCKED if evidence.code >= PERMANENT_MIN else Category.UNREACHABLE
+        verdict = verdict_of(category, verdict.rule)
+    if verdict.type is FailureType.HARD and (
+        evidence.stage in STAGES_BEFORE_RCPT or is_temporary(evidence.code, evidence.enhanced)
+    ):
+        verdict = verdict._replace(type=FailureType.SOFT)
+    return verdict
 
 
 def looked_at(text: str, stage: str = "") -> str:
@@ -130,11 +154,9 @@ class Qualifier:
         verdict = self._by_rule(seen, exact(seen.code, seen.enhanced))
         if verdict is None:
             verdict = vague(seen.code, seen.enhanced, seen.stage) or verdict_of(Category.OTHER, "")
-        if verdict.type is FailureType.HARD and (
-            is_temporary(seen.code, seen.enhanced) or _PROMISE.search(seen.text) is not None
-        ):
+        if verdict.type is FailureType.HARD and _PROMISE.search(seen.text) is not None:
             verdict = verdict._replace(type=FailureType.SOFT)
-        return verdict
+        return within_stage(verdict, seen)
 
     def _by_rule(self, seen: Evidence, by_code: Verdict | None) -> Verdict | None:
         """Of the first strong rule; else what the code says; else of the first weak rule."""

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
+from mta.failure.scope import Rest, Scope
 from mta.model.outcome import Reason, Status
 from mta.model.reply import Reply
 from mta.smtp.dialogue import Kind, Stage
@@ -36,14 +37,21 @@ NOT_JUDGED: Final = "0\t0"  # of what is no failure
 class Decision(NamedTuple):
     """``status`` None: not attempted, hand it out again. ``reply`` is what the log shows.
 
-    ``judged``: type and category of a failure, as two columns of the log (`mta.failure.judge`).
+    ``judged``: type and category of a failure, as two columns of the log (`mta.failure.judge`). ``scope``: what it is
+    about; where that is the path, ``rest`` says when the path is left alone, and ``is_last_word`` that ``status`` is
+    the recipient's when no other path is left.
     """
 
     status: Status | None
     reason: Reason
     reply: Reply
     judged: str = NOT_JUDGED
-    is_greylisted: bool = False
+    is_greylisted: bool = False  # the reply says so of itself
+    is_put_off: bool = False  # a 4yz about the recipient: the host may be greylisting, whatever it says
+    is_excused: bool = False  # a limit of the host explains it: no error of the recipient's domain
+    scope: Scope = Scope.RECIPIENT
+    rest: Rest = Rest.NEVER
+    is_last_word: bool = False
 
 
 _ENHANCED_REASONS: Final = {

@@ -10,8 +10,9 @@ from typing import Final
 import asyncpg
 import structlog
 
-from mta.failure.judge import BY_OPERATOR, Amended, amended
+from mta.failure.judge import Amended, amended
 from mta.failure.qualify import Qualifier, is_by_rule
+from mta.failure.scope import BY_OPERATOR
 from mta.keeper.updating import Updating
 from mta.master.database import closing, connect
 from mta.master.qualification import bounce_rules

@@ -10,12 +10,15 @@ import asyncio
 from collections.abc import Mapping
 from typing import Final
 
+import asyncpg
 import msgspec
 
 from mta.failure.patterns import ReplyPatterns, Wanted
 from mta.master.books import DeliveryBook, LeasedPart
 from mta.master.children import Children
+from mta.master.error_rates import RateExchange
 from mta.master.events import EventBook
+from mta.master.refusals import RefusedPaths
 from mta.smtp.envelope import Stage
 from mta.traffic.adaptation import Adaptation, Whom, whom_in
 from mta.traffic.automations import Automation
@@ -40,12 +43,16 @@ class Adapter:
         events: EventBook,
         deliveries: Mapping[int, DeliveryBook],
         children: Children,
+        pool: asyncpg.Pool,
+        node: str,
     ) -> None:
         self._schedule = schedule
         self._events = events
         self._deliveries = deliveries
         self._children = children
         self._adaptation = Adaptation(rules, events.find)
+        self._rates = RateExchange(pool, node, self._adaptation, self._put, events.now_unix_s)
+        self._refused_paths = RefusedPaths(pool, node, schedule)
         self._version = 0
         self._take(rules)
 
@@ -118,7 +125,14 @@ class Adapter:
     # --- events -------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Limits grow back, step by step."""
+        """Limits grow back, error rates are added up over all nodes, and refused paths are told of."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._rates.run())
+            tasks.create_task(self._refused_paths.run())
+            await self._grow_back()
+
+    async def _grow_back(self) -> None:
+        """Step by step."""
         while True:
             await asyncio.sleep(TICK_S)
             due = self._adaptation.due(self._events.in_force(), self._events.now_unix_s(), 2 * TICK_S)

@@ -20,6 +20,7 @@ from mta.traffic.egress import EgressChooser
 from mta.traffic.fair import effective_weight, urgency
 from mta.traffic.lanes import Lane
 from mta.traffic.ready import Stream
+from mta.traffic.refusals import Avoided, PathRefusal
 from mta.traffic.retry import CLASSIC, RetrySchedule, parse_retry
 
 log = structlog.get_logger()
@@ -82,10 +83,17 @@ def _retry_of(view: DeliveryView) -> RetrySchedule:
         return CLASSIC
 
 
+class Refused(NamedTuple):
+    """What paths said to a recipient in this attempt: which they are, and the last refusal."""
+
+    avoided: Avoided
+    last: PathRefusal
+
+
 class LeasedPart:
     """A claimed part in memory. ``rows`` stay packed but for address and reference."""
 
-    __slots__ = ("attempt", "claimed", "dated_unix_s", "delivery", "fields", "id", "left", "out", "rows")
+    __slots__ = ("attempt", "claimed", "dated_unix_s", "delivery", "fields", "id", "left", "out", "refusals", "rows")
 
     def __init__(self, claimed: ClaimedPart, delivery: DeliveryBook) -> None:
         self.id = claimed.id
@@ -101,15 +109,19 @@ class LeasedPart:
         self.dated_unix_s = int(dated.timestamp())
         self.left = claimed.count - len(set(claimed.settled))
         self.out = 0  # of those left, how many are in children
+        # Position -> what refused it in this attempt, though another path may take it. Most parts have none.
+        self.refusals: dict[int, Refused] = {}
 
     def number(self, position: int) -> int:
         return self.claimed.number(position)
 
     def forget(self, positions: list[int]) -> None:
         """Lets go of rows that are done with: one recipient who waits must not keep a whole part's in memory."""
-        rows = self.rows
+        rows, refusals = self.rows, self.refusals
         for position in positions:
             rows[position] = _GONE
+            if refusals:
+                refusals.pop(position, None)
 
     def numbers(self, positions: list[int]) -> list[int]:
         claimed = self.claimed

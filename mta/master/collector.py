@@ -9,23 +9,26 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from typing import Final, NamedTuple
 
+from mta.failure.scope import Rest
 from mta.failure.triage import NOT_JUDGED
-from mta.master.books import BatchBook, DeliveryBook, LeasedPart
+from mta.master.books import BatchBook, DeliveryBook, LeasedPart, Refused
 from mta.model.outcome import InDoubtPolicy, Reason, Status
 from mta.model.reply import Reply
 from mta.outcomes.line import escaped, log_line, session_columns, timestamp, volume_of
 from mta.outcomes.replay import Told
 from mta.queue.settle import IN_DOUBT_MAX, TRAFFIC_AT, Doubt, NewPart, Row, Settlement
 from mta.traffic.counters import BYTES_SUFFIX, OPENINGS_SUFFIX
+from mta.traffic.lanes import Lane
 from mta.traffic.quota import BUCKET_S
 from mta.traffic.ready import Run
+from mta.traffic.refusals import NOTHING_AVOIDED, Avoided, PathRefusal
 from mta.traffic.retry import RetrySchedule
 from mta.traffic.schedule import Schedule
-from mta.wire import Outcome, Report
+from mta.wire import Outcome, PathRefused, Report
 
 SURPLUS_STEP_S: Final = 5  # surplus of one site that is due at about the same time shares parts
 _BYTES_DELIVERED, _BYTES_OTHER = TRAFFIC_AT["bytes_delivered"], TRAFFIC_AT["bytes_other"]
@@ -90,6 +93,8 @@ class Collector:
         if report.lines:
             self._settlement.lines.append(report.lines)
             self._lines_bytes += len(report.lines)
+        for told in report.refusals:
+            self._path_refused(told, now_s)
         doubts = {(doubt[0], doubt[1]): doubt for doubt in report.doubts}
         for outcome in report.outcomes:
             self._outcome(outcome, doubts, now_s)
@@ -128,15 +133,21 @@ class Collector:
         part.out -= came
         if attempted:
             self._attempted(part, delivery, batch, outcome, attempted, now_s)
-        greylisted = frozenset(outcome.greylisted)
+        if part.refusals and outcome.delivered:
+            self._outdone(part, outcome.delivered, now_s)
+        greylisted, put_off = frozenset(outcome.greylisted), frozenset(outcome.put_off)
         for position in outcome.deferred:
             decided.append(position)
-            egress = self._egress_of(batch) if position in greylisted else None
-            self._defer(part, position, batch.lane.site.key, batch.retry, greylisted_at=egress)
+            egress = self._egress_of(batch) if position in put_off else None
+            is_greylisted = position in greylisted
+            self._defer(
+                part, position, batch.lane.site.key, batch.retry, put_off_at=egress, is_greylisted=is_greylisted
+            )
         for position in outcome.in_doubt:
             decided.append(position)
             self._doubt(part, position, doubts[outcome.part_id, position], batch.lane.site.key, batch.retry)
-        self._schedule.decided(batch.session, attempted, returned, now_s, outcome.size_bytes)
+        accepted = len(outcome.delivered) + len(outcome.simulated)
+        self._schedule.decided(batch.session, attempted, returned, now_s, outcome.size_bytes, accepted)
         if returned:
             self._return(part, batch, outcome.returned, now_s)
         if decided:
@@ -163,8 +174,14 @@ class Collector:
                 count(delivery.id, status, len(positions))
                 traffic[TRAFFIC_AT[status]] += len(positions)
         self._rate(part, outcome.delivered, 0)
-        self._rate(part, outcome.failed, 1)
-        self._rate(part, outcome.deferred, 1)
+        # What a limit of the host explains, and the first 4yz that a recipient meets, are no errors of its domain.
+        excused = set(outcome.excused)
+        if part.attempt <= 1:
+            excused.update(outcome.put_off)
+        for positions in (outcome.failed, outcome.deferred):
+            self._rate(
+                part, [position for position in positions if position not in excused] if excused else positions, 1
+            )
         if outcome.largest_bytes > self._schedule.sizes_bytes.get(delivery.id, 0):
             self._schedule.sizes_bytes[delivery.id] = outcome.largest_bytes
         for key in self._schedule.stored_keys(outcome.limit):
@@ -192,8 +209,59 @@ class Collector:
             self.expire(part, positions)
         elif not part.delivery.is_leaving:
             # At the back: one that ends every session it is begun in lets the others go first.
-            run = Run(part, sorted(positions))
-            self._schedule.put(batch.lane, batch.stream, part.delivery.weight, run, now_s)
+            for lane, run in self._runs_of(part, batch.lane, sorted(positions)):
+                self._schedule.put(lane, batch.stream, part.delivery.weight, run, now_s)
+
+    # --- refusals of paths --------------------------------------------------------------------
+
+    def _runs_of(
+        self, part: LeasedPart, lane: Lane[LeasedPart], positions: list[int]
+    ) -> Iterator[tuple[Lane[LeasedPart], Run[LeasedPart]]]:
+        """The lane of each: that which they were in, or the one that keeps them from what has refused them."""
+        if not part.refusals:
+            yield lane, Run(part, positions)
+            return
+        by_avoided: dict[Avoided, list[int]] = {}
+        for position in positions:
+            refused = part.refusals.get(position)
+            by_avoided.setdefault(NOTHING_AVOIDED if refused is None else refused.avoided, []).append(position)
+        for avoided, of_these in by_avoided.items():
+            if avoided != lane.avoided:
+                yield self._schedule.lane(lane.site, lane.chooser, lane.domain, avoided), Run(part, of_these)
+            else:
+                yield lane, Run(part, of_these)
+
+    def _path_refused(self, told: PathRefused, now_s: float) -> None:
+        """Remembers of each recipient which paths have refused it in this attempt, and of the path that it refused."""
+        session = self._schedule.session(told.session)
+        if session is None:
+            return  # its recipients go again as if nothing had been said
+        refusal = PathRefusal(
+            told.scope,
+            told.rest,
+            told.stage,
+            Reply(told.code, told.text, told.enhanced),
+            told.status,
+            told.reason,
+            told.judged,
+            session.group.site.key,
+            session.group.egress.name,
+            session.hop.mx_host,
+            session.hop.peer,
+        )
+        for part_id, position in told.met:
+            refusals = self.parts[part_id].refusals
+            before = refusals.get(position)
+            avoided = refusal.avoided if before is None else before.avoided | refusal.avoided
+            refusals[position] = Refused(avoided, refusal)
+        self._schedule.refused(told.session, refusal, len(told.met), now_s)
+
+    def _outdone(self, part: LeasedPart, delivered: list[int], now_s: float) -> None:
+        """Another path has taken what one refused with words that might have been about the message."""
+        for position in delivered:
+            refused = part.refusals.get(position)
+            if refused is not None and refused.last.rest is Rest.BY_CONTRAST:
+                self._schedule.outdone(refused.last, 1, now_s)
 
     def recovered(
         self, part: LeasedPart, position: int, told: Told, line: bytes, retry: RetrySchedule | None = None
@@ -242,24 +310,27 @@ class Collector:
         site: str,
         retry: RetrySchedule | None = None,
         *,
-        greylisted_at: str | None = None,
+        put_off_at: str | None = None,
+        is_greylisted: bool = False,
         in_doubt: bool = False,
     ) -> None:
-        """``retry``: of the rule that held; None: that of the delivery. ``greylisted_at``: the egress, if it was."""
+        """``retry``: of the rule that held; None: that of the delivery. ``put_off_at``: the egress, where a 4yz about
+        the recipient came there; ``is_greylisted``: and it said that it is greylisting."""
         delivery = part.delivery
         now_unix_s = time.time()
-        due_s = (retry or delivery.retry).next_due(
+        schedule = retry or delivery.retry
+        due_s = schedule.next_due(
             part.attempt,
             now_unix_s,
             delivery.valid_until_s,
             dice=self._dice,
-            is_greylisted=greylisted_at is not None,
+            is_greylisted=is_greylisted,
+            is_put_off=put_off_at is not None,
         )
         # None: no attempt before its validity ends; it comes back then, to expire, and not a moment earlier.
         due_in_s = math.ceil(delivery.valid_until_s - now_unix_s) if due_s is None else round(due_s - now_unix_s)
-        self._again(
-            part, position, site, part.attempt, due_in_s, held=False, egress=greylisted_at or "", in_doubt=in_doubt
-        )
+        egress = put_off_at if put_off_at and part.attempt <= schedule.same_egress_attempts else ""
+        self._again(part, position, site, part.attempt, due_in_s, held=False, egress=egress, in_doubt=in_doubt)
 
     def _doubt(
         self,
@@ -332,14 +403,18 @@ class Collector:
         is_attempt: bool,
         retry: RetrySchedule | None = None,
         judged: str = NOT_JUDGED,
+        mx_host: str = "",
+        peer: str = "",
+        egress: str = "",
     ) -> None:
-        """Outcomes that need no session: no route, expired, cancelled, a site that cannot be reached.
+        """Outcomes that need no session: no route, expired, cancelled, a site that cannot be reached or refuses us.
 
-        ``judged``: type and category, where it is a failure (`mta.failure.judge.judged`).
+        ``judged``: type and category, where it is a failure (`mta.failure.judge.judged`). ``mx_host``, ``peer`` and
+        ``egress``: of the path whose refusal it is.
         """
         at = timestamp(time.time())
         verdict = f"{status:d}\t{reason:d}\t{reply.code}\t{reply.enhanced}"
-        session = session_columns(site, "", "", "")
+        session = session_columns(site, mx_host, peer, egress)
         text = escaped(reply.text)
         attempt = part.attempt if is_attempt else part.attempt - 1
         done = list(positions)
@@ -370,7 +445,7 @@ class Collector:
         self._lines_bytes += len(encoded)
         self._settlement.count(part.delivery.id, status, len(done))
         if done and status in TRAFFIC_AT:
-            self._settlement.traffic_of(time.time(), "")[TRAFFIC_AT[status]] += len(done)
+            self._settlement.traffic_of(time.time(), egress)[TRAFFIC_AT[status]] += len(done)
         self.settle(part, done)
         self._on_work(self._lines_bytes)
 

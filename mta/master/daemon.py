@@ -246,7 +246,15 @@ class Daemon:
         self.events = EventBook(self._pool, self.node.name, enforcer.apply, writer.flushed, unix_offset_s)
         async with self._pool.acquire() as conn:
             await self.events.restore(conn)
-        self._adapter = Adapter(self._rulebook.rules, self.schedule, self.events, self.intake.deliveries, self.children)
+        self._adapter = Adapter(
+            self._rulebook.rules,
+            self.schedule,
+            self.events,
+            self.intake.deliveries,
+            self.children,
+            self._pool,
+            self.node.name,
+        )
         self.dispatch.automations_of = self._adapter.automations_of
         self.collector.on_attempted = self._adapter.attempted
 
@@ -523,6 +531,7 @@ class Daemon:
                 self.dispatch.wake()
             case OpenFailed():
                 self._adapter.not_opened(frame)
+                self.dispatch.not_opened(frame, now_s)
                 self.schedule.session_closed(frame.session, now_s, f"{frame.stage}: {frame.cause}")
                 self.dispatch.wake()
             case HostObserved():

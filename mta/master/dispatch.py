@@ -10,18 +10,21 @@ from typing import Final
 import msgspec
 
 from mta.failure.judge import Judge, judged
+from mta.failure.scope import rest_of, scope_of
 from mta.master.books import BatchBook, DeliveryBook, LeasedPart
 from mta.master.children import Child, Children
 from mta.master.collector import Collector
 from mta.model.egress import source_for
-from mta.model.failure import Evidence
+from mta.model.failure import Category, Evidence
 from mta.model.limits import PART_BYTES_MAX
 from mta.model.outcome import Status
 from mta.model.reply import Reply
+from mta.smtp.envelope import Stage
 from mta.traffic.ready import Run
+from mta.traffic.refusals import PathRefusal
 from mta.traffic.rules import Rule
 from mta.traffic.schedule import CloseSession, GiveBack, HandOut, OpenSession, Schedule
-from mta.wire import Batch, BatchPart, Close, Forget, Open, Recall, Template
+from mta.wire import Batch, BatchPart, Close, Forget, Open, OpenFailed, Recall, Template
 
 # A part's rows are below PART_BYTES_MAX, so a batch stays below twice this, and far below a frame's bound.
 BATCH_BYTES_MAX: Final = PART_BYTES_MAX
@@ -116,7 +119,7 @@ class Dispatch:
     def _close(self, action: CloseSession) -> int:
         child = self._children.living.get(action.session.child)
         if child is not None:
-            child.tell(Close(action.session.id))
+            child.tell(Close(action.session.id, action.gives_back))
         return action.session.child
 
     def _hand_out(self, action: HandOut[LeasedPart], now_s: float) -> int:
@@ -161,7 +164,8 @@ class Dispatch:
             session.id, child.number, action.lane, stream, open_, session.hop.rule.retry
         )
         packed = b"[" + b",".join(rows) + b"]"
-        child.tell(Batch(number, session.id, stream.delivery_id, stream.fields, parts, packed))
+        is_rerouted = bool(action.lane.avoided)
+        child.tell(Batch(number, session.id, stream.delivery_id, stream.fields, parts, packed, is_rerouted))
 
     def _send_template(self, child: Child, delivery: DeliveryBook) -> None:
         if delivery.id not in child.templates:
@@ -181,6 +185,34 @@ class Dispatch:
                 child.templates.discard(delivery_id)
                 child.tell(Forget(delivery_id))
 
+    def not_opened(self, failed: OpenFailed, now_s: float) -> None:
+        """A session was refused: where that is about us, its path rests. Before the schedule hears of its end."""
+        session = self._schedule.session(failed.session)
+        if session is None or not failed.code:
+            return
+        stage, reply = Stage[failed.stage], Reply(failed.code, failed.text, failed.enhanced)
+        host, egress = session.hop, session.group.egress.name
+        verdict = self.judge.verdict(
+            Evidence(failed.code, failed.enhanced, failed.text, stage.name.lower(), host.mx_host)
+        )
+        scope = scope_of(stage, reply, verdict)
+        if not scope.is_of_path or not (reply.is_permanent or verdict.category is Category.IP_BLOCKED):
+            return  # busy, or in trouble: it is tried again soon
+        refusal = PathRefusal(
+            scope,
+            rest_of(scope, stage, reply, verdict),
+            failed.stage,
+            reply,
+            Status.DEFERRED,
+            verdict.reason,
+            judged(verdict),
+            session.group.site.key,
+            egress,
+            host.mx_host,
+            host.peer,
+        )
+        self._schedule.refused(failed.session, refusal, session.in_flight, now_s)
+
     def _give_up(self, given_up: list[GiveBack[LeasedPart]]) -> None:
         """All paths of their sites are away: these are deferred, but for those who have another route by now."""
         if given_up and self.follow is not None:
@@ -192,21 +224,52 @@ class Dispatch:
         """These recipients leave the memory."""
         if action.part.delivery.is_leaving:
             return  # it goes back as a whole, or has gone: recipients in a part of their own would be there twice
+        if not action.is_attempt:
+            self._collector.surplus(action.part, action.positions, action.lane.site.key, action.due_in_s)
+            return
+        by_refusal: dict[PathRefusal | None, list[int]] = {}
+        of_lane = self._schedule.last_refusal(action.lane)
+        for position in action.positions:
+            refused = action.part.refusals.get(position)
+            by_refusal.setdefault(of_lane if refused is None else refused.last, []).append(position)
+        for refusal, positions in by_refusal.items():
+            if refusal is None:
+                self._not_reached(action, positions)
+            else:
+                self._refused_by_all(action, positions, refusal)
+
+    def _not_reached(self, action: GiveBack[LeasedPart], positions: list[int]) -> None:
+        """No session was to be had with the site."""
         site = action.lane.site.key
-        if action.is_attempt:
-            # 4.4.1: no answer from host (RFC 3463 §3.5).
-            reply = Reply(0, f"no session with {site}: {action.cause}", "4.4.1")
-            verdict = self.judge.verdict(Evidence(0, "4.4.1", action.cause, "connect", site))
-            self._collector.conclude(
-                action.part,
-                action.positions,
-                Status.DEFERRED,
-                verdict.reason,
-                reply,
-                site=site,
-                is_attempt=True,
-                retry=self._schedule.rule_of(action.lane).retry,
-                judged=judged(verdict),
-            )
-        else:
-            self._collector.surplus(action.part, action.positions, site, action.due_in_s)
+        # 4.4.1: no answer from host (RFC 3463 §3.5).
+        reply = Reply(0, f"no session with {site}: {action.cause}", "4.4.1")
+        verdict = self.judge.verdict(Evidence(0, "4.4.1", action.cause, "connect", site))
+        self._collector.conclude(
+            action.part,
+            positions,
+            Status.DEFERRED,
+            verdict.reason,
+            reply,
+            site=site,
+            is_attempt=True,
+            retry=self._schedule.rule_of(action.lane).retry,
+            judged=judged(verdict),
+        )
+
+    def _refused_by_all(self, action: GiveBack[LeasedPart], positions: list[int], refusal: PathRefusal) -> None:
+        """Every path there is has refused these recipients or rests after refusals: the last one is their outcome."""
+        has_met = positions[0] in action.part.refusals
+        self._collector.conclude(
+            action.part,
+            positions,
+            refusal.status if has_met else Status.DEFERRED,
+            refusal.reason,
+            refusal.reply,
+            site=action.lane.site.key,
+            is_attempt=True,
+            retry=self._schedule.rule_of(action.lane).retry,
+            judged=refusal.judged,
+            mx_host=refusal.mx_host,
+            peer=refusal.peer,
+            egress=refusal.egress,
+        )

@@ -35,6 +35,8 @@ OF_SENDER: Final = frozenset(
 )
 _REPLY_CHARS_MAX: Final = 300
 _OURS: Final = ", ".join(str(int(one)) for one in sorted(OUR_FAULT))
+# As what greylisting is qualified, whatever it says of itself: of a first attempt it is no fault of anybody's.
+_GREYLISTS: Final = f"{int(Category.RATE_LIMITED)}, {int(Category.POLICY)}"
 _TAKE_TURN: Final = """
 UPDATE mta.alert_look SET looked_at = clock_timestamp()
 WHERE looked_at < clock_timestamp() - make_interval(secs => $1) RETURNING true
@@ -46,7 +48,7 @@ SELECT egress, delivery_id, site, category,
        min(at) AS since, max(at) AS last_at
 FROM mta.delivery_log
 WHERE at >= now() - make_interval(mins => $2) AND status NOT IN (1, 5) AND status IN (2, 10)
-  AND category IN ({_OURS})
+  AND category IN ({_OURS}) AND NOT (status = 10 AND attempt <= 1 AND category IN ({_GREYLISTS}))
 GROUP BY 1, 2, 3, 4 ORDER BY long DESC LIMIT {GROUPS_MAX}
 """  # noqa: S608 - put together from constants
 # Attempts at the sites that are asked about, good and bad.
@@ -191,6 +193,18 @@ async def look(conn: Conn, bounds: FaultBounds | None = None, *, is_turn_taken: 
                 new.append(one)
         await conn.execute(_END, QUIET)
     return new
+
+
+async def raise_alert(
+    conn: Conn, egress: str, sender: str, site: str, category: Category, detail: str, reply: str
+) -> bool:
+    """Raises an alert of our own fault, or prolongs the one that is open for the same; True when it is new."""
+    since = await conn.fetchval("SELECT clock_timestamp()")
+    key = f"our-fault {category.label} {egress or sender} at {site} {since.isoformat()}"
+    is_new = await conn.fetchval(
+        _RAISE, key, egress, sender, site, int(category), detail, reply[:_REPLY_CHARS_MAX], since
+    )
+    return bool(is_new)
 
 
 async def faults(conn: Conn, bounds: FaultBounds) -> list[Fault]:

@@ -14,8 +14,8 @@ from typing import Final
 import asyncpg
 import msgspec
 
-from mta.failure.judge import BY_OPERATOR
 from mta.failure.qualify import is_by_rule
+from mta.failure.scope import BY_OPERATOR
 from mta.failure.standing import Correction, QuarantineRules, Standing, corrected
 from mta.model.failure import Evidence, Verdict
 from mta.model.outcome import Status

@@ -8,10 +8,11 @@ import msgspec
 
 from mta.model.errors import BadInput
 from mta.queue.connection import Conn
-from mta.traffic.diagnosis import Facts, NodeFacts, SiteRefusals
+from mta.traffic.diagnosis import Facts, NodeFacts, SiteRefusals, Suspension
 
 RECENT_S: Final = 900
 SITES_MAX: Final = 20
+UNTIL_S_MAX: Final = 1e9  # of what lasts until an operator lifts it
 
 _DELIVERY: Final = """
 SELECT d.state, coalesce(extract(epoch FROM d.starts_at - now()), 0)::float8 AS starts_in_s,
@@ -44,6 +45,18 @@ FROM (SELECT *, status IN (2, 10) AND code >= 400 AND reason NOT IN (1, 2, 4, 5)
       WHERE delivery_id = $1 AND at >= now() - make_interval(secs => $2) AND attempt > 0) AS recent
 GROUP BY site ORDER BY refused DESC, attempts DESC
 """
+# What waits for the end of its domain's block stands in parts of the site "@domain" (`mta.master.holds`).
+_SUSPENSIONS: Final = """
+SELECT e.name, e.on_what AS domain, e.detail, extract(epoch FROM e.until_at - now())::float8 AS until_s,
+       (SELECT coalesce(sum(count), 0)::bigint FROM mta.delivery_part
+        WHERE delivery_id = $1 AND owner IS NULL AND due_at > now() AND site = '@' || e.on_what) AS recipients
+FROM mta.traffic_event e
+WHERE e.ended_at IS NULL AND e.kind = 'suspend' AND e.target = 'domain' AND e.until_at > now()
+  AND (EXISTS (SELECT FROM mta.delivery_part WHERE delivery_id = $1 AND site = '@' || e.on_what)
+       OR EXISTS (SELECT FROM mta.delivery_log WHERE delivery_id = $1 AND at >= now() - make_interval(secs => $2)
+                  AND split_part(address, '@', 2) = e.on_what))
+ORDER BY recipients DESC, e.began_at LIMIT 20
+"""
 
 
 async def facts(conn: Conn, delivery_id: int, node: NodeFacts | None) -> Facts:
@@ -52,6 +65,7 @@ async def facts(conn: Conn, delivery_id: int, node: NodeFacts | None) -> Facts:
     if found is None:
         raise BadInput("delivery", f"there is no delivery {delivery_id}")
     recent = await conn.fetch(_RECENT, delivery_id, RECENT_S)
+    suspensions = await conn.fetch(_SUSPENSIONS, delivery_id, RECENT_S)
     written = sum(row["written"] for row in recent)
     sums = {
         name: sum(row[name] for row in recent) for name in ("attempts", "refused", "unreachable", "unrouted", "bytes")
@@ -59,4 +73,7 @@ async def facts(conn: Conn, delivery_id: int, node: NodeFacts | None) -> Facts:
     size_bytes = sums.pop("bytes")
     sites = [SiteRefusals(row["site"], row["attempts"], row["refused"], row["reply"]) for row in recent[:SITES_MAX]]
     given = {**dict(found), **sums, "mean_bytes": size_bytes / written if written else 0.0}
-    return msgspec.convert({**given, "sites": tuple(sites), "node": node}, Facts)
+    suspended = tuple(
+        Suspension(**{**row, "until_s": min(row["until_s"], UNTIL_S_MAX)}) for row in map(dict, suspensions)
+    )
+    return msgspec.convert({**given, "sites": tuple(sites), "node": node, "suspensions": suspended}, Facts)

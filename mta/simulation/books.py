@@ -102,11 +102,13 @@ class Books:
         part.place.row.failed += messages
         self._final(part.errand, part.place, messages, now_s)
 
-    def deferred(self, part: Part, messages: int, retry: RetrySchedule, now_s: float) -> None:
-        """Tried again by the retry schedule, or never, when that is after the validity."""
+    def deferred(
+        self, part: Part, messages: int, retry: RetrySchedule, now_s: float, *, is_put_off: bool = False
+    ) -> None:
+        """Tried again by the retry schedule, or never, when that is after the validity. ``is_put_off``: by a 4yz."""
         part.place.row.deferred += messages
         errand = part.errand
-        due_s = retry.next_due(part.attempt, now_s, errand.valid_until_s)
+        due_s = retry.next_due(part.attempt, now_s, errand.valid_until_s, is_put_off=is_put_off)
         first_s = part.first_s if part.first_s >= 0.0 else now_s
         again_s = errand.valid_until_s if due_s is None else due_s
         self._again(errand, part.place, part.attempt + 1, first_s, messages, again_s, now_s)

@@ -350,9 +350,15 @@ class Node:
             self._replied(connection, part, reply, messages, RCPT)
         for reply, messages in fate.deferred:
             retry = part.errand.model.retry if batch.retry is None else batch.retry
-            books.deferred(part, messages, retry, now_s)
+            books.deferred(part, messages, retry, now_s, is_put_off=reply.startswith("4"))
             self._replied(connection, part, reply, messages, RCPT)
-        self._reactions.attempted(part.errand.model.domain or part.place.domain, begun, fate.delivered)
+        # As the collector counts: the first 4yz that a recipient meets is no error of its domain.
+        excused = 0
+        if part.attempt <= 1:
+            excused = sum([messages for reply, messages in fate.deferred if reply.startswith("4")])
+        if begun > excused:
+            domain = part.errand.model.domain or part.place.domain
+            self._reactions.attempted(domain, begun - excused, fate.delivered)
 
     def _report(self, connection: Connection, batch: Batch, attempted: int, now_s: float) -> None:
         """As the collector does."""

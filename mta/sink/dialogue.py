@@ -123,10 +123,11 @@ class Dialogue(SMTP):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         if self._name:
+            self._situation.is_tls = True
             return  # the second call, after STARTTLS
         client, local = transport.get_extra_info("peername"), transport.get_extra_info("sockname")
         self._client, self._client_port, self._local = client[0], client[1], local[0]
-        self._situation.client = self._client
+        self._situation.client, self._situation.server = self._client, self._local
         self._name = self._far.next_connection()
         self._is_open = True
         self._far.dialogues.add(self)
@@ -333,6 +334,11 @@ class Dialogue(SMTP):
     async def smtp_STARTTLS(self, arg: str) -> None:  # noqa: N802
         if self._has_more:
             self._record_violation("pipelining-starttls")  # RFC 3207 §4: must be the last in a group
+        action = self._far.script.at(Step.STARTTLS, self._situation)
+        refusal = None if action is None else await self._act(Step.STARTTLS, action)
+        if refusal is not None:
+            await self.push(refusal)
+            return
         await super().smtp_STARTTLS(arg)
 
     async def on_mail(self, address: str, options: list[str]) -> bytes:
@@ -507,6 +513,7 @@ _COMMANDS: Final = (
 _USUAL: Final = {
     Step.CONNECT: b"421 4.3.2 closing",
     Step.HELO: b"250 OK",
+    Step.STARTTLS: b"220 Ready",
     Step.MAIL: _OK_MAIL,
     Step.RCPT: _OK_RCPT,
     Step.DATA: _GO_ON,

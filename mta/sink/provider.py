@@ -16,12 +16,15 @@ Limits come from a TOML file; what is absent or 0 is not enforced::
     period_s = 3600
     recipients_per_message_max = 100
     greylist_s = 300                    # first try of (client, sender, recipient): 451; welcome after so long
+    greylist_reply = "451 4.7.1 try again later"   # what it says then
+    greylist_bits = 24                  # of an IPv4 client's address that count: its network; 32 is the address
     block_s = 60                        # after a violation: 421 to everything for so long
 """
 
 from __future__ import annotations
 
 import enum
+import ipaddress
 import re
 import tomllib
 from collections import Counter, OrderedDict, deque
@@ -34,6 +37,7 @@ from mta.model.errors import BadInput, LocalFault
 
 GREYLIST_ENTRIES_MAX: Final = 1_000_000  # the oldest leave first
 _REPLY: Final = re.compile(r"[45][0-9]{2} .{1,500}")
+_GREYLIST_REPLY: Final = re.compile(r"4[0-5][0-9] [ -~]{1,400}")
 CLIENTS_MAX: Final = 100_000  # clients without an open connection leave first
 
 
@@ -59,6 +63,8 @@ class ProviderLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     period_s: float = 3600.0
     recipients_per_message_max: int = 0
     greylist_s: float = 0.0
+    greylist_reply: str = "451 4.7.1 greylisted, try again later"
+    greylist_bits: int = 32
     block_s: float = 0.0
 
 
@@ -150,7 +156,7 @@ class Provider:
             # 452 asks for another transaction with the rest (RFC 5321 §4.5.3.1.10): no block.
             return Refusal("452 4.5.3 too many recipients", False, Violation.RECIPIENTS_PER_MESSAGE)
         if self._limits.greylist_s and self._is_grey(state.address, state.sender, recipient, now):
-            return Refusal("451 4.7.1 greylisted, try again later", False, None)
+            return Refusal(self._limits.greylist_reply, False, None)
         state.recipients += 1
         return None
 
@@ -198,11 +204,17 @@ class Provider:
         return self._violated(client, Violation.MESSAGES_PER_PERIOD, now, "421 4.7.28 too many messages, slow down")
 
     def _is_grey(self, address: str, sender: str, recipient: str, now: float) -> bool:
-        key = (address, sender, recipient.lower())
+        key = (self._network(address), sender, recipient.lower())
         first = self._first_tries.setdefault(key, now)
         if len(self._first_tries) > GREYLIST_ENTRIES_MAX:
             self._first_tries.popitem(last=False)
         return now - first < self._limits.greylist_s
+
+    def _network(self, address: str) -> str:
+        bits = self._limits.greylist_bits
+        if bits == 32 or ":" in address:
+            return address
+        return str(ipaddress.ip_network(f"{address}/{bits}", strict=False))
 
     def _violated(
         self, client: _Client, violation: Violation, now: float, reply: str, *, closes: bool = True
@@ -233,6 +245,10 @@ def read_provider(path: Path) -> ProviderLimits:
         reply = getattr(limits, key)
         if reply and not (_REPLY.fullmatch(reply) and reply.isascii() and reply.isprintable()):
             raise BadInput(f"{path}: {key}", f"{reply!a} is no refusal in one line, such as '452 4.4.5 no more here'")
+    if not _GREYLIST_REPLY.fullmatch(limits.greylist_reply):
+        raise BadInput(f"{path}: greylist_reply", f"{limits.greylist_reply!a} is no reply 4yz of one line")
+    if not 8 <= limits.greylist_bits <= 32:
+        raise BadInput(f"{path}: greylist_bits", f"{limits.greylist_bits} is not within 8 and 32")
     if limits.messages_per_period_max and not limits.period_s:
         raise BadInput(f"{path}: period_s", "must be above 0 when messages_per_period_max is set")
     return limits

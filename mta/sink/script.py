@@ -5,12 +5,14 @@ Rules come from a TOML file, first match at a step wins::
     local_parts = true              # the language below; true when absent
 
     [[rule]]
-    step = "rcpt"                   # connect | helo | mail | rcpt | data | dot
+    step = "rcpt"                   # connect | helo | starttls | mail | rcpt | data | dot
     recipient = "*@busy.example"    # masks with * and ?, any case; rcpt, data and dot only
     local_part = "info"             #   the same, on the part before the @
     mail_from = "news@*"            #   mail and later
     helo = "*.example"              #   helo and later
     client = "127.0.0.*"            #   the client's address, any step
+    server = "127.0.0.2"            #   the address that it has called, any step
+    tls = false                     #   whether the session is encrypted, any step
     odds = 0.25                     # share of matches that act; the others fall to the next rule
     code = 451                      # the reply instead of the usual one; 421 also closes
     text = "4.7.1 busy"
@@ -59,6 +61,7 @@ class Step(enum.StrEnum):
 
     CONNECT = "connect"
     HELO = "helo"
+    STARTTLS = "starttls"
     MAIL = "mail"
     RCPT = "rcpt"
     DATA = "data"
@@ -100,6 +103,8 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     mail_from: str | None = None
     helo: str | None = None
     client: str | None = None
+    server: str | None = None
+    tls: bool | None = None
     odds: float = 1.0
     code: int = 0
     text: str = ""
@@ -128,25 +133,28 @@ class Situation(msgspec.Struct):
     client: str = ""
     helo: str = ""
     mail_from: str = ""
+    server: str = ""
+    is_tls: bool = False
 
 
 class _Compiled:
     """A rule with its masks as patterns; ``masks`` holds (index of the value, pattern)."""
 
-    __slots__ = ("action", "masks", "odds")
+    __slots__ = ("action", "masks", "odds", "tls")
 
     def __init__(self, rule: Rule) -> None:
         self.action = rule.action()
         self.odds = rule.odds
-        written = (rule.client, rule.helo, rule.mail_from, rule.recipient, rule.local_part)
+        self.tls = rule.tls
+        written = (rule.client, rule.helo, rule.mail_from, rule.recipient, rule.local_part, rule.server)
         self.masks = [
             (index, re.compile(translate(mask.replace("[", "[[]")), re.IGNORECASE))
             for index, mask in enumerate(written)
             if mask is not None
         ]
 
-    def fits(self, values: tuple[str, str, str, str, str]) -> bool:
-        return all(pattern.match(values[index]) for index, pattern in self.masks)
+    def fits(self, values: tuple[str, str, str, str, str, str], *, is_tls: bool) -> bool:
+        return self.tls in (None, is_tls) and all(pattern.match(values[index]) for index, pattern in self.masks)
 
 
 def dice(seed: int, index: int = 0) -> random.Random:
@@ -172,9 +180,9 @@ class Script:
     def at(self, step: Step, situation: Situation, recipient: str = "") -> Action | None:
         """The action at a step, None for the usual reply. ``recipient`` from RCPT on."""
         if step in self.speaks_at:
-            values = _values(situation, recipient)
+            values, is_tls = _values(situation, recipient), situation.is_tls
             for rule in self._rules[step]:
-                if rule.fits(values) and (rule.odds >= 1.0 or self._randomness.random() < rule.odds):
+                if rule.fits(values, is_tls=is_tls) and (rule.odds >= 1.0 or self._randomness.random() < rule.odds):
                     return rule.action
         if recipient and self._local_parts:
             spoken = read_local_part(recipient.rpartition("@")[0])
@@ -191,8 +199,9 @@ class Script:
         return None
 
 
-def _values(situation: Situation, recipient: str) -> tuple[str, str, str, str, str]:
-    return situation.client, situation.helo, situation.mail_from, recipient, recipient.rpartition("@")[0]
+def _values(situation: Situation, recipient: str) -> tuple[str, str, str, str, str, str]:
+    local_part = recipient.rpartition("@")[0]
+    return situation.client, situation.helo, situation.mail_from, recipient, local_part, situation.server
 
 
 # --- the language of local parts -------------------------------------------------------------------
@@ -313,6 +322,7 @@ def check_rule(where: str, rule: Rule) -> None:
 _POSITIVE: Final = {
     Step.CONNECT: (0, 0),
     Step.HELO: (0, 0),
+    Step.STARTTLS: (0, 0),
     Step.MAIL: (200, 299),
     Step.RCPT: (200, 299),
     Step.DATA: (354, 354),
@@ -325,6 +335,6 @@ def _check_masks(where: str, rule: Rule) -> None:
     for key, first in known_from.items():
         if getattr(rule, key) is not None and _ORDER[rule.step] < _ORDER[first]:
             raise BadInput(f"{where}.{key}", f'is not known yet at step "{rule.step}", only from "{first}" on')
-    for key in ("recipient", "local_part", "mail_from", "helo", "client"):
+    for key in ("recipient", "local_part", "mail_from", "helo", "client", "server"):
         if getattr(rule, key) == "":
             raise BadInput(f"{where}.{key}", "an empty mask fits nothing; leave the key out to fit all")

@@ -38,12 +38,13 @@ class HandOut(Generic[PartT]):
 
 
 class CloseSession:
-    """Tell the child to end this session when it has sent what it has."""
+    """Tell the child to end this session when it has sent what it has; ``gives_back``: or only what it has begun."""
 
-    __slots__ = ("session",)
+    __slots__ = ("gives_back", "session")
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, gives_back: bool = False) -> None:
         self.session = session
+        self.gives_back = gives_back
 
 
 class GiveBack(Generic[PartT]):

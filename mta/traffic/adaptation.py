@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final, NamedTuple
 
 import msgspec
@@ -16,7 +16,7 @@ import msgspec
 from mta.traffic import recovery as growth
 from mta.traffic.automations import Act, Automation, ErrorBlock, Recovery
 from mta.traffic.effects import EffectKind, Target, effect_key
-from mta.traffic.error_rates import ErrorRates
+from mta.traffic.error_rates import DomainFigures, ErrorRates, OthersFigures
 from mta.traffic.events import TrafficEvent
 from mta.traffic.limits import Limits
 from mta.traffic.rules import Rule, RuleSet
@@ -27,6 +27,10 @@ BLOCKS_KEPT: Final = 20_000  # domains of which it is known which block they are
 DETAIL_CHARS_MAX: Final = 500
 ERROR_BLOCK: Final = ErrorBlock(origin="built in")
 ERROR_BLOCK_NAME: Final = "error-rate-block"
+ERRORS_TOLD_MIN: Final = 10  # fewer make no block, as far as a database has some tens of nodes
+DOMAINS_TOLD_MAX: Final = 1_000
+ANSWER_S: Final = 40.0  # within it each node has looked twice: it has seen what is asked for, and told its figures
+_NO_OTHERS: Final = OthersFigures()
 # An event that is in force already is prolonged when that moves its end by so much of its length, not for every reply.
 _WORTH_TELLING: Final = 1 / 60
 _KINDS: Final = {
@@ -97,6 +101,9 @@ class Adaptation:
         self._in_force = in_force
         self._matches: OrderedDict[tuple[str, Target, str], _Matches] = OrderedDict()
         self._rates = ErrorRates()
+        self._others: dict[str, OthersFigures] = {}  # by domain
+        self._told: dict[str, float] = {}  # domain -> since when other nodes can know of its errors here
+        self._nodes = 1  # that live
         self._blocks: dict[str, ErrorBlock | None] = {}  # by domain
         self._recoveries = _recoveries_of(rules)
 
@@ -152,10 +159,11 @@ class Adaptation:
     # --- error rates --------------------------------------------------------------------------
 
     def counted(self, domain: str, messages: int, errors: int, now_unix_s: float) -> TrafficEvent | None:
-        """Attempts of a recipient domain and how many of them ended failed or deferred: the block that follows, if any.
+        """Attempts of a recipient domain and how many of them were errors of it: the block that follows, if any.
 
         Attempts are those in a session; where there was none to be had, the backoff of paths says when there may be.
         What ends badly while the domain is blocked was under way already; after the block it is counted from nothing.
+        Where there are other nodes, their figures count too, and no block is decided before they could tell them.
         """
         block = self._block_of(domain)
         if block is None:
@@ -164,9 +172,19 @@ class Adaptation:
             self._rates.forget(domain)
             return None
         messages, errors = self._rates.count(domain, messages, errors, block.within_s, now_unix_s)
+        return self._block(domain, block, messages, errors, now_unix_s)
+
+    def _block(
+        self, domain: str, block: ErrorBlock, messages: int, errors: int, now_unix_s: float
+    ) -> TrafficEvent | None:
+        others = self._others.get(domain, _NO_OTHERS)
+        messages, errors = messages + others.messages, errors + others.errors
         if messages < block.messages_min or errors * 100 < block.error_percent * messages:
             return None
+        if self._nodes > 1 and now_unix_s - self._told.get(domain, math.inf) < ANSWER_S:
+            return None
         self._rates.forget(domain)
+        over = f", over {others.nodes + 1} nodes" if others.nodes else ""
         return TrafficEvent(
             key=effect_key(ERROR_BLOCK_NAME, Target.DOMAIN, domain),
             name=ERROR_BLOCK_NAME,
@@ -176,9 +194,39 @@ class Adaptation:
             began_unix_s=now_unix_s,
             until_unix_s=now_unix_s + block.for_s,
             replies=errors,
-            detail=f"{errors} of {messages} messages failed or were deferred",
+            detail=f"{errors:,} of {messages:,} messages failed or were deferred in {_span(block.within_s)}{over}",
             automation=ERROR_BLOCK_NAME,
         )
+
+    def figures(self, now_unix_s: float) -> list[DomainFigures]:
+        """What other nodes must know: domains with errors here, and those that others tell of; the worst first."""
+        found = [
+            one
+            for one in self._rates.figures(self._within_s, self._others, ERRORS_TOLD_MIN, now_unix_s)
+            if self._in_force(effect_key(ERROR_BLOCK_NAME, Target.DOMAIN, one.domain)) is None
+        ]
+        return sorted(found, key=lambda one: -one.errors)[:DOMAINS_TOLD_MAX]
+
+    def exchanged(
+        self, told: Iterable[DomainFigures], others: Mapping[str, OthersFigures], nodes: int, now_unix_s: float
+    ) -> list[TrafficEvent]:
+        """The nodes have added up their figures: the blocks that follow. ``told``: by this one. ``nodes`` live."""
+        told = list(told)
+        self._told = {one.domain: self._told.get(one.domain, now_unix_s) for one in told}
+        self._others = dict(others)
+        self._nodes = nodes
+        found = []
+        for one in told:
+            block = self._block_of(one.domain)
+            if block is not None:
+                messages, errors = self._rates.count(one.domain, 0, 0, block.within_s, now_unix_s)
+                event = self._block(one.domain, block, messages, errors, now_unix_s)
+                found += [] if event is None else [event]
+        return found
+
+    def _within_s(self, domain: str) -> int | None:
+        block = self._block_of(domain)
+        return None if block is None else block.within_s
 
     def _block_of(self, domain: str) -> ErrorBlock | None:
         if not self._rules.error_blocks:
@@ -247,6 +295,10 @@ class Adaptation:
 
     def _rule(self, name: str) -> Rule | None:
         return next((rule for rule in (*self._rules.rules, self._rules.default) if rule.name == name), None)
+
+
+def _span(seconds: int) -> str:
+    return f"{seconds // 60} min" if seconds % 60 == 0 else f"{seconds} s"
 
 
 def _event(automation: Automation, rule: Rule, on: str, sample: str, now_unix_s: float) -> TrafficEvent:

@@ -20,6 +20,7 @@ from mta.traffic.gates import Gate, Turns
 from mta.traffic.host_facts import Learnt
 from mta.traffic.host_sessions import count_again, end_trial, obey_facts
 from mta.traffic.machine_rests import MachineRests
+from mta.traffic.refusals import RestChange
 from mta.traffic.rules import NextMx, RuleSet
 from mta.traffic.sessions import Group, Hop, Session, bookings_of, next_mx_of
 from mta.traffic.waits import ATTEMPT_SPENT, BUSY, NO_HOP, OPENING, full_wait
@@ -53,6 +54,7 @@ class Connections:
         self._sessions: dict[int, Session] = {}
         self._capacity = Capacity(bounds.sessions_per_child_max)
         self.rests = MachineRests(turns, counters, self._capacity)
+        self.rest_changes: list[RestChange] = []  # since the owner took them
         self._rested: list[Session] = []  # became idle since the last look at who waits for their rooms
 
     def __len__(self) -> int:
@@ -205,12 +207,10 @@ class Connections:
             self._turns.alarms.set(path, path.suspended_until_s)
             detail = f"path {path.key}: {suspension.said}"
             return Wait(WaitReason.SUSPENDED, path.suspended_until_s, detail)
-        until_s = path.backoff.until_s
-        reason = _MACHINE if path.is_of_machine else _BACKOFF
-        if path.backoff.is_available(now_s):
-            return Wait(reason, math.inf, f"is being tried again after: {path.last_failure}")
-        self._turns.alarms.set(path, until_s)
-        return Wait(reason, until_s, path.last_failure)
+        wait = path.why_resting(now_s)
+        if wait.until < math.inf:
+            self._turns.alarms.set(path, wait.until)
+        return wait
 
     def _make_room(self, room: Room) -> None:
         """Another site keeps a connection that it does not need now: it is closed for the one that asks."""
@@ -270,11 +270,11 @@ class Connections:
         if session.group.waiting and session.room():
             self._turns.wake(session.group)  # another lane of the site may fill it
 
-    def close(self, session: Session) -> None:
-        """It ends when it has sent what it has."""
+    def close(self, session: Session, *, gives_back: bool = False) -> None:
+        """It ends when it has sent what it has; ``gives_back``: or only what it has begun."""
         if not session.is_closing:
             self._stop_using(session)
-            self._actions.append(CloseSession(session))
+            self._actions.append(CloseSession(session, gives_back))
 
     def _stop_using(self, session: Session) -> None:
         session.refill()
@@ -309,8 +309,13 @@ class Connections:
             limit.begun(quota, now_s)
             self._credits_changed(limit, now_s, has_more=False)
 
-    def decided(self, session_id: int, attempted: int, returned: int, now_s: float, size_bytes: int = 0) -> None:
-        """Of what the session was given, ``attempted`` have an outcome, ``returned`` were never begun."""
+    def decided(
+        self, session_id: int, attempted: int, returned: int, now_s: float, size_bytes: int = 0, accepted: int = 0
+    ) -> None:
+        """Of what the session was given, ``attempted`` have an outcome, ``returned`` were never begun.
+
+        ``accepted``: of those attempted, what the server took.
+        """
         session = self._sessions.get(session_id)
         if session is None:
             return
@@ -329,6 +334,8 @@ class Connections:
                 booking.volume.give_back(landed)
                 limit.charge_volume(booking.volume, size_bytes, now_s)
             self._credits_changed(limit, now_s, has_more=returned > 0 or booking.volume is not None)
+        if accepted and not session.path.refusals.is_clean:
+            self._was_accepted(session)
         if session.is_over:
             if not session.in_flight:
                 del self._sessions[session_id]
@@ -355,9 +362,31 @@ class Connections:
             session.group.proven += not session.is_closing
             path = session.path
             if path.is_failing(now_s) or session.is_trial:
-                self._end_trial(session)
                 path.backoff.succeeded()
-                self._turns.wake(path)
+                if not path.refusals.is_remembered(now_s):  # else it is tried until something is accepted
+                    self._end_trial(session)
+                    self._turns.wake(path)
+
+    # --- refusals of paths --------------------------------------------------------------------
+
+    def leave(self, path: Path) -> None:
+        """A path begins to rest: its sessions end, and what they have not begun goes another way."""
+        assert path.refusals.last is not None
+        self.rest_changes.append(RestChange(path.refusals.last, path.refusals.until_s, path.refusals.refused))
+        for session in list(self._sessions.values()):
+            if session.path is path and not session.is_over:
+                self.close(session, gives_back=True)
+        if path.waiting:
+            self._turns.alarms.set(path, path.opens_at_s())
+
+    def _was_accepted(self, session: Session) -> None:
+        path = session.path
+        last, refused = path.refusals.last, path.refusals.refused
+        if path.refusals.accepted():
+            assert last is not None
+            self.rest_changes.append(RestChange(last, 0.0, refused))
+            self._end_trial(session)
+            self._turns.wake(path)
 
     @staticmethod
     def _end_trial(session: Session) -> None:

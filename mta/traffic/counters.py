@@ -150,6 +150,13 @@ class Counters:
         """Those that were ever to be used."""
         return self._sources.get(egress, [])
 
+    def known_path(self, egress: str, peer: str) -> Path | None:
+        """The path, if anything is known of it."""
+        return self._paths.get((egress, peer))
+
+    def all_paths(self) -> Iterable[Path]:
+        return self._paths.values()
+
     def all_limits(self) -> Iterable[Limit]:
         return self._limits.values()
 
@@ -328,7 +335,7 @@ class Counters:
         for at in [at for at, host_room in self._host_rooms.items() if host_room not in needed]:
             del self._host_rooms[at]
         for pair, path in list(self._paths.items()):
-            if path not in needed and path.backoff.is_forgotten(now_s):
+            if path not in needed and path.is_forgotten(now_s):
                 del self._paths[pair]
         for name, limits in list(self._of_other_scope.items()):
             if all(limit.is_idle(unix_s) for limit in limits):

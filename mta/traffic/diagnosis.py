@@ -36,6 +36,7 @@ class CauseKind(enum.StrEnum):
     EGRESS = "egress"  # its pool is missing or excludes, or what it leaves by is suspended
     MACHINE = "machine"  # this machine cannot connect: its address, route, ports, files or memory
     SIGNING = "signing"
+    SUSPENDED = "suspended"  # a traffic event holds what its recipients have in common
     RULE = "rule"  # a limit of a rule
     REPUTATION = "reputation"  # servers refuse
     UNREACHABLE = "unreachable"  # servers cannot be reached
@@ -56,6 +57,16 @@ class SiteRefusals(msgspec.Struct, frozen=True):
     attempts: int
     refused: int
     reply: str  # the last
+
+
+class Suspension(msgspec.Struct, frozen=True):
+    """A traffic event that suspends the domain of some recipients. ``recipients``: that it is known to hold."""
+
+    name: str
+    domain: str
+    detail: str  # what led to it
+    until_s: float  # from now
+    recipients: int
 
 
 class Waiting(msgspec.Struct, frozen=True):
@@ -115,6 +126,7 @@ class Facts(msgspec.Struct, frozen=True):
     sites: tuple[SiteRefusals, ...]
     nodes_living: int
     node: NodeFacts | None  # None: none answers here
+    suspensions: tuple[Suspension, ...] = ()
 
 
 class Cause(msgspec.Struct, frozen=True):
@@ -136,6 +148,7 @@ _RULES: Final = {
     WaitReason.SHARE: 1.0,
     WaitReason.RULE_CONNECTIONS: 0.8,  # often reached only because each message takes long
 }
+_LIFT: Final = "mta traffic events: it ends by itself, or lift it"
 _BUSY: Final = ("goes", WaitReason.WINDOW.value, WaitReason.RULE_CONNECTIONS.value, WaitReason.SESSIONS.value)
 
 
@@ -146,7 +159,12 @@ def diagnose(facts: Facts) -> list[Cause]:
         causes += [*_of_node(facts, facts.node), *_of_waits(facts, facts.node), *_of_pace(facts, facts.node)]
     elif not facts.nodes_living and facts.state == "running":
         causes.append(Cause(CauseKind.NO_NODE, 1.0, "no node lives", "start one: systemctl start mta"))
-    found = sorted((cause for cause in causes if cause.share >= SHOWN_MIN), key=lambda cause: -cause.share)
+    # A suspension goes before the refusals that led to it: while it lasts nothing is refused.
+    has_suspension = any(cause.kind is CauseKind.SUSPENDED for cause in causes)
+    found = sorted(
+        (cause for cause in causes if cause.share >= SHOWN_MIN),
+        key=lambda cause: (has_suspension and cause.kind is CauseKind.REPUTATION, -cause.share),
+    )
     return found or [Cause(CauseKind.NONE, 0.0, "nothing holds it up", "nothing: it goes as fast as it is taken")]
 
 
@@ -172,6 +190,16 @@ def _of_delivery(facts: Facts) -> list[Cause]:
     if facts.later_waves:
         what = f"{facts.later_waves:,} are of later waves"
         found.append(Cause(CauseKind.WAVES, _share(facts, facts.later_waves), what, "nothing: so it was planned"))
+    if facts.suspensions:
+        held = sum(one.recipients for one in facts.suspensions)
+        worst = "; ".join(
+            f"{one.domain} for {one.until_s:,.0f} s by {one.name} ({one.detail})" for one in facts.suspensions[:3]
+        )
+        # Some come back with others, and are not told apart: the share is that of what waits, at least.
+        share = max(_share(facts, held), SHOWN_MIN)
+        found.append(
+            Cause(CauseKind.SUSPENDED, share, f"{held:,} or more wait as their domain is suspended: {worst}", _LIFT)
+        )
     return found
 
 

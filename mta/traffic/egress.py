@@ -40,10 +40,11 @@ class EgressChooser:
     regular subsequence of this one is spread evenly too, so the weights also hold for each site.
     """
 
-    __slots__ = ("_eligible", "_kinds", "_masks", "_only", "_point", "pool")
+    __slots__ = ("_eligible", "_kinds", "_masks", "_only", "_point", "pool", "whole")
 
     def __init__(self, pool: EgressPool) -> None:
         self.pool = pool
+        self.whole: EgressChooser | None = None  # of the pool that this is one egress of
         self._point = 0.0
         self._eligible: dict[str, _Eligible] = {}
         self._kinds: dict[tuple[Egress, ...], _Eligible] = {}  # most domains may use the same
@@ -86,6 +87,7 @@ class EgressChooser:
             if not egresses or len(self.pool.egresses) == 1:
                 return self
             found = self._only[name] = EgressChooser(EgressPool(self.pool.name, egresses))
+            found.whole = self
         return found
 
     def choose(self, domain: str, blocked: list[Egress] | None = None) -> Egress | None:

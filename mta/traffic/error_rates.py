@@ -2,10 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Callable, Collection, Iterator
+from typing import Final, NamedTuple
 
 DOMAINS_MAX: Final = 50_000
 BUCKETS: Final = 12  # that a time is cut into: what leaves it leaves by the bucket
+
+
+class DomainFigures(NamedTuple):
+    """What one node has attempted of a domain in the last ``within_s`` seconds, and of it the errors."""
+
+    domain: str
+    within_s: int
+    messages: int
+    errors: int
+
+
+class OthersFigures(NamedTuple):
+    """The same of all other nodes that know the domain, together."""
+
+    messages: int = 0
+    errors: int = 0
+    nodes: int = 0
 
 
 class _Rate:
@@ -56,6 +74,22 @@ class ErrorRates:
             self._young[domain] = rate
         rate.add(int(now_unix_s * BUCKETS // within_s), messages, errors)
         return rate.messages, rate.errors
+
+    def figures(
+        self, within_s: Callable[[str], int | None], asked: Collection[str], errors_min: int, now_unix_s: float
+    ) -> Iterator[DomainFigures]:
+        """Domains with so many errors, or that are ``asked`` for; ``within_s`` None: it is not counted."""
+        known = [
+            domain
+            for rates in (self._young, self._old)
+            for domain, rate in rates.items()
+            if rate.errors >= errors_min or domain in asked
+        ]
+        for domain in known:
+            if (span_s := within_s(domain)) is not None:
+                messages, errors = self.count(domain, 0, 0, span_s, now_unix_s)
+                if errors >= errors_min or (messages and domain in asked):
+                    yield DomainFigures(domain, span_s, messages, errors)
 
     def forget(self, domain: str) -> None:
         """It is counted from nothing again."""

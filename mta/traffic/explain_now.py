@@ -249,8 +249,7 @@ def _why_shut(gate: Path | Source | Room, hop: Hop, now_s: float, size_bytes: in
             return Wait(WaitReason.SUSPENDED, gate.suspended_until_s, suspension.said)
         if gate.is_open(now_s):
             return None
-        until_s = math.inf if gate.backoff.is_available(now_s) else gate.backoff.until_s
-        return Wait(WaitReason.MACHINE if gate.is_of_machine else WaitReason.BACKOFF, until_s, gate.last_failure)
+        return gate.why_resting(now_s)
     if isinstance(gate, Source):
         if gate.is_open(now_s):
             return None

@@ -11,15 +11,18 @@ from mta.model.waiting import Wait, WaitReason
 from mta.traffic.egress import EgressChooser, is_among
 from mta.traffic.gates import Gate, Waiter
 from mta.traffic.ready import ReadyQueue
+from mta.traffic.refusals import Avoided
 from mta.traffic.sessions import Group
 
 PartT = TypeVar("PartT")
-LaneKey = tuple[str, str, str, str]  # site, pool, names of the egresses, class of the domain
+# Site, pool, names of the egresses, class of the domain, what refused its recipients in this attempt.
+LaneKey = tuple[str, str, str, str, Avoided]
 
 PACE_STEP_S: Final = 1.0  # the pace is averaged over at least so long
 GATES_MANY: Final = 64  # each turn of a look adds some, mostly those that are there
 QUIET_S: Final = 10.0  # a lane that was empty for so long begins anew
 
+_NOWHERE: Final[frozenset[str]] = frozenset()
 _WARM_UP: Final = WaitReason.WARM_UP  # an enum member looked up on its class costs more than the comparison
 
 
@@ -110,12 +113,14 @@ class Lane(Waiter, Generic[PartT]):
     """The unit that runs or waits.
 
     ``domain`` is one of the domains of its recipients: all of them are the same to the pool's masks, and to the rules
-    (``domain_class``, see `mta.traffic.rules.RuleSet.domain_class`).
+    (``domain_class``, see `mta.traffic.rules.RuleSet.domain_class`). ``avoided``: the paths that refused them in this
+    attempt; they are offered to the others.
     """
 
     __slots__ = (
         "_pace_since_s",
         "_sent",
+        "avoided",
         "chooser",
         "domain",
         "domain_class",
@@ -141,6 +146,7 @@ class Lane(Waiter, Generic[PartT]):
         self.domain = domain
         self.egresses = chooser.eligible(domain)
         self.domain_class = key[3]
+        self.avoided = key[4]
         self.ready: ReadyQueue[PartT] = ReadyQueue()
         self.groups: dict[str, Group] = {}  # by the name of their egress, those that it was served through
         self.is_forgotten = False
@@ -152,6 +158,12 @@ class Lane(Waiter, Generic[PartT]):
         self.surplus_until_s = 0.0  # when all surplus so far will have gone, at the lane's pace
         self.look: Look | None = None
         self.turns: list[Turn] = []  # one of an egress; those that carry nothing now have none
+
+    def avoided_of(self, egress: Egress) -> frozenset[str]:
+        """Peers and MX hosts that its recipients are not sent to through this egress."""
+        if not self.avoided:
+            return _NOWHERE
+        return frozenset([at for name, at in self.avoided if name in ("", egress.name)])
 
     def look_on(self, woken_by: Gate | None, version: int) -> Look:
         """The look at its egresses that is to go on, or a new one. ``woken_by``: the gate that has opened."""

@@ -16,6 +16,7 @@ from mta.traffic.gates import Gate
 from mta.traffic.limits import DAY_S, HOUR_S, MINUTE_S, SECOND_S, SLICE_S, Ceiling, Limits, tighter
 from mta.traffic.line import Line, Place
 from mta.traffic.quota import UNLIMITED, Quota, Window
+from mta.traffic.refusals import PathRefusals
 from mta.traffic.rules import QuietHours
 
 SPAN_NAMES: Final = {
@@ -511,9 +512,10 @@ class Limit(Room):
 
 
 class Path(Gate):
-    """One egress to one address: its backoff after failures, and the one session that tries it again.
+    """One egress to one address: backoff after failures, rest after refusals, and the one session that tries it again.
 
-    While failures are remembered, one session at a time tries the path; the crowd follows when it has succeeded.
+    While failures or refusals are remembered, one session at a time tries the path; the crowd follows when it has
+    succeeded.
     ``key``: as effects name it.
     """
 
@@ -526,6 +528,7 @@ class Path(Gate):
         "is_without_tls",
         "key",
         "last_failure",
+        "refusals",
         "suspended_until_s",
         "trials",
     )
@@ -536,6 +539,7 @@ class Path(Gate):
         self._unix_offset_s = unix_offset_s
         self._effects: tuple[Effect, ...] = ()
         self.backoff = PathBackoff()
+        self.refusals = PathRefusals()  # of what came from this egress
         self.last_failure = ""
         self.ended_s = -math.inf  # when its last session ended that was open, and none too many
         self.is_of_machine = False  # the last failure was this machine's: the peer was not asked
@@ -550,14 +554,37 @@ class Path(Gate):
 
     def is_failing(self, now_s: float) -> bool:
         """True when its next session is a trial."""
-        return self.backoff.failures(now_s) > 0
+        return self.backoff.failures(now_s) > 0 or self.refusals.is_remembered(now_s)
 
     def is_open(self, now_s: float) -> bool:
-        return not self.trials and self.backoff.is_available(now_s) and self.suspended_until_s <= now_s
+        return not self.trials and self.rests_until_s <= now_s and self.suspended_until_s <= now_s
+
+    @property
+    def rests_until_s(self) -> float:
+        """Until when it is left alone after failures or refusals."""
+        return max(self.backoff.until_s, self.refusals.until_s)
+
+    def why_resting(self, now_s: float) -> Wait:
+        """What it waits for while it is shut by failures or refusals, or is being tried after them."""
+        refusal = self.refusals.last
+        reason = WaitReason.BACKOFF
+        if refusal is not None and self.refusals.until_s >= self.backoff.until_s:
+            until_s, cause = self.refusals.until_s, f"{refusal.egress} was refused at {refusal.text}"
+        else:
+            until_s, cause = self.backoff.until_s, self.last_failure
+            if self.is_of_machine:
+                reason = WaitReason.MACHINE
+        if until_s <= now_s:
+            return Wait(reason, math.inf, f"is being tried again after: {cause}")
+        return Wait(reason, until_s, cause)
 
     def opens_at_s(self) -> float:
         """When it may be used again, if nothing fails until then."""
-        return max(self.backoff.until_s, self.suspended_until_s)
+        return max(self.rests_until_s, self.suspended_until_s)
+
+    def is_forgotten(self, now_s: float) -> bool:
+        """True when it knows nothing that a new one would not know."""
+        return self.backoff.is_forgotten(now_s) and self.refusals.is_forgotten(now_s)
 
     @property
     def suspension(self) -> Effect | None:

@@ -188,6 +188,10 @@ class ReadyQueue(Generic[PartT]):
         """(delivery, recipients) for each stream that waits."""
         return [(stream.delivery_id, flow.count) for stream, flow in self._flows.items()]
 
+    def weights(self) -> dict[Stream, float]:
+        """The weight of each stream that waits."""
+        return {stream: flow.weight for stream, flow in self._flows.items()}
+
     def count_of(self, stream: Stream) -> int:
         flow = self._flows.get(stream)
         return flow.count if flow else 0

@@ -22,7 +22,7 @@ from mta.model.waiting import SOONEST_FIRST, Wait, WaitReason
 from mta.traffic import surplus
 from mta.traffic.actions import Action, Bounds, CloseSession, GiveBack, HandOut, OpenSession
 from mta.traffic.connections import Connections
-from mta.traffic.counters import Counters, Held, Limit, counts_bytes
+from mta.traffic.counters import Counters, Held, Limit, Path, counts_bytes
 from mta.traffic.effects import Effect, Target
 from mta.traffic.egress import EgressChooser
 from mta.traffic.gates import Gate, Turns
@@ -32,6 +32,7 @@ from mta.traffic.lanes import Lane, LaneKey, Look
 from mta.traffic.machine_faults import FaultBook
 from mta.traffic.reach import SiteReach
 from mta.traffic.ready import Run, Stream
+from mta.traffic.refusals import NOTHING_AVOIDED, Avoided, PathRefusal, RestChange
 from mta.traffic.rules import Rule, RuleSet
 from mta.traffic.sessions import STALL_S, Group, Session, find_hops
 from mta.traffic.waits import NO_HOP, OPENING
@@ -44,6 +45,8 @@ TURNS_PER_CALL: Final = 256  # then the loop lets reports in
 BATCHES_PER_TURN: Final = 16  # of one lane, to sessions that are open and not counted by the hour
 AGE_STEP_S: Final = 1.0  # a lane's recipients are looked at for their age no more often than that
 _BUSY: Final = SOONEST_FIRST[:4]
+_NO_EGRESS: Final = WaitReason.NO_EGRESS
+_SUSPENDED: Final = WaitReason.SUSPENDED
 # Local names: an enum member looked up on its class costs more than the comparison it is for.
 _WINDOW: Final = WaitReason.WINDOW
 _WARM_UP: Final = WaitReason.WARM_UP
@@ -71,7 +74,7 @@ class Schedule(Generic[PartT]):
         self._batch_recipients = bounds.batch_recipients
         self._shuffle = shuffle
         self._lanes: dict[LaneKey, Lane[PartT]] = {}
-        self._groups: dict[tuple[str, str, str], Group] = {}
+        self._groups: dict[tuple[str, str, str, frozenset[str]], Group] = {}
         self._reaches: dict[str, SiteReach] = {}  # by the key of the site
         self._actions: list[Action[PartT]] = []
         self._turns = Turns()
@@ -85,9 +88,12 @@ class Schedule(Generic[PartT]):
 
     # --- recipients ---------------------------------------------------------------------------
 
-    def lane(self, site: Site, chooser: EgressChooser, domain: str) -> Lane[PartT]:
-        """The lane of a domain's recipients; the same object while anything waits or flows there."""
-        key = (site.key, chooser.pool.name, chooser.eligible_names(domain), self._rules.domain_class(domain))
+    def lane(self, site: Site, chooser: EgressChooser, domain: str, avoided: Avoided = NOTHING_AVOIDED) -> Lane[PartT]:
+        """The lane of a domain's recipients; the same object while anything waits or flows there.
+
+        ``avoided``: the paths that refused these recipients in this attempt.
+        """
+        key = (site.key, chooser.pool.name, chooser.eligible_names(domain), self._rules.domain_class(domain), avoided)
         lane = self._lanes.get(key)
         if lane is None:
             lane = self._lanes[key] = Lane(key, site, chooser, domain)
@@ -100,7 +106,7 @@ class Schedule(Generic[PartT]):
         return self._rules.domain_class(domain)
 
     def put(
-        self, lane: Lane[PartT], stream: Stream, weight: int, run: Run[PartT], now_s: float, *, at_front: bool = False
+        self, lane: Lane[PartT], stream: Stream, weight: float, run: Run[PartT], now_s: float, *, at_front: bool = False
     ) -> None:
         """Adds recipients. What a waiting lane cannot send soon comes back as surplus from `hand_out`."""
         if lane.is_forgotten:
@@ -289,11 +295,27 @@ class Schedule(Generic[PartT]):
         elif wait is NO_HOP:
             self._defer_all(lane, wait, now_s)
             return
+        elif (wait.reason is _SUSPENDED or wait.reason is _NO_EGRESS) and self._widen(lane, now_s):
+            return
         elif wait is not OPENING:  # which says nothing of the site
             lane.failing_since_s = math.inf
         self._shed_surplus(lane, now_s)
         if lane.ready.count:
             self._turns.alarms.set(lane, alarm_s)
+
+    def _widen(self, lane: Lane[PartT], now_s: float) -> bool:
+        """When recipients cannot go where they should, they go where else they may: from an egress that has refused
+        them to another of its peers, from the egress of their last attempt to any."""
+        narrow = frozenset([one for one in lane.avoided if one[1]])
+        chooser = lane.chooser if len(narrow) < len(lane.avoided) else lane.chooser.whole
+        if chooser is None or (wide := self.lane(lane.site, chooser, lane.domain, narrow)) is lane:
+            return False
+        weights = lane.ready.weights()
+        for stream, part, positions in list(lane.ready.shed(lane.ready.count)):
+            self.ready_count -= len(positions)
+            self.put(wide, stream, weights[stream], Run(part, positions), now_s)
+        self._drop_if_empty(lane)
+        return True
 
     # --- groups -------------------------------------------------------------------------------
 
@@ -301,14 +323,17 @@ class Schedule(Generic[PartT]):
         site = lane.site
         group = lane.groups.get(egress.name)
         if group is None:
-            key = (site.key, egress.name, lane.domain_class)
+            avoided = lane.avoided_of(egress)
+            key = (site.key, egress.name, lane.domain_class, avoided)
             group = self._groups.get(key)
             if group is None:
-                group = self._groups[key] = Group(site, egress, self._reach(site.key), lane.domain_class)
+                group = self._groups[key] = Group(site, egress, self._reach(site.key), lane.domain_class, avoided)
             lane.groups[egress.name] = group
         if group.site is not site or group.rules_version != self._rules_version:
             if group.site != site or group.rules_version != self._rules_version:
-                group.hops = find_hops(site, egress, self._rules, self._counters, self._shuffle, lane.domain_class)
+                group.hops = find_hops(
+                    site, egress, self._rules, self._counters, self._shuffle, lane.domain_class, group.avoided
+                )
             group.site = site
             group.rules_version = self._rules_version
         return group
@@ -332,6 +357,8 @@ class Schedule(Generic[PartT]):
             self._turns.run(lane)
 
     def _defer_all(self, lane: Lane[PartT], wait: Wait, now_s: float) -> None:
+        if self._widen(lane, now_s):
+            return
         self._give_back(lane, lane.ready.shed(lane.ready.count), now_s, is_attempt=True, cause=wait.detail)
 
     def _shed_surplus(self, lane: Lane[PartT], now_s: float) -> None:
@@ -377,12 +404,46 @@ class Schedule(Generic[PartT]):
         """The server greeted it and said what it offers."""
         self._connections.opened(session_id, now_s)
 
-    def decided(self, session_id: int, attempted: int, returned: int, now_s: float, size_bytes: int = 0) -> None:
+    def decided(
+        self, session_id: int, attempted: int, returned: int, now_s: float, size_bytes: int = 0, accepted: int = 0
+    ) -> None:
         """Of what the session was given, ``attempted`` have an outcome, ``returned`` were never begun.
 
-        ``size_bytes``: of those attempted, together. What is returned must be put back by the caller.
+        ``size_bytes``: of those attempted, together. ``accepted``: of them, what the server took. What is returned must
+        be put back by the caller.
         """
-        self._connections.decided(session_id, attempted, returned, now_s, size_bytes)
+        self._connections.decided(session_id, attempted, returned, now_s, size_bytes, accepted)
+
+    def refused(self, session_id: int, refusal: PathRefusal, recipients: int, now_s: float) -> None:
+        """Recipients met a refusal of the session's path. What is returned of them is told of by `decided`."""
+        session = self._connections.get(session_id)
+        if session is not None and session.path.refusals.met(refusal, recipients, now_s):
+            self._leave(session.path)
+
+    def outdone(self, refusal: PathRefusal, messages: int, now_s: float) -> None:
+        """Messages that a path had refused were accepted by another."""
+        path = self._counters.known_path(refusal.egress, refusal.peer)
+        if path is not None and path.refusals.outdone(messages, now_s):
+            self._leave(path)
+
+    def _leave(self, path: Path) -> None:
+        self._connections.leave(path)
+        if path.waiting:
+            self._turns.alarms.set(path, path.opens_at_s())
+
+    def last_refusal(self, lane: Lane[PartT]) -> PathRefusal | None:
+        """Why a lane cannot go, where refusals of its paths keep it: of those that rest, the one that rests longest."""
+        found: Path | None = None
+        for group in lane.groups.values():
+            for hop in group.hops:
+                if found is None or hop.path.refusals.until_s > found.refusals.until_s:
+                    found = hop.path
+        return None if found is None or found.refusals.until_s <= found.backoff.until_s else found.refusals.last
+
+    def take_rest_changes(self) -> list[RestChange]:
+        """Paths that began to rest after refusals, or are good again, since the last call."""
+        changes, self._connections.rest_changes = self._connections.rest_changes, []
+        return changes
 
     def sent(self, lane: Lane[PartT], attempted: int, now_s: float) -> None:
         """For the lane's pace: messages decided."""
@@ -530,7 +591,9 @@ class Schedule(Generic[PartT]):
             self._drop(lane)
             del self._lanes[lane.key]
         needed = {
-            (lane.site.key, egress.name, lane.domain_class) for lane in self._lanes.values() for egress in lane.egresses
+            (lane.site.key, egress.name, lane.domain_class, lane.avoided_of(egress))
+            for lane in self._lanes.values()
+            for egress in lane.egresses
         }
         for key in [key for key, group in self._groups.items() if not group.sessions and key not in needed]:
             del self._groups[key]

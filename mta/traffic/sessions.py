@@ -159,13 +159,25 @@ def find_hops(
     counters: Counters,
     shuffle: Callable[[list[str]], None],
     domain_class: str = "",
+    avoided: frozenset[str] = frozenset(),
 ) -> list[Hop]:
-    """All ways to a site through an egress: by preference, at random among equals (RFC 5321 §5.1)."""
-    return [
+    """All ways to a site through an egress: by preference, at random among equals (RFC 5321 §5.1).
+
+    ``avoided``: peers, and MX hosts, that are left out ("": all); what the rule of the most preferred host says of the
+    use of others holds all the same.
+    """
+    hops = [
         count_hop(host.name, host.preference, peer, host.authorities, site.key, domain_class, egress, rules, counters)
         for host, peer in order_hosts(site, shuffle)
         if source_for(egress, peer) is not NO_SOURCE
     ]
+    if not avoided:
+        return hops
+    if "" in avoided:
+        return []
+    if next_mx_of(hops) is NextMx.NEVER:
+        hops = [hop for hop in hops if hop.preference == hops[0].preference]
+    return [hop for hop in hops if hop.peer not in avoided and hop.mx_host not in avoided]
 
 
 def count_hop(
@@ -380,9 +392,11 @@ class Group(Gate):
     """A site through one egress: the hops in the order to try and the sessions with room.
 
     ``domain_class``: what rules tell apart about its recipients' domains; those of another class have their own group.
+    ``avoided``: peers and MX hosts that refused its recipients in this attempt.
     """
 
     __slots__ = (
+        "avoided",
         "domain_class",
         "egress",
         "free",
@@ -398,10 +412,18 @@ class Group(Gate):
         "usable",
     )
 
-    def __init__(self, site: Site, egress: Egress, reach: SiteReach, domain_class: str = "") -> None:
+    def __init__(
+        self,
+        site: Site,
+        egress: Egress,
+        reach: SiteReach,
+        domain_class: str = "",
+        avoided: frozenset[str] = frozenset(),
+    ) -> None:
         super().__init__()
         self.site = site
         self.reach = reach
+        self.avoided = avoided
         self.domain_class = domain_class
         self.egress = egress
         self.hops: list[Hop] = []

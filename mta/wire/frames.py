@@ -8,13 +8,13 @@ import msgspec
 
 from mta.failure.judge import Amended, amended
 from mta.failure.qualify import BounceRule, Qualifier
-from mta.failure.scope import Scope
+from mta.failure.scope import Rest, Scope
 from mta.model.errors import LocalFault
 from mta.model.failure import Category, FailureType
 from mta.model.host import HostFact
 from mta.model.limits import FRAME_BYTES_MAX
 from mta.model.machine_fault import SystemCall
-from mta.model.outcome import Reason
+from mta.model.outcome import Reason, Status
 from mta.model.timeouts import SessionTimeouts
 
 # --- master to child ---------------------------------------------------------------------------
@@ -97,12 +97,14 @@ class Batch(msgspec.Struct, frozen=True, array_like=True, tag=5):
     fields: tuple[str, ...]
     parts: list[BatchPart]
     rows: bytes
+    is_rerouted: bool = False  # another path has refused these recipients in this attempt
 
 
 class Close(msgspec.Struct, frozen=True, array_like=True, tag=6):
-    """Send what the session was given, then end it with QUIT."""
+    """Send what the session was given, then end it with QUIT. ``gives_back``: send only what is begun."""
 
     session: int
+    gives_back: bool = False
 
 
 class Recall(msgspec.Struct, frozen=True, array_like=True, tag=7):
@@ -254,7 +256,29 @@ class Outcome(msgspec.Struct, array_like=True):
     size_bytes: int = 0  # of the messages that were attempted, together
     largest_bytes: int = 0  # the largest of them, written or not
     delivered_bytes: int = 0  # of those delivered, together
-    greylisted: list[int] = []  # of those deferred
+    greylisted: list[int] = []  # of those deferred, by a reply that says so of itself
+    put_off: list[int] = []  # of those deferred, by a 4yz of any words: the host may be greylisting
+    excused: list[int] = []  # of those failed or deferred: a limit of the host explains it
+
+
+class PathRefused(msgspec.Struct, frozen=True, array_like=True):
+    """A reply in a session that is about its path and not about the recipients that met it (`mta.failure.scope`).
+
+    They are among those that the same report returns: not attempted, without a line in the log. ``status`` is that of
+    a recipient which is not offered to another path after all; ``judged``: type and category as the log holds them.
+    """
+
+    session: int
+    scope: Scope
+    rest: Rest
+    stage: str
+    code: int
+    enhanced: str
+    text: str
+    status: Status
+    reason: Reason
+    judged: str
+    met: list[tuple[int, int]]  # part, position
 
 
 class Matched(msgspec.Struct, frozen=True, array_like=True):
@@ -280,6 +304,7 @@ class Report(msgspec.Struct, frozen=True, array_like=True, tag=4):
     doubts: list[tuple[int, int, str, str, str]] = []  # part, position, MX host, peer, cause
     matched: list[Matched] = []
     patterns_version: int = 0  # of the Patterns that ``matched`` goes by
+    refusals: list[PathRefused] = []
 
 
 class Health(msgspec.Struct, frozen=True, array_like=True, tag=5):
@@ -307,21 +332,6 @@ class HostObserved(msgspec.Struct, frozen=True, array_like=True, tag=7):
     cause: str  # what it did, in words, for operators
 
 
-class PathRefused(msgspec.Struct, frozen=True, array_like=True, tag=8):
-    """A refusal that is not about a recipient: of the egress, the session, the host's limits or the transport.
-
-    The recipients that it met are returned in the report before it: not attempted.
-    """
-
-    session: int
-    scope: Scope
-    stage: str
-    code: int
-    enhanced: str
-    text: str
-    recipients: int  # that it met
-
-
 class Failing(msgspec.Struct, frozen=True, array_like=True, tag=9):
     """An exception in the child's own code: it opens and sends nothing more, and waits for replies that are owed.
 
@@ -331,7 +341,7 @@ class Failing(msgspec.Struct, frozen=True, array_like=True, tag=9):
     cause: str
 
 
-ChildFrame = Opened | OpenFailed | SessionClosed | Report | Health | JournalState | HostObserved | PathRefused | Failing
+ChildFrame = Opened | OpenFailed | SessionClosed | Report | Health | JournalState | HostObserved | Failing
 
 _LENGTH = struct.Struct("!I")
 _encoder = msgspec.msgpack.Encoder()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from mta.failure.triage import Decision
 from mta.model.errors import LocalFault
 from mta.model.outcome import Status
 from mta.wire.frames import Outcome
@@ -34,9 +35,12 @@ class OutcomeList:
         limit: str,
         sent_bytes: int = 0,
         size_bytes: int = 0,
-        is_greylisted: bool = False,
+        decision: Decision | None = None,
     ) -> None:
-        """``status`` None: it was never begun. ``sent_bytes``: what was written of a message of ``size_bytes``."""
+        """``status`` None: it was never begun. ``sent_bytes``: what was written of a message of ``size_bytes``.
+
+        ``decision``: of a failure, for what the master must know of it besides.
+        """
         key = (batch, part_id)
         outcome = self._by_part.get(key)
         if outcome is None:
@@ -52,10 +56,12 @@ class OutcomeList:
             outcome.returned.append(position)
         elif status is _FAILED:
             outcome.failed.append(position)
+            if decision is not None and decision.is_excused:
+                outcome.excused.append(position)
         elif status is _DEFERRED:
             outcome.deferred.append(position)
-            if is_greylisted:
-                outcome.greylisted.append(position)
+            if decision is not None:
+                _add_deferral(outcome, position, decision)
         elif status is _SIMULATED:
             outcome.simulated.append(position)
         elif status is _IN_DOUBT:
@@ -66,3 +72,12 @@ class OutcomeList:
 
     def outcomes(self) -> list[Outcome]:
         return list(self._by_part.values())
+
+
+def _add_deferral(outcome: Outcome, position: int, decision: Decision) -> None:
+    if decision.is_greylisted:
+        outcome.greylisted.append(position)
+    if decision.is_put_off:
+        outcome.put_off.append(position)
+    if decision.is_excused:
+        outcome.excused.append(position)

@@ -58,7 +58,7 @@ mx = "*"
 scope = "path"
 connections_max = 4
 helo = "rule.example.com"
-retry = { first_count = 1, first_period_s = 7_200, jitter = 0 }
+retry = { first_count = 1, first_period_s = 7_200, jitter = 0, greylist_s = 7_200 }
 """
 
 

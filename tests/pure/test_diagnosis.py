@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from mta.model.waiting import WaitReason
-from mta.traffic.diagnosis import CauseKind, Facts, NodeFacts, SiteRefusals, Waiting, diagnose
+from mta.traffic.diagnosis import CauseKind, Facts, NodeFacts, SiteRefusals, Suspension, Waiting, diagnose
 
 NODE = NodeFacts(
     hold="",
@@ -128,3 +128,14 @@ def test_each_cause_says_its_share_what_it_is_and_what_to_do() -> None:
     assert [round(cause.share, 3) for cause in causes] == sorted((round(c.share, 3) for c in causes), reverse=True)
     assert causes[0].what == "30 % of 100 attempts were refused lately: mx.test 50 % (421 4.7.0 slow down)"
     assert all(cause.do for cause in causes)
+
+
+def test_a_suspension_goes_before_the_refusals_that_led_to_it() -> None:
+    block = Suspension("error-rate-block", "a.test", "307 of 340 messages failed in 10 min, over 2 nodes", 900.0, 300)
+    facts = msgspec.structs.replace(
+        FACTS, node=None, refused=90, sites=(SiteRefusals("mx.test", 100, 90, "451 no"),), suspensions=(block,)
+    )
+    causes = diagnose(facts)
+    assert [cause.kind for cause in causes] == [CauseKind.SUSPENDED, CauseKind.REPUTATION]
+    assert "307 of 340" in causes[0].what
+    assert "slow down" in causes[1].do

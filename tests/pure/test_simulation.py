@@ -85,7 +85,7 @@ def test_a_site_that_is_bound_by_connections_goes_at_their_pace() -> None:
 def test_who_is_greylisted_is_accepted_at_the_next_attempt() -> None:
     told = played(scenario([rule()], provider("a", greylist_s=300), recipients=200, delivery={"retry": QUICK}))
     assert (told.delivered, told.deferred) == (200, 200)
-    assert 600 <= told.ended_s < 660
+    assert 300 <= told.ended_s < 360  # put off by a 4yz, they go again within minutes, and then by the schedule
 
 
 def test_a_retry_that_comes_too_early_for_a_greylist_is_deferred_again() -> None:

@@ -24,7 +24,7 @@ LONG_FILES = {
     "mta/sink/dialogue.py": "the server's half of a session; its state table would have to be shared",
     "mta/sink/nameserver.py": "one server, over UDP and TCP; its faults must be beside its answers",
     "mta/traffic/connections.py": "the sessions of a group and all that may open, wake or close them",
-    "mta/traffic/schedule.py": "the one door to all that decides what goes where, now",
+    "mta/traffic/schedule.py": "what may go where: lanes, their turns, and what leaves them, under one clock",
     "mta/traffic/limit.py": "the one place where everything meets that may hold a message",
     "tests/pure/test_lint.py": "one finding after another against one way to ask",
     "mta/smtp/dialogue.py": "one state machine, whose table stands above it",

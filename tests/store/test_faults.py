@@ -18,7 +18,7 @@ from tests.support.postgres import Database
 LINES = """
 INSERT INTO mta.delivery_log (at, delivery_id, number, part_id, attempt, status, reason, code, enhanced, address, site,
                               mx_host, peer, egress, reply, type, category)
-SELECT now() - make_interval(secs => $1 + n * 0.01), $2, n, 1, 1, $3, 20, 554, '5.7.1', 'u' || n || '@d.test', $4, $4,
+SELECT now() - make_interval(secs => $1 + n * 0.01), $2, n, 1, $9, $3, 20, 554, '5.7.1', 'u' || n || '@d.test', $4, $4,
        '192.0.2.1', $5, 'blocked using list.example.org ' || n, $6, $7
 FROM generate_series(1, $8::int) n
 """
@@ -41,10 +41,11 @@ async def lines(
     egress: str = "out-1",
     delivery: int = 1,
     ago_s: float = 60.0,
+    attempt: int = 1,
 ) -> None:
     status = Status.DELIVERED if category is Category.NONE else status
     kind = FailureType.IGNORED if category else FailureType.NOT_DEFINED
-    await conn.execute(LINES, ago_s, delivery, int(status), site, egress, int(kind), int(category), count)
+    await conn.execute(LINES, ago_s, delivery, int(status), site, egress, int(kind), int(category), count, attempt)
 
 
 async def look(conn: asyncpg.Connection, bounds: FaultBounds = EDGE) -> list[Fault]:
@@ -150,10 +151,19 @@ async def test_sites_with_an_alert_of_their_own_are_not_counted_twice(conn: asyn
 
 
 async def test_later_is_everyday(conn: asyncpg.Connection) -> None:
-    await lines(conn, 199, Category.RATE_LIMITED, status=Status.DEFERRED)
+    await lines(conn, 199, Category.RATE_LIMITED, status=Status.DEFERRED, attempt=2)
     assert await look(conn, FaultBounds()) == []
-    await lines(conn, 1, Category.RATE_LIMITED, status=Status.DEFERRED)
+    await lines(conn, 1, Category.RATE_LIMITED, status=Status.DEFERRED, attempt=2)
     assert len(await look(conn, FaultBounds())) == 1
+
+
+@pytest.mark.parametrize("category", [Category.RATE_LIMITED, Category.POLICY])
+async def test_greylisting_raises_none_whatever_it_says_of_itself(conn: asyncpg.Connection, category: Category) -> None:
+    await lines(conn, 1_000, category, status=Status.DEFERRED)
+    assert await look(conn, FaultBounds()) == []
+    # A listing that is only told as "for now" is no greylisting.
+    await lines(conn, 100, Category.IP_BLOCKED, status=Status.DEFERRED)
+    assert [one.category for one in await look(conn, FaultBounds())] == [Category.IP_BLOCKED]
 
 
 async def test_it_is_raised_once_and_again_only_after_an_hour_of_quiet(
@@ -182,6 +192,6 @@ async def test_it_is_raised_once_and_again_only_after_an_hour_of_quiet(
 
 
 async def test_a_reason_is_not_what_counts_but_the_category(conn: asyncpg.Connection) -> None:
-    await conn.execute(LINES, 60.0, 1, int(Status.FAILED), "mx.big.example", "out-1", 3, int(Category.POLICY), 30)
+    await conn.execute(LINES, 60.0, 1, int(Status.FAILED), "mx.big.example", "out-1", 3, int(Category.POLICY), 30, 1)
     await conn.execute("UPDATE mta.delivery_log SET reason = $1", int(Reason.UNREACHABLE))
     assert len(await look(conn)) == 1

@@ -179,7 +179,14 @@ class World:
         await asyncio.to_thread(self.sink.__exit__, None, None, None)
 
     def node(
-        self, name: str = "one", *, rules: str = GENEROUS_RULES, children: int = 2, settings: str = "", **keys: object
+        self,
+        name: str = "one",
+        *,
+        rules: str = GENEROUS_RULES,
+        children: int = 2,
+        settings: str = "",
+        ipv6: bool = False,
+        **keys: object,
     ) -> Node:
         """A node's configuration, not started. ``settings`` is TOML after the common part; ``keys`` are of [master]."""
         directory = self.directory / name
@@ -195,8 +202,8 @@ journal_dir = "{directory / "journal"}"
 dsn = "{self.database.dsn}"
 [dns]
 nameservers = ["{self.nameserver.address}:{self.nameserver.port}"]
-allow_networks = ["127.0.0.0/8"]
-ipv6 = false
+allow_networks = ["127.0.0.0/8", "::1/128"]
+ipv6 = {json.dumps(ipv6)}
 [smtp]
 port = {self.sink.port}
 [rules]
