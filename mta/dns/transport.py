@@ -371,18 +371,26 @@ class Transport:
         self._loop.add_reader(opened.fileno(), self._readable, port)
         return port
 
+    def _listen_anew(self, port: _Port) -> None:
+        """uvloop watches no socket any more that had an error (libuv stops its poll): its later answers would be lost."""
+        self._loop.remove_reader(port.socket.fileno())
+        self._loop.add_reader(port.socket.fileno(), self._readable, port)
+
     def _close_port(self, port: _Port) -> None:
         self._loop.remove_reader(port.socket.fileno())
         port.socket.close()
 
     def _readable(self, port: _Port) -> None:
         receive = port.socket.recv
-        for _ in range(_PACKETS_PER_WAKE_MAX):
+        for number in range(_PACKETS_PER_WAKE_MAX):
             try:
                 wire = receive(_PACKET_BYTES_MAX)
             except (BlockingIOError, InterruptedError):
+                if not number:  # woken for nothing: it was for an error that a send has met since
+                    self._listen_anew(port)
                 return
             except OSError as problem:
+                self._listen_anew(port)
                 self._unreachable(port, problem)
                 return
             self._receive(port, wire)
