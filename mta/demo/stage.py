@@ -110,6 +110,7 @@ journal_dir = "journal"
 dsn = "{self.dsn}"
 [master]
 poll_idle_s = 0.2
+in_doubt_max = 100  # what is killed on purpose is to arrive all the same
 [children]
 count = {self._scene.options.children}
 [dns]

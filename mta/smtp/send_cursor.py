@@ -112,18 +112,20 @@ class SendCursor:
             self._end("protocol error: octets that are not owed")
             return
         limits = self._limits
-        if cause := limits.forbids(needs_reset=self._needs_reset):
+        if (limits.is_bounded or self._needs_reset) and (cause := limits.forbids(needs_reset=self._needs_reset)):
             self._quit(cause)
             return
         envelope = self._offered[0]
-        count, cause = limits.allowed(envelope)
-        if count == 0:
-            self._quit("RCPTDOMAINMAX domains were named")
-            return
+        count = len(envelope.recipients)
+        if count > 1 or limits.is_bounded:
+            count, cause = limits.allowed(envelope)
+            if count == 0:
+                self._quit("RCPTDOMAINMAX domains were named")
+                return
+            limits.count_mail()
+            for index in range(count, len(envelope.recipients)):
+                self.verdicts.append(Verdict(envelope.token, index, _NOT_ATTEMPTED, _RCPT, None, cause))
         self._offered.popleft()
-        limits.count_mail()
-        for index in range(count, len(envelope.recipients)):
-            self.verdicts.append(Verdict(envelope.token, index, _NOT_ATTEMPTED, _RCPT, None, cause))
         transaction = Transaction(envelope, count)
         if self._current is not None:
             transaction.is_behind_end = True

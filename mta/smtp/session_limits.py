@@ -11,7 +11,7 @@ from mta.smtp.extensions import Extensions
 class SessionLimits:
     """Counts of one session, and how much of each is left."""
 
-    __slots__ = ("_domains", "_domains_max", "_mails_left", "_resets_max", "recipients_max", "resets")
+    __slots__ = ("_domains", "_domains_max", "_mails_left", "_resets_max", "is_bounded", "recipients_max", "resets")
 
     def __init__(self, extensions: Extensions, resets_max: int) -> None:
         self.recipients_max = extensions.rcpt_max  # of a transaction; falls when the server says so to RCPT
@@ -20,6 +20,7 @@ class SessionLimits:
         self._mails_left = extensions.mail_max
         self._domains_max = extensions.rcpt_domain_max
         self._domains: set[bytes] = set()  # that were named, where they are limited
+        self.is_bounded = self._mails_left is not None or self._domains_max is not None  # few servers say so
 
     def forbids(self, *, needs_reset: bool) -> str:
         """Why no further transaction may begin; empty if it may."""
@@ -38,8 +39,6 @@ class SessionLimits:
         0: the session may name no domain of it.
         """
         count = len(envelope.recipients)
-        if count == 1 and self._domains_max is None:
-            return 1, ""
         cause = "too many recipients"
         if self.recipients_max is not None:
             count = min(count, self.recipients_max)
