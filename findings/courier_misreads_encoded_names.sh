@@ -70,7 +70,7 @@ for attempt in range(50):
 client.sendmail("bob@there.test", ["ann@here.test"], SENT + "Date: Mon, 1 Jun 2026 12:00:00 +0000\nSubject: x\n\nx\n")
 client.quit()
 for attempt in range(100):
-    if found := list(pathlib.Path("/home/ann/Maildir/new").iterdir()):
+    if found := list(pathlib.Path("~ann/Maildir/new").expanduser().iterdir()):
         break
     time.sleep(0.2)
 # Unfolded: it folds Cc anew, at each comma.

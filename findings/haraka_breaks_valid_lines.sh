@@ -5,6 +5,7 @@
 # them. Haraka 3.3.4 counts 992 with the CRLF ([max] data_line_length of its smtp.ini) and breaks what is longer: not only
 # in the header, where a break and a blank are a fold and mean nothing, but in the body, where they are content: a long
 # line of HTML or of text has a blank in a word, and a DKIM signature over the body is broken. The reply is 250.
+# docs/CoreConfig.md of the package says what it does with longer lines; that valid ones are among them one has to reckon.
 #
 # Output seen: "990 octets: stored as [990]; 991 octets: stored as [990, 2]; 998 octets: stored as [990, 9]".
 # Exit code 1 if that changes. Needs: node 20 or newer, npm, python3; a temporary folder and 127.0.0.1 are all that it uses.

@@ -126,7 +126,7 @@ class DebianServer(RemoteServer):
 
     def command(self, place: Place) -> list[str]:
         place.write("passwd", "".join(_unix_user(name, 2000 + at) for at, name in enumerate(MAILBOXES)))
-        homes = " ".join(f"/home/{name}" for name in MAILBOXES)
+        homes = " ".join(f"/srv/users/{name}" for name in MAILBOXES)
         prepare = f"""
         hostname {HOST}
         printf '127.0.0.1 localhost\n{HOST_ADDRESS} {HOST} mx\n' > /etc/hosts
@@ -138,7 +138,7 @@ class DebianServer(RemoteServer):
 
 
 def _unix_user(name: str, number: int) -> str:
-    return f"{name}:x:{number}:100::/home/{name}:/bin/sh\n"
+    return f"{name}:x:{number}:100::/srv/users/{name}:/bin/sh\n"
 
 
 def mbox_messages(folder: Path) -> Iterator[StoredMessage]:

@@ -12,6 +12,14 @@ from tests.interop.remote import DebianServer, StoredMessage, maildir_messages
 # A user has a password; nobody logs in with this one.
 _PASSWORD = 'scrypt: { logN: 14 r: 8 p: 1 keyLen: 32 salt: "x" encrypted: "x" }'
 
+# A file is seen when it is whole.
+_MDA = f"""#!/bin/sh
+set -e
+file=$(mktemp {WORK}/mail/"$1"/XXXXXXXX)
+cat > "$file"
+mv "$file" {WORK}/mail/"$1"/new/
+"""
+
 
 class Chasquid(DebianServer):
     name: ClassVar = "chasquid"
@@ -34,7 +42,7 @@ mail_delivery_agent_args: "%to_user%"
 mail_log_path: "<stdout>"
 """,
         )
-        place.write("mda", f'#!/bin/sh\nexec cat > "$(mktemp {WORK}/mail/"$1"/new/XXXXXXXX)"\n', mode=0o755)
+        place.write("mda", _MDA, mode=0o755)
         place.write(
             "hook",
             f'#!/bin/sh\nif grep -q "^{REFUSE_HEADER}: {REFUSE}"; then echo Not wanted here; exit 20; fi\n',

@@ -45,7 +45,7 @@ class Courier(DebianServer):
         printf '{DOMAIN}\\n' > /etc/courier/esmtpacceptmailfor.dir/{DOMAIN}
         cp {WORK}/both.pem /etc/courier/esmtpd.pem
         chown courier /etc/courier/esmtpd.pem; chmod 600 /etc/courier/esmtpd.pem
-        for home in /home/good* /home/picky; do
+        for home in /srv/users/good* /srv/users/picky; do
             user=${{home##*/}}; mkdir {WORK}/mail/$user; chown $user {WORK}/mail/$user; rm -rf $home
             ln -s {WORK}/mail/$user $home; setpriv --reuid $user --clear-groups maildirmake {WORK}/mail/$user/Maildir
         done

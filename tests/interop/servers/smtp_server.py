@@ -25,7 +25,8 @@ new SMTPServer({
     const chunks = []
     stream.on('data', chunk => chunks.push(chunk))
     stream.on('end', () => {
-      const message = Buffer.concat(chunks)
+      const trace = Buffer.from(`Received: by HOST with ${session.transmissionType}\\r\\n`)
+      const message = Buffer.concat([trace, ...chunks])
       if (message.includes('HEADER: REFUSE')) return done(refusal(550, '5.7.1 Not wanted here'))
       const user = session.envelope.rcptTo[0].address.split('@')[0]
       fs.writeFile(`mail/${user}/new/${session.id}-${session.transaction}`, message, done)
