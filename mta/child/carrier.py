@@ -63,7 +63,7 @@ class Crew(Protocol):
 class Carrier:
     """Listener of one Link. Its letters are in the worker's table while they are under way."""
 
-    __slots__ = ("_is_closing", "_is_over", "batches", "columns", "link", "opening", "order", "worker")
+    __slots__ = ("_is_closing", "_is_given_up", "_is_over", "batches", "columns", "link", "opening", "order", "worker")
 
     def __init__(self, worker: Crew, order: Open) -> None:
         self.worker = worker
@@ -73,6 +73,7 @@ class Carrier:
         self.batches: deque[BatchCursor] = deque()
         self.columns = session_columns(order.site, order.mx_host, order.peer, order.egress)
         self._is_closing = False
+        self._is_given_up = False
         self._is_over = False
 
     async def open(self) -> None:
@@ -128,6 +129,8 @@ class Carrier:
         """Offers letters until the dialogue is two deep."""
         link = self.link
         if link is None or not self.worker.may_begin:
+            if link is not None and self._is_closing and not self.batches and link.load == 0:
+                link.close()
             return
         worker = self.worker
         is_sharing = self.order.recipients_per_transaction_max > 1
@@ -213,7 +216,7 @@ class Carrier:
                 if _is_refusal(verdict, reply, refusal):
                     worker.refused(letter, reply, verdict.stage)
                 refusal = reply
-            if verdict.kind is Kind.NOT_ATTEMPTED and letter.segments is not None:
+            if (verdict.kind is Kind.NOT_ATTEMPTED or self._is_given_up) and letter.segments is not None:
                 decision = RETURNED  # nothing of its content was written
             else:
                 decision = triage(verdict.kind, verdict.stage, verdict.reply, verdict.cause)
@@ -256,6 +259,12 @@ class Carrier:
             self.feed()
         elif not self.batches and self.opening is not None:
             self.opening.cancel()
+
+    def give_up(self, cause: str) -> None:
+        """Ends the session now. What it was about to send of a message goes back: nothing of it was written."""
+        self._is_given_up = True
+        if self.link is not None:
+            self.link.abort(cause)
 
     def _give_back(self, cursor: BatchCursor) -> None:
         for part, position in cursor.rest():

@@ -205,7 +205,15 @@ class Worker(asyncio.Protocol):
         self._recall(None)
         for carrier in list(self._carriers.values()):
             carrier.close()
+        self._give_up_due()
         self._end_if_drained()
+
+    def _give_up_due(self) -> None:
+        """A drain waits for servers, but for no lease: what may not be begun now is left to the next run."""
+        if self._is_draining and not self.may_begin:
+            due, self._due = self._due, []
+            for carrier, _ in due:
+                carrier.give_up("the node is draining and its lease is over")
 
     # --- from the carriers ----------------------------------------------------------------------
 
@@ -359,6 +367,7 @@ class Worker(asyncio.Protocol):
         for carrier in list(self._carriers.values()):
             if carrier.link is not None:
                 carrier.link.check_deadline(now_s)
+        self._give_up_due()
         if self._trouble:
             self._probe_journal()
         usage = resource.getrusage(resource.RUSAGE_SELF)

@@ -42,6 +42,7 @@ from mta.outcomes.replay import Journals, Told
 from mta.queue import claim as claims
 from mta.queue import nodes
 from mta.queue.claim import ClaimedPart
+from mta.queue.connection import acquire
 from mta.queue.nodes import Fenced, NodeRun
 from mta.queue.settle import commit
 from mta.traffic.egress import EgressChooser
@@ -85,7 +86,7 @@ def _try_lock(fd: int) -> bool:
 async def recover_earlier_runs(pool: asyncpg.Pool, own: NodeRun, lease_s: float, directory: Path) -> None:
     """Settles what earlier runs of this node left, and clears their files away. Before anything is claimed."""
     marked = marked_runs(directory)
-    async with pool.acquire() as conn:
+    async with acquire(pool) as conn:
         earlier = await nodes.earlier_runs(conn, own, marked)
     for dead in earlier:
         journals = None
@@ -98,7 +99,7 @@ async def recover_earlier_runs(pool: asyncpg.Pool, own: NodeRun, lease_s: float,
         is_complete = same_boot and journals is not None and not journals.is_damaged
         doubts = await recover_run(pool, dead, journals, is_complete=is_complete)
         log.warning("an earlier run was recovered", run=dead.id, in_doubt=doubts, journal_complete=is_complete)
-    async with pool.acquire() as conn:
+    async with acquire(pool) as conn:
         for run_id in await nodes.ended_among(conn, runs_in(directory)):
             remove_run(directory, run_id)
 
@@ -107,7 +108,7 @@ async def _until_lease_is_over(pool: asyncpg.Pool, dead: NodeRun, own: NodeRun, 
     """A run of our name whose journal is not here may be alive elsewhere: nobody but its lease can tell."""
     is_said = False
     while True:
-        async with pool.acquire() as conn:
+        async with acquire(pool) as conn:
             if await nodes.is_lease_over(conn, dead.id):
                 return
             await nodes.renew(conn, own.id, lease_s)
@@ -119,7 +120,7 @@ async def _until_lease_is_over(pool: asyncpg.Pool, dead: NodeRun, own: NodeRun, 
 
 async def take_over_dead_nodes(pool: asyncpg.Pool, own: NodeRun, grace_s: float) -> None:
     """Settles what other nodes left whose lease ended more than ``grace_s`` ago."""
-    async with pool.acquire(timeout=10) as conn:
+    async with acquire(pool) as conn:
         dead_runs = await nodes.dead_runs(conn, own.name, grace_s)
     for dead in dead_runs:
         try:
@@ -142,7 +143,7 @@ async def recover_run(
     doubts = 0
     books: dict[int, DeliveryBook] = {}
     collector = Collector(_no_schedule(), lambda _: None)
-    async with pool.acquire() as conn:
+    async with acquire(pool) as conn:
         if not await nodes.begin_recovery(conn, dead.id) and gives_way:
             raise Fenced(f"node run {dead.id} is being recovered by another")
         if ended := await nodes.end_sessions(conn, dead.id):

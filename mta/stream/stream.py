@@ -47,11 +47,11 @@ class Stream:
 
     async def run(self) -> None:
         """Until told to stop."""
-        said = ""
+        said, name = "", f"mta stream {self._settings.name}"[:63]
         try:
             while not self._stop.is_set():
                 try:
-                    async with connection(self._dsn, application_name=f"mta stream {self._settings.name}"[:63]) as conn:
+                    async with connection(self._dsn, application_name=name, is_shared=False) as conn:
                         said = ""
                         await self._serve(conn)
                 except DATABASE_AWAY as error:
