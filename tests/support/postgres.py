@@ -44,15 +44,25 @@ def _base() -> Path:
 
 
 @contextlib.contextmanager
-def server() -> Iterator[EmbeddedPostgres]:
-    """A server in a directory named after this process; those of processes that died are cleared away."""
+def directories(count: int) -> Iterator[list[Path]]:
+    """Directories for servers, named after this process; those of processes that died are cleared away."""
     base = _base()
     for left in base.glob(_PREFIX + "*"):
         pid = left.name.removeprefix(_PREFIX).split("-")[0]
         if pid.isdigit() and not Path(f"/proc/{pid}").exists():
             EmbeddedPostgres(left).kill()
             shutil.rmtree(left, ignore_errors=True)
-    postgres = EmbeddedPostgres(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=base))
+    yield [Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=base)) for _ in range(count)]
+
+
+@contextlib.contextmanager
+def server() -> Iterator[EmbeddedPostgres]:
+    """A server in a directory of its own."""
+    with directories(1) as (directory,):
+        yield from _served(EmbeddedPostgres(directory))
+
+
+def _served(postgres: EmbeddedPostgres) -> Iterator[EmbeddedPostgres]:
     try:
         postgres.start()
         yield postgres
