@@ -22,7 +22,9 @@ T = TypeVar("T")
 
 NAME: Final = "mta probe"
 ANSWER_S: Final = 5.0
+ROUNDS: Final = 3  # other clients may take, in between, what would have told
 _PID: Final = "SELECT pg_catalog.pg_backend_pid()"
+_STATEMENT_MODE: Final = "statement pooling"  # of pgbouncer's words
 _NEED: Final = (
     "leads to a connection pooler that hands each transaction, or each statement, to another session of the server; "
     "a daemon needs sessions of its own: connect it to PostgreSQL itself, or set pool_mode = session for it"
@@ -35,20 +37,29 @@ async def require_own_session(conn: Conn, options: ConnectionOptions) -> None:
     # What the server said when the session began. A pooler makes up a number of its own.
     if pid == conn.get_server_pid():
         return
-    async with contextlib.AsyncExitStack() as others:
-        # Two: a pooler that takes its idle sessions in turn may give the first one a session that nobody used.
-        for _ in range(2):
-            other = await _within(open_connection(options, application_name=NAME, is_shared=True))
-            others.push_async_callback(_close, other)
-            try:
-                await _within(other.execute("BEGIN"))
-                shared = await _within(other.fetchval(_PID)) == pid
-            except asyncpg.ProtocolViolationError:
-                shared = True  # statement mode: no transactions at all
-            if shared:
-                raise BadInput(WHERE, _NEED)
-        if await _within(conn.fetchval(_PID)) != pid:
+    for _ in range(ROUNDS):
+        if await _is_shared(conn, pid, options):
             raise BadInput(WHERE, _NEED)
+
+
+async def _is_shared(conn: Conn, pid: int, options: ConnectionOptions) -> bool:
+    """A pooler that takes its idle sessions in turn gives ``conn`` another one now; a pooler that takes the one that
+    was used last, or has no other, gives that to whoever comes next."""
+    if await _within(conn.fetchval(_PID)) != pid:
+        return True
+    other = await _within(open_connection(options, application_name=NAME, is_shared=True))
+    try:
+        await _within(other.execute("BEGIN"))
+        if await _within(other.fetchval(_PID)) == pid:
+            return True
+    except asyncpg.PostgresConnectionError as error:
+        if _STATEMENT_MODE not in str(error):
+            raise
+        return True  # no transactions at all
+    finally:
+        with contextlib.suppress(*DATABASE_AWAY):
+            await other.close(timeout=CLOSE_S)
+    return bool(await _within(conn.fetchval(_PID)) != pid)
 
 
 async def _within(answer: Coroutine[Any, Any, T]) -> T:
@@ -57,8 +68,3 @@ async def _within(answer: Coroutine[Any, Any, T]) -> T:
             return await answer
     except TimeoutError:
         raise DatabaseUnreachable("database: the connection pooler has no session left for this node") from None
-
-
-async def _close(conn: asyncpg.Connection[asyncpg.Record]) -> None:
-    with contextlib.suppress(*DATABASE_AWAY):
-        await conn.close(timeout=CLOSE_S)
