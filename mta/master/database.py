@@ -76,9 +76,10 @@ async def connect(settings: Settings, stop_wanted: asyncio.Event) -> asyncpg.Poo
             if text != said:
                 said = text
                 host = urlsplit(settings.database.dsn).hostname or "local"  # no more: it may hold a password
-                is_refused = isinstance(error, _REFUSALS)
-                say = log.error if is_refused else log.warning
-                say("waiting for the database", host=host, error=text, is_refused=is_refused)
+                if isinstance(error, _REFUSALS):
+                    log.error("database refuses the connection, asked again until it does not", host=host, error=text)
+                else:
+                    log.warning("waiting for the database", host=host, error=text)
                 notify(f"STATUS=waiting for the database: {text}")
             await event_or_timeout(stop_wanted, AGAIN_S)
             if stop_wanted.is_set():

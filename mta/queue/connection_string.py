@@ -82,6 +82,7 @@ _NOT_SUPPORTED: Final = frozenset(
     )
 )
 _NOT_NEEDED: Final = "fallback_application_name"  # this program always gives a name
+PARAMETERS: Final = _PASSED_ON | _TAKEN | _AS_IT_IS.keys() | _NOT_SUPPORTED | {_NOT_NEEDED}
 _ATTRIBUTES: Final = ("any", "read-write", "read-only", "primary", "standby", "prefer-standby")
 
 

@@ -14,6 +14,7 @@ from tests.support.forwarder import Forwarder, silent_listener
 from tests.support.launch import launch
 from tests.support.node import Node, World, addresses, until
 from tests.support.postgres import Database
+from tests.support.replication import free_port
 
 BOUND_S = 40.0  # after the first signal, where it was minutes
 SECOND_S = 20.0  # after the second one
@@ -35,6 +36,14 @@ async def _end(node: Node, starting: asyncio.Task[None] | None = None, bound_s: 
             await starting
     assert not [entry for entry in node.log if "Traceback" in str(entry)], node.log
     return code
+
+
+async def _until_counted(database: Database, query: str) -> None:
+    async with asyncio.timeout(30):
+        while True:
+            if await database.pool.fetchval(query):
+                return
+            await asyncio.sleep(0.05)
 
 
 def _with_dsn(node: Node, database: Database, dsn: str) -> None:
@@ -107,11 +116,7 @@ async def test_a_start_that_waits_for_a_lock_ends_at_a_signal(tmp_path: Path, da
         async with conn.transaction():
             await conn.execute("LOCK TABLE mta.node IN ACCESS EXCLUSIVE MODE")
             starting = await _begin(node)
-            async with asyncio.timeout(30):
-                while True:
-                    if await database.pool.fetchval(WAITS_FOR_LOCK):
-                        break
-                    await asyncio.sleep(0.05)
+            await _until_counted(database, WAITS_FOR_LOCK)
             node.signal(signal.SIGTERM)
             assert await _end(node, starting) == 0
 
@@ -202,3 +207,43 @@ async def test_a_drain_waits_for_a_server_that_hangs_says_so_and_a_second_signal
         assert not node.has_ended
         node.signal(signal.SIGTERM)
         assert await _end(node, bound_s=SECOND_S) == 0
+
+
+_SESSIONS = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND "
+SERVES = {  # statements that they repeat
+    "keep": _SESSIONS + "query LIKE '%delivery_log%' AND application_name = 'mta one'",
+    "inbound": _SESSIONS + "application_name = 'mta one'",
+}
+SERVICE = """
+[inbound]
+domains = ["bounces.test"]
+listen = ["127.0.0.1:{port}"]
+spool_dir = "spool"
+[[stream]]
+name = "file"
+sink = "files"
+directory = "events"
+"""
+
+
+@pytest.mark.parametrize("command", [("keep",), ("inbound", "run")])
+@pytest.mark.parametrize("is_running", [False, True])
+async def test_services_end_at_a_signal_though_their_database_is_silent(
+    tmp_path: Path, database: Database, command: tuple[str, ...], is_running: bool
+) -> None:
+    async with World(tmp_path, database) as world, Forwarder(database.dsn) as forwarder:
+        node = world.node(settings=SERVICE.format(port=free_port()))
+        _with_dsn(node, database, forwarder.dsn)
+        if not is_running:
+            forwarder.fall_silent()
+        process = await launch(*command, "--config", str(node.config), "--log-json")
+        reading = asyncio.create_task(process.stderr.read())
+        if is_running:
+            here = SERVES[command[0]]
+            await _until_counted(database, here)
+            forwarder.fall_silent()
+        else:
+            await until("it has connected", lambda: forwarder.connections)
+        process.send_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(process.wait(), BOUND_S) == 0, await reading
+        assert b"Traceback" not in await reading

@@ -9,7 +9,15 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from mta.queue.connection import DatabaseUnreachable, acquire, close_pool, connection, open_connection, open_pool
+from mta.queue.connection import (
+    DATABASE_AWAY,
+    DatabaseUnreachable,
+    acquire,
+    close_pool,
+    connection,
+    open_connection,
+    open_pool,
+)
 from mta.queue.connection_string import parse_connection_string
 from tests.pure.test_connection_string import NOT_SUPPORTED, OF_LIBPQ
 from tests.support.forwarder import Forwarder, silent_listener
@@ -83,7 +91,7 @@ async def test_a_statement_that_is_given_up_on_a_silent_server_ends_soon(databas
                 try:
                     async with acquire(pool) as conn, conn.transaction():
                         await conn.execute("SELECT pg_sleep(600)")
-                except (OSError, DatabaseUnreachable):
+                except DATABASE_AWAY:
                     continue
 
         asking = asyncio.create_task(ask())
@@ -131,13 +139,13 @@ async def test_a_refusal_is_told_from_a_server_that_is_not_there(tmp_path: Path,
         nobody = database.dsn.replace("postgres@", "nobody_known@")
         node.config.write_text(node.config.read_text().replace(database.dsn, nobody))
         starting = asyncio.create_task(node.start())
-        await until("it says so", lambda: node.said("waiting for the database"))
-        said = node.said("waiting for the database")[0]
-        assert (said["level"], said["is_refused"]) == ("error", True)
+        refused = "database refuses the connection, asked again until it does not"
+        await until("it says so", lambda: node.said(refused))
+        assert node.said(refused)[0]["level"] == "error"
         async with connection(database.dsn) as conn:  # somebody mends it, and no restart is needed
             await conn.execute("CREATE ROLE nobody_known SUPERUSER LOGIN")
         await starting
         assert await node.stop() == 0
-        assert len(node.said("waiting for the database")) == 1
+        assert (len(node.said(refused)), node.said("waiting for the database")) == (1, [])
         async with connection(database.dsn) as conn:
             await conn.execute("DROP ROLE nobody_known")
