@@ -77,6 +77,7 @@ class Carrier:
 
     __slots__ = (
         "_is_closing",
+        "_is_given_up",
         "_is_over",
         "_is_plain",
         "batches",
@@ -97,6 +98,7 @@ class Carrier:
         self.counts = SessionCounts(order.session, (order.peer, order.port), worker.now_s())
         self.columns = session_columns(order.site, order.mx_host, order.peer, order.egress)
         self._is_closing = False
+        self._is_given_up = False
         self._is_over = False
         self._is_plain = False  # without TLS, as STARTTLS failed
 
@@ -160,6 +162,8 @@ class Carrier:
         """Offers letters until the dialogue is two deep."""
         link = self.link
         if link is None or not self.worker.may_begin:
+            if link is not None and self._is_closing and not self.batches and link.load == 0:
+                link.close()
             return
         worker = self.worker
         is_sharing = self.order.recipients_per_transaction_max > 1
@@ -255,7 +259,7 @@ class Carrier:
                 if _is_refusal(verdict, reply, refusal):
                     worker.refused(letter, reply, verdict.stage)
                 refusal = reply
-            if verdict.kind is Kind.NOT_ATTEMPTED and letter.segments is not None:
+            if (verdict.kind is Kind.NOT_ATTEMPTED or self._is_given_up) and letter.segments is not None:
                 decision = RETURNED  # nothing of its content was written
             elif reply is not None and verdict.kind is Kind.REFUSED and self._is_about_session(verdict, reply, letter):
                 decision = RETURNED  # another session may take it
@@ -374,6 +378,12 @@ class Carrier:
             self.link.drop()
         elif self.opening is not None:
             self.opening.cancel()
+
+    def give_up(self, cause: str) -> None:
+        """Ends the session now. What it was about to send of a message goes back: nothing of it was written."""
+        self._is_given_up = True
+        if self.link is not None:
+            self.link.abort(cause)
 
     def _give_back(self, cursor: BatchCursor) -> None:
         for part, position in cursor.rest():

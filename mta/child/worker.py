@@ -252,7 +252,15 @@ class Worker(asyncio.Protocol):
         self._is_draining = True
         self._recall(None)
         self._each(self._carriers.values(), Carrier.close)
+        self._give_up_due()
         self._end_if_drained()
+
+    def _give_up_due(self) -> None:
+        """A drain waits for servers, but for no lease: what may not be begun now is left to the next run."""
+        if self._is_draining and not self.may_begin:
+            due, self._due = self._due, []
+            carriers = [carrier for carrier, _ in due]
+            self._each(carriers, lambda carrier: carrier.give_up("the node is draining and its lease is over"))
 
     # --- faults of our own code -------------------------------------------------------------------
 
@@ -493,6 +501,7 @@ class Worker(asyncio.Protocol):
         self._each(self._carriers.values(), lambda carrier: carrier.check_deadline(now_s))
         if self._failing_until_s and now_s >= self._failing_until_s:
             self._each(self._carriers.values(), Carrier.abort)
+        self._give_up_due()
         if self._trouble:
             self._probe_journal()
         usage = resource.getrusage(resource.RUSAGE_SELF)

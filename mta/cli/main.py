@@ -42,6 +42,13 @@ _NAMES: Final = (
 )
 MODULES: Final = {name: f"mta.cli.{name}" for name in _NAMES}
 EXIT_NOT_DONE: Final = 2
+# The server ended a statement: a time limit, a lock, or a standby that had to go on with what its primary sends.
+_CUT_SHORT: Final = (
+    asyncpg.QueryCanceledError,
+    asyncpg.SerializationError,
+    asyncpg.DeadlockDetectedError,
+    asyncpg.LockNotAvailableError,
+)
 VERSION: Final = "--version"
 
 
@@ -92,6 +99,10 @@ def main() -> None:
         _fail(str(error))
     except asyncpg.InsufficientPrivilegeError as error:
         _fail(f"database: {error}")
+    except asyncpg.ReadOnlySQLTransactionError as error:
+        _fail(f"database: this server takes no writes, it is a standby or set read-only: {error}")
+    except _CUT_SHORT as error:
+        _fail(f"database: {error}; nothing is wrong with what was asked, ask again")
     except (asyncpg.PostgresConnectionError, asyncpg.InterfaceError, asyncpg.AdminShutdownError) as error:
         _fail(f"database: the connection was lost: {error}")
     except BrokenPipeError:

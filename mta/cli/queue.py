@@ -40,9 +40,16 @@ def show(dsn: Dsn = "", as_json: AsJson = False) -> None:
     )
     print_table(
         "Nodes",
-        ("run", "node", "started", "alive", "lease left s", "parts", "recipients"),
+        ("run", "node", "started", "state", "lease left s", "parts", "recipients"),
         [
-            (node.id, node.name, node.started_at, node.alive, node.lease_left_s, node.parts, node.recipients)
+            (node.id, node.name, node.started_at, _state(node), node.lease_left_s, node.parts, node.recipients)
             for node in nodes
         ],
     )
+
+
+def _state(node: overview.NodeLeases) -> str:
+    """A dead node that was draining is dead."""
+    if not node.alive:
+        return "dead"
+    return "draining" if node.draining else "alive"

@@ -15,6 +15,7 @@ import imaplib
 import os
 import poplib
 import re
+import socket
 import ssl
 import time
 from collections.abc import Iterator
@@ -48,7 +49,15 @@ class MailboxReader:
         self._table = table
         self._spool = spool
         self._octets_max = octets_max
+        self._socket: socket.socket | None = None  # while a server is asked, in a thread
         self.fetched = 0
+
+    def interrupt(self) -> None:
+        """Ends the wait for an answer: else the thread would go on for as long as the server takes."""
+        asked = self._socket
+        if asked is not None:
+            with contextlib.suppress(OSError):  # it has ended meanwhile
+                socket.socket.shutdown(asked, socket.SHUT_RDWR)  # under TLS, whose own word is for the thread alone
 
     async def run(self, stop_wanted: asyncio.Event) -> None:
         """Looks every so often, until told to stop. A mailbox that is away is tried again."""
@@ -143,12 +152,15 @@ class MailboxReader:
             imap: imaplib.IMAP4 = imaplib.IMAP4_SSL(table.host, table.port, ssl_context=_tls(table), timeout=TIMEOUT_S)
         else:
             imap = imaplib.IMAP4(table.host, table.port, timeout=TIMEOUT_S)
+        self._socket = imap.sock
         try:
             if table.tls is MailboxTls.STARTTLS:
                 imap.starttls(_tls(table))
+                self._socket = imap.sock
             yield imap
             imap.logout()
         finally:
+            self._socket = None
             with contextlib.suppress(*AWAY):  # the connection is gone already, then
                 imap.shutdown()
 
@@ -160,9 +172,11 @@ class MailboxReader:
             pop: poplib.POP3 = poplib.POP3_SSL(table.host, table.port, context=_tls(table), timeout=TIMEOUT_S)
         else:
             pop = poplib.POP3(table.host, table.port, timeout=TIMEOUT_S)
+        self._socket = pop.sock
         try:
             if table.tls is MailboxTls.STARTTLS:
                 pop.stls(_tls(table))
+                self._socket = pop.sock
             pop.user(table.user)
             pop.pass_(read_password(table))
             taken = 0
@@ -179,6 +193,7 @@ class MailboxReader:
             pop.quit()  # only now the server removes them
             return taken
         finally:
+            self._socket = None
             with contextlib.suppress(*AWAY):
                 pop.close()
 

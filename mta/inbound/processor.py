@@ -18,7 +18,7 @@ from mta.inbound.meaning import Meaning, Trust
 from mta.inbound.readers import UNREADABLE, Readers
 from mta.inbound.spool import Spool, mails_in
 from mta.model.outcome import Status
-from mta.queue.connection import DATABASE_AWAY, Conn
+from mta.queue.connection import DATABASE_AWAY, Conn, acquire
 from mta.queue.feedback import Feedback, Recorded, count, latest_numbers, record
 from mta.telemetry.outages import DATABASE
 from mta.telemetry.waits import event_or_timeout
@@ -72,7 +72,7 @@ class Processor:
             self._wanted = None
         found = await self._readers.read(paths)
         meanings = [one for mails in found if mails is not None for one in mails]
-        async with pool.acquire(timeout=10) as conn, conn.transaction():
+        async with acquire(pool) as conn, conn.transaction():
             meanings = await _with_senders(conn, meanings)
             items = [one.feedback for one in meanings if one.feedback is not None]
             recorded = await record(conn, items) if items else Recorded(0, 0, frozenset())

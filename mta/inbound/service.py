@@ -21,7 +21,7 @@ from mta.master.database import closing, connect
 from mta.master.qualification import bounce_rules
 from mta.model.errors import BadInput
 from mta.queue import updates
-from mta.queue.connection import DATABASE_AWAY
+from mta.queue.connection import DATABASE_AWAY, acquire
 from mta.queue.feedback import count
 from mta.queue.installation import verp_key
 from mta.queue.updates import Update
@@ -29,9 +29,10 @@ from mta.settings.bounce_rules import load_bounce_rules
 from mta.settings.config import Settings
 from mta.settings.inbound import InboundSettings
 from mta.telemetry.systemd import notify
-from mta.telemetry.waits import event_or_timeout
+from mta.telemetry.waits import Stopped, event_or_timeout, until_stopped
 
 TELL_S = 60.0
+STOP_S = 5.0
 log = structlog.get_logger()
 
 
@@ -56,15 +57,22 @@ class Inbound:
         if pool is None:
             return
         async with closing(pool):
-            async with pool.acquire() as conn:
-                key = await verp_key(conn)
-                self._update = await updates.in_force(conn)
+            try:
+                key = await until_stopped(self._begin(pool), self._stop_wanted)
+            except Stopped:
+                return
             rules = await self._rules()
             spool = await asyncio.to_thread(_spool, settings)
             try:
                 await self._serve(pool, spool, rules, key)
             finally:
                 await asyncio.to_thread(spool.close)
+
+    async def _begin(self, pool: asyncpg.Pool) -> bytes:
+        """What only the database knows: the update in force, and the key of return paths."""
+        async with acquire(pool) as conn:
+            self._update = await updates.in_force(conn)
+            return await verp_key(conn)
 
     async def _serve(self, pool: asyncpg.Pool, spool: Spool, rules: Sequence[BounceRule], key: bytes) -> None:
         settings = self._settings.inbound
@@ -77,18 +85,29 @@ class Inbound:
             notify("READY=1")
             listening = [f"{host}:{port}" for host, port in addresses]
             log.info("running", listening=listening, mailboxes=[one.name for one in settings.mailbox])
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(processor.run(pool, self._stop_wanted), name="processor")
-                tasks.create_task(self._tell(pool, listener, processor), name="tell")
-                tasks.create_task(self._follow_updates(pool, processor), name="updates")
-                for mailbox in mailboxes:
-                    tasks.create_task(mailbox.run(self._stop_wanted), name="mailbox")
+            async with asyncio.TaskGroup() as group:
+                tasks = [
+                    group.create_task(processor.run(pool, self._stop_wanted), name="processor"),
+                    group.create_task(self._tell(pool, listener, processor), name="tell"),
+                    group.create_task(self._follow_updates(pool, processor), name="updates"),
+                ]
+                tasks += [group.create_task(one.run(self._stop_wanted), name="mailbox") for one in mailboxes]
                 if settings.forward_address is not None:
-                    tasks.create_task(Forwarder(settings, spool).run(self._stop_wanted), name="forwarder")
+                    forwarder = Forwarder(settings, spool)
+                    tasks.append(group.create_task(forwarder.run(self._stop_wanted), name="forwarder"))
                 await self._stop_wanted.wait()
                 await listener.stop()  # before the rest: what comes now would wait for the next start
+                await self._end(tasks, mailboxes)
         finally:
             await listener.stop()
+
+    async def _end(self, tasks: Sequence[asyncio.Task[None]], mailboxes: Sequence[MailboxReader]) -> None:
+        """Each ends by itself after what it has at hand, unless somebody does not answer it."""
+        _, late = await asyncio.wait(tasks, timeout=STOP_S)
+        for mailbox in mailboxes:
+            mailbox.interrupt()
+        for task in late:
+            task.cancel()
 
     async def _rules(self) -> tuple[BounceRule, ...]:
         return await asyncio.to_thread(bounce_rules, self._settings.failures, self._update)
@@ -97,7 +116,7 @@ class Inbound:
         while not self._stop_wanted.is_set():
             await event_or_timeout(self._stop_wanted, TELL_S)
             try:
-                async with pool.acquire(timeout=10) as conn:
+                async with acquire(pool) as conn:
                     update = await updates.newer_than(conn, self._update)
                 if update is not None:
                     self._update = update
@@ -119,7 +138,7 @@ class Inbound:
                 processor.counts.clear()
             if told:
                 try:
-                    async with pool.acquire(timeout=10) as conn:
+                    async with acquire(pool) as conn:
                         await count(conn, told)
                     told.clear()
                 except DATABASE_AWAY as error:

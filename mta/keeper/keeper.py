@@ -19,17 +19,18 @@ from mta.master.qualification import bounce_rules
 from mta.model.errors import BadInput
 from mta.model.failure import Verdict
 from mta.queue import failure_texts, feed, quarantine, updates
-from mta.queue.connection import DATABASE_AWAY, Conn
+from mta.queue.connection import DATABASE_AWAY, Conn, acquire
 from mta.queue.qualified import qualified_texts
 from mta.queue.updates import Update
 from mta.settings.config import Settings
 from mta.telemetry.outages import DATABASE
 from mta.telemetry.systemd import notify
-from mta.telemetry.waits import event_or_timeout
+from mta.telemetry.waits import Stopped, event_or_timeout, until_stopped
 
 LOCK: Final = 0x6D74614B  # "mtaK"
 LOOK_S: Final = 1.0
 STAND_BY_S: Final = 5.0
+STOP_S: Final = 5.0  # for the lines at hand
 RELEASE_S: Final = 3_600.0
 log = structlog.get_logger()
 
@@ -70,15 +71,17 @@ class Keeper:
             DATABASE.answered("keep")
             try:
                 async with closing(pool):
-                    await self._serve(pool)
+                    await until_stopped(self._serve(pool), self._stop_wanted, STOP_S)
                 return
+            except Stopped:
+                return  # the pointer has not moved: the next one goes on where this one was
             except DATABASE_AWAY as error:
                 DATABASE.failed("keep", error)
                 await event_or_timeout(self._stop_wanted, LOOK_S)
 
     async def _serve(self, pool: asyncpg.Pool) -> None:
         notify("READY=1")
-        async with pool.acquire() as elected:
+        async with acquire(pool) as elected:
             while not self._stop_wanted.is_set():
                 # Held by this connection for as long as it lives: whoever has it is the one.
                 if not await elected.fetchval("SELECT pg_try_advisory_lock($1)", LOCK):

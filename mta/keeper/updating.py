@@ -18,7 +18,7 @@ import structlog
 
 from mta.bundle.update import Outcome, take_update
 from mta.queue import updates
-from mta.queue.connection import DATABASE_AWAY
+from mta.queue.connection import DATABASE_AWAY, acquire
 from mta.queue.updates import Attempt, Result
 from mta.settings.config import Settings
 
@@ -70,7 +70,7 @@ class Updating:
 
     async def look(self, pool: asyncpg.Pool) -> Outcome | None:
         """Makes an attempt if one is due; what came of it."""
-        async with pool.acquire(timeout=10) as conn:
+        async with acquire(pool) as conn:
             last = await updates.last_scheduled(conn)
             if not is_due(self._clock(), self._settings.deliverability.at, last):
                 return None

@@ -9,7 +9,7 @@ import asyncpg
 import structlog
 
 from mta.queue import faults, monitor
-from mta.queue.connection import DATABASE_AWAY
+from mta.queue.connection import DATABASE_AWAY, acquire
 from mta.queue.faults import FaultBounds
 
 PERIOD_S: Final = 60.0
@@ -38,7 +38,7 @@ class Alerts:
     async def look(self) -> None:
         """Raises what is new, and says it."""
         now_s = asyncio.get_running_loop().time()
-        async with self._pool.acquire(timeout=10) as conn:
+        async with acquire(self._pool) as conn:
             for alert in await monitor.check_alerts(conn):
                 log.warning("alert", kind=alert.kind.value, delivery=alert.delivery_id, what=alert.detail)
             for fault in await faults.look(conn, self._bounds):

@@ -7,7 +7,6 @@ rest goes back to the queue), a second one stops at once (the journal tells the 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import os
 import random
@@ -27,12 +26,14 @@ from mta.master.collector import Collector
 from mta.master.control import Control
 from mta.master.database import closing, connect
 from mta.master.dispatch import Dispatch
+from mta.master.drain import Drain
 from mta.master.events import Enforcer, EventBook
 from mta.master.history import LEASE_MARGIN_S, HistoryGuard, NodeHistory
 from mta.master.host_facts import HostBook
 from mta.master.intake import Intake
 from mta.master.keys import KeyStore
 from mta.master.machine_alerts import MachineAlerts
+from mta.master.notifications import Listener, listen
 from mta.master.qualification import Qualification
 from mta.master.remains import Remains
 from mta.master.rulebook import Rulebook
@@ -41,11 +42,12 @@ from mta.master.sharing import Sharing
 from mta.outcomes.journal import JournalError, lock_directory
 from mta.outcomes.writer import Writer
 from mta.queue import nodes, partitions
-from mta.queue.connection import DATABASE_AWAY, Conn
+from mta.queue.connection import DATABASE_AWAY, acquire
 from mta.queue.epochs import DatabaseBehind
 from mta.queue.events import CHANNEL as EVENTS_CHANNEL
 from mta.queue.host_facts import CHANNEL as HOSTS_CHANNEL
 from mta.queue.installation import verp_key
+from mta.queue.nodes import NodeRun
 from mta.queue.qualified import CHANNEL as TEXTS_CHANNEL
 from mta.queue.rule_sets import CHANNEL as RULES_CHANNEL
 from mta.queue.settle import Settlement, forget_credits, load_credits
@@ -54,6 +56,7 @@ from mta.sts import open_routes
 from mta.telemetry.faults import end_on_fault
 from mta.telemetry.outages import DATABASE
 from mta.telemetry.systemd import notify
+from mta.telemetry.waits import Stopped, event_or_timeout, until_stopped
 from mta.traffic.limits import DAY_S, HOUR_S
 from mta.traffic.quota import BUCKET_S
 from mta.traffic.rules import RuleSet
@@ -71,8 +74,7 @@ from mta.wire import (
     SessionClosed,
 )
 
-DRAIN_S = 660.0  # a final dot may be answered after ten minutes (RFC 5321 §4.5.3.2.6)
-STOP_NOW_S = 2.0  # for what is to be recorded, when the database is there
+END_S = 5.0  # for each of the last words to the database
 WIND_DOWN_S = 20.0  # for replies that are owed when the database went back in time; other nodes wait for this one
 STALL_S = 2.5  # without a turn of the house: then we were stopped ourselves
 LINE_BYTES = 200  # of the log, about; the writer counts bytes, the settings say rows
@@ -135,19 +137,26 @@ class Daemon:
                     if await self._prepared() and await self._serve_and_end():
                         return
                     pool.terminate()
+                if self._stop_wanted.is_set():
+                    log.info("stopped while it started")
+                    return
             log.info("stopped before the database was there")
         finally:
             os.close(self._journal_lock)
 
     async def _prepared(self) -> bool:
-        """False: the database went away meanwhile. What is recovered by then is recovered."""
+        """False: told to stop, or the database went away meanwhile. What is recovered by then is recovered."""
         try:
-            await self._prepare()
+            await until_stopped(self._prepare(), self._stop_wanted)
         except JournalError:
             raise
+        except Stopped:
+            if (run := self._history.registered) is not None:
+                await self._end_run(run, 0)
+            return False
         except (*DATABASE_AWAY, DatabaseBehind) as error:
             log.warning("cannot start, waiting for the database", error=f"{type(error).__name__}: {error}")
-            await asyncio.sleep(1.0)
+            await event_or_timeout(self._stop_wanted, 1.0)
             return False
         return True
 
@@ -175,7 +184,7 @@ class Daemon:
         self._fault: asyncio.Future[None] = loop.create_future()
         end_on_fault(loop, self._fail)
         unix_offset_s = time.time() - loop.time()
-        async with self._pool.acquire() as conn:
+        async with acquire(self._pool) as conn:
             await self._rulebook.begin(conn)
             await self._qualification.begin(conn)
         rules = self._rulebook.rules
@@ -183,13 +192,13 @@ class Daemon:
         self._machine_alerts = MachineAlerts(self.schedule.faults, settings.node.name)
         self.collector = Collector(self.schedule, self._on_work, in_doubt_max=settings.master.in_doubt_max)
         self._writer: Writer | None = None
-        async with self._pool.acquire() as conn:
+        async with acquire(self._pool) as conn:
             await partitions.ensure_partitions(conn)
             self._verp_key = await verp_key(conn)
         self.node = await self._history.begin_run(self._pool, self._doubt_terms)
         self._lease_until_s = self._history.lease_until_s
         self._remains = Remains(self._journal_dir, self.node.id, self.collector)
-        async with self._pool.acquire() as conn:
+        async with acquire(self._pool) as conn:
             await self._history.renew(conn)
             day_ago = int((time.time() - DAY_S) // BUCKET_S) - 1
             self.schedule.load_credits(await load_credits(conn, self.node.name, day_ago), loop.time())
@@ -232,7 +241,7 @@ class Daemon:
         self.hosts = HostBook(self._pool, self.node.name, self.schedule, unix_offset_s, self.dispatch.wake)
         egress_ids = {egress.id for egress in settings.egresses}
         self._sharing = Sharing(self._pool, self.node, egress_ids, self.schedule, self.dispatch.wake)
-        async with self._pool.acquire() as conn:
+        async with acquire(self._pool) as conn:
             await self._sharing.begin(conn)
             await self.hosts.restore(conn)
         self._is_prepared = True
@@ -244,7 +253,7 @@ class Daemon:
     async def _restore_events(self, writer: Writer, unix_offset_s: float) -> None:
         enforcer = Enforcer(self.schedule, self.intake, {egress.id for egress in self._settings.egresses})
         self.events = EventBook(self._pool, self.node.name, enforcer.apply, writer.flushed, unix_offset_s)
-        async with self._pool.acquire() as conn:
+        async with acquire(self._pool) as conn:
             await self.events.restore(conn)
         self._adapter = Adapter(
             self._rulebook.rules,
@@ -306,7 +315,7 @@ class Daemon:
             background = [
                 tasks.create_task(self._keep_lease(), name="lease"),
                 tasks.create_task(self._keep_house(), name="house"),
-                tasks.create_task(self._listen(), name="listen"),
+                tasks.create_task(listen(self._pool, self._listeners()), name="listen"),
                 tasks.create_task(self._bury(), name="bury"),
                 tasks.create_task(self._raise_fault(), name="fault"),
                 tasks.create_task(self._mind_history(), name="history"),
@@ -327,66 +336,46 @@ class Daemon:
             children = len(self.children.living)
             log.info("running", node=self.node.name, run=self.node.id, children=children, compiled=is_compiled())
             await self._stop_wanted.wait()
-            await self._drain(intake)
+            drain = Drain(self._pool, self.node, self.children, self.schedule, self._stop_now)
+            background.append(tasks.create_task(drain.tell(), name="tell of the drain"))
+            await self._drain(drain, intake)
             for task in background:
                 task.cancel()
             self._writer.stop()
-            is_all_recorded = await self._wait_for_writer(writer)
+            is_all_recorded = await drain.wait_for_writer(self._writer, writer)
         if is_all_recorded and not self.collector.parts:
-            await self._end_run()
+            await self._end_run(self.node, self._writer.sequence, self._sharing)
         log.info("stopped", left_in_hand=len(self.collector.parts), all_recorded=is_all_recorded)
 
-    async def _wait_for_writer(self, writer: asyncio.Task[None]) -> bool:
-        """Until the last outcome is recorded; False when told to stop now while the database is away."""
-        stop_now = asyncio.create_task(self._stop_now.wait())
-        await asyncio.wait([writer, stop_now], return_when=asyncio.FIRST_COMPLETED)
-        stop_now.cancel()
-        if not writer.done():
-            await asyncio.wait([writer], timeout=STOP_NOW_S)
-        return writer.done() or not writer.cancel()
-
-    async def _end_run(self) -> None:
-        assert self._writer is not None
+    async def _end_run(self, node: NodeRun, sequence: int, sharing: Sharing | None = None) -> None:
         try:
-            async with self._pool.acquire(timeout=10) as conn:
-                await nodes.end(conn, self.node.id, self._writer.sequence)
-                await self._sharing.end(conn)
+            async with asyncio.timeout(END_S), acquire(self._pool) as conn:
+                await nodes.end(conn, node.id, sequence)
+                if sharing is not None:
+                    await sharing.end(conn)
         except DATABASE_AWAY as error:
             log.warning("the next start must end this run", error=f"{type(error).__name__}: {error}")
         else:
-            self._history.end_run(self._recorded)
+            self._history.end_run(sequence)
 
-    async def _drain(self, intake: asyncio.Task[None]) -> None:
+    async def _drain(self, drain: Drain, intake: asyncio.Task[None]) -> None:
         """Nothing new; children finish what is on the wire; all else goes back to the queue."""
         self._is_draining = True
         notify("STOPPING=1")
         self.dispatch.hold_reason = "drain"
         await self.intake.stop()
-        await intake
+        # A claim whose answer does not come: what it leased goes back at the end of this run, or of its lease.
+        await drain.wait_for(intake, END_S)
+        intake.cancel()
         for book in self.intake.deliveries.values():
             book.is_leaving = True
             for _ in self.schedule.remove_delivery(book.id):
                 pass  # the parts know what is left of them
         for child in list(self.children.living.values()):
             self.children.drain(child)
-        try:
-            async with asyncio.timeout(DRAIN_S):
-                await self._all_children_gone()
-        except TimeoutError:
-            log.warning("drain took too long; what is left is recovered at the next start")
+        await drain.wait_for_children()
         for part in list(self.collector.parts.values()):
             self.collector.release_if_free(part)
-
-    async def _all_children_gone(self) -> None:
-        stop_now = asyncio.create_task(self._stop_now.wait())
-        try:
-            while (left := self.children.not_ended) and not stop_now.done():
-                ended = [asyncio.ensure_future(child.ended.wait()) for child in left]
-                await asyncio.wait([stop_now, *ended], return_when=asyncio.FIRST_COMPLETED)
-                for waiter in ended:
-                    waiter.cancel()
-        finally:
-            stop_now.cancel()
 
     async def _keep_lease(self) -> None:
         """Renews the lease; nothing is begun while it is not certain."""
@@ -395,7 +384,7 @@ class Daemon:
         while True:
             asked_s = loop.time()
             try:
-                async with asyncio.timeout(min(lease_s / 3, RENEW_TIMEOUT_S_MAX)), self._pool.acquire() as conn:
+                async with asyncio.timeout(min(lease_s / 3, RENEW_TIMEOUT_S_MAX)), acquire(self._pool) as conn:
                     await self._history.renew(conn)
             except DATABASE_AWAY as error:
                 DATABASE.failed("renew the lease", error)
@@ -452,7 +441,7 @@ class Daemon:
                     await recovery.take_over_dead_nodes(self._pool, self.node, take_over_after_s, self._doubt_terms)
                 if now_s >= next_hour_s:
                     next_hour_s = now_s + 3600
-                    async with self._pool.acquire(timeout=10) as conn:
+                    async with acquire(self._pool) as conn:
                         await partitions.ensure_partitions(conn)
                         old, gone = (int((time.time() - ago_s) // BUCKET_S) for ago_s in (2 * HOUR_S, DAY_S + HOUR_S))
                         await forget_credits(conn, self.node.name, old, gone)
@@ -474,45 +463,14 @@ class Daemon:
         self.schedule.retire_child(child.number)
         self.children.drain(child)
 
-    async def _listen(self) -> None:
-        """Wakes the intake on NOTIFY; without it (connection lost) the poll still finds everything."""
-        while True:
-            try:
-                async with self._pool.acquire(timeout=10) as conn:
-                    await self._listen_on(conn)
-            except DATABASE_AWAY as error:
-                log.debug("not listening", error=str(error))
-            await asyncio.sleep(1.0)
-
-    async def _listen_on(self, conn: Conn) -> None:
-        lost = asyncio.Event()
-
-        def on_news(*_: object) -> None:
-            self.intake.notify()
-
-        def on_end(*_: object) -> None:
-            lost.set()
-
-        def on_texts(*_: object) -> None:
-            self._qualification.notify()
-
-        listeners = (
-            ("mta", on_news),
+    def _listeners(self) -> list[Listener]:
+        return [
+            ("mta", lambda *_: self.intake.notify()),
             (EVENTS_CHANNEL, self.events.notify),
             (RULES_CHANNEL, self._rulebook.notify),
-            (TEXTS_CHANNEL, on_texts),
+            (TEXTS_CHANNEL, lambda *_: self._qualification.notify()),
             (HOSTS_CHANNEL, self.hosts.notify),
-        )
-        conn.add_termination_listener(on_end)
-        for channel, listener in listeners:
-            await conn.add_listener(channel, listener)
-        try:
-            await lost.wait()
-        finally:
-            conn.remove_termination_listener(on_end)
-            if not conn.is_closed():
-                for channel, listener in listeners:
-                    await conn.remove_listener(channel, listener)
+        ]
 
     # --- from children ------------------------------------------------------------------------
 
@@ -576,9 +534,8 @@ class Daemon:
         await self.intake.stop()
         for child in list(self.children.living.values()):
             self.children.drain(child)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(WIND_DOWN_S):
-                await self._all_children_gone()
+        drain = Drain(self._pool, self.node, self.children, self.schedule, self._stop_now)
+        await drain.wait_for_children(WIND_DOWN_S)
         # More than once: asyncpg may give another error to who is cancelled while it waits for a connection.
         while running := [task for task in self._tasks if not task.done()]:
             for task in running:

@@ -10,7 +10,7 @@ import asyncpg
 import structlog
 
 from mta.queue import error_rates as store
-from mta.queue.connection import DATABASE_AWAY
+from mta.queue.connection import DATABASE_AWAY, acquire
 from mta.traffic.adaptation import Adaptation
 from mta.traffic.events import TrafficEvent
 
@@ -46,6 +46,6 @@ class RateExchange:
 
     async def look(self) -> None:
         told = self._adaptation.figures(self._now_unix_s())
-        async with self._pool.acquire(timeout=10) as conn:
+        async with acquire(self._pool) as conn:
             found = await store.exchange(conn, self._node, told)
         self._put(self._adaptation.exchanged(told, found.others, found.nodes, self._now_unix_s()))

@@ -18,7 +18,7 @@ import structlog
 from mta.master.books import LeasedPart
 from mta.master.intake import Intake
 from mta.queue import events as store
-from mta.queue.connection import DATABASE_AWAY, Conn
+from mta.queue.connection import DATABASE_AWAY, Conn, acquire
 from mta.queue.events import StoredEvent, Told
 from mta.telemetry.outages import DATABASE
 from mta.traffic.effects import Effect, spread
@@ -112,7 +112,7 @@ class EventBook:
         while True:
             self._news.clear()
             try:
-                async with self._pool.acquire(timeout=10) as conn:
+                async with acquire(self._pool) as conn:
                     await self._exchange(conn)
             except DATABASE_AWAY as error:
                 DATABASE.failed("exchange traffic events", error)

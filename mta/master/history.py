@@ -19,7 +19,7 @@ import structlog
 from mta.master import reconciliation, recovery
 from mta.outcomes.kept import RunMark, mark_run, remark, remove_run, sweep_kept, touch_mark
 from mta.queue import epochs, nodes
-from mta.queue.connection import Conn
+from mta.queue.connection import Conn, acquire
 from mta.queue.epochs import Server
 from mta.queue.nodes import NodeRun
 from mta.settings.config import Settings
@@ -92,6 +92,7 @@ class NodeHistory:
         self._next_sweep_s = 0.0
         self.lease_until_s = 0.0  # of the run that was begun, by the loop's clock
         self.sequence = 0  # the number of its last settlement, when it was begun
+        self.registered: NodeRun | None = None  # the run, as soon as the database knows it
 
     async def begin_run(self, pool: asyncpg.Pool, terms: recovery.DoubtTerms) -> NodeRun:
         """Registers the run and settles what earlier ones left, also what the database has forgotten of them.
@@ -100,10 +101,11 @@ class NodeHistory:
         """
         asked_s = asyncio.get_running_loop().time()
         boot_id, directory, keeps = recovery.boot_id(), self._directory, self._journal.keep_s > 0
-        async with pool.acquire() as conn:
+        async with acquire(pool) as conn:
             epoch = await reconciliation.enter_epoch(conn, directory, self._name)
             above = await reconciliation.highest_forgotten(conn, directory)
             run = await nodes.register(conn, self._name, boot_id, self._lease_s, above=above)
+        self.registered = run
         self._guard.watch(run, epoch.server)
         self.lease_until_s = asked_s + self._lease_s - LEASE_MARGIN_S
         self._mark = RunMark(run.id, self._name, boot_id, run.started_us, run.epoch)

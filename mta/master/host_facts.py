@@ -17,7 +17,7 @@ import structlog
 from mta.master.books import LeasedPart
 from mta.model.host import HostFact
 from mta.queue import host_facts as store
-from mta.queue.connection import DATABASE_AWAY, Conn
+from mta.queue.connection import DATABASE_AWAY, Conn, acquire
 from mta.queue.host_facts import StoredFact
 from mta.traffic.host_facts import Learnt
 from mta.traffic.limits import HOUR_S
@@ -95,7 +95,7 @@ class HostBook:
             self._news.clear()
             self._let_time_pass()
             try:
-                async with self._pool.acquire(timeout=10) as conn:
+                async with acquire(self._pool) as conn:
                     await self._exchange(conn)
             except DATABASE_AWAY as error:
                 self._away(f"{type(error).__name__}: {error}")

@@ -33,7 +33,7 @@ from mta.model.waiting import Wait, WaitReason
 from mta.queue import claim as claims
 from mta.queue import quarantine
 from mta.queue.claim import ClaimedPart, DeliveryView
-from mta.queue.connection import DATABASE_AWAY, Conn
+from mta.queue.connection import DATABASE_AWAY, Conn, acquire
 from mta.queue.nodes import NodeRun
 from mta.settings.config import MasterSettings
 from mta.telemetry.faults import log_internal_error
@@ -146,7 +146,7 @@ class Intake:
             self._news.clear()
             self._claim_began_s = math.inf
             try:
-                async with self._pool.acquire(timeout=10) as conn:
+                async with acquire(self._pool) as conn:
                     if self.trouble:
                         await self._release_strays(conn)
                         self.trouble = ""

@@ -10,7 +10,7 @@ from typing import Final
 import asyncpg
 import structlog
 
-from mta.queue.connection import DATABASE_AWAY
+from mta.queue.connection import DATABASE_AWAY, acquire
 from mta.queue.machine_alerts import MachineAlert, record
 from mta.telemetry.waits import event_or_timeout
 from mta.traffic.machine_faults import FaultBook, OpenFault
@@ -71,7 +71,7 @@ class MachineAlerts:
         told = self._unrecorded[:]
         living = list(self._book.open.values())
         ended = [_alert(one, is_open=False) for one in told if one not in living]
-        async with pool.acquire(timeout=10) as conn:
+        async with acquire(pool) as conn:
             await record(conn, self._node, [*ended, *(_alert(one, is_open=True) for one in living)])
         del self._unrecorded[: len(told)]
 

@@ -18,7 +18,7 @@ from mta.failure.judge import Judge
 from mta.failure.qualify import BounceRule, Qualifier
 from mta.model.errors import BadInput
 from mta.queue import updates
-from mta.queue.connection import DATABASE_AWAY, Conn
+from mta.queue.connection import DATABASE_AWAY, Conn, acquire
 from mta.queue.qualified import qualified_texts
 from mta.queue.updates import Update
 from mta.settings.config import FailureSettings
@@ -95,7 +95,7 @@ class Qualification:
             await event_or_timeout(self._news, LOOK_S)
             self._news.clear()
             try:
-                async with pool.acquire(timeout=10) as conn:
+                async with acquire(pool) as conn:
                     await self.begin(conn)
             except DATABASE_AWAY as error:
                 log.debug("texts of failures cannot be read, those in force stay", error=f"{type(error).__name__}")

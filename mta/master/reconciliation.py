@@ -48,7 +48,7 @@ from mta.outcomes.line import COLUMNS, escaped, log_line, session_columns, times
 from mta.outcomes.replay import OutcomeReader, RecipientOutcome
 from mta.queue import claim as claims
 from mta.queue import epochs, forgotten, nodes
-from mta.queue.connection import Conn
+from mta.queue.connection import Conn, acquire
 from mta.queue.epochs import Epoch
 from mta.queue.nodes import RECOVERED, NodeRun, RunState
 from mta.queue.settle import Doubt, commit
@@ -167,7 +167,7 @@ class Reconciler:
 
     async def run(self, epoch: Epoch, keep_s: float) -> Reconciled:
         """All runs of this node that began before the epoch. Those that are not ended are left to recovery."""
-        async with self._pool.acquire() as conn:
+        async with acquire(self._pool) as conn:
             runs = await look_at_runs(conn, self._directory)
         self._runs = [run for run in runs if run.mark.epoch < epoch.id and run.mark.id != self._own.id]
         if not self._runs:
@@ -198,7 +198,7 @@ class Reconciler:
                 do="docs/operating.md, High availability; to go on: mta db failover --without NODE, with this node",
             )
         else:
-            async with self._pool.acquire() as conn:
+            async with acquire(self._pool) as conn:
                 await epochs.confirm(conn, own.epoch, own.name)
         await wait_until_open(self._pool, own, self._lease_s)
         for run in self._runs:
@@ -207,7 +207,7 @@ class Reconciler:
     @asynccontextmanager
     async def _alone(self) -> AsyncIterator[Conn]:
         """A connection while no other node reconciles. The lease is renewed as long as that takes."""
-        async with self._pool.acquire() as conn:
+        async with acquire(self._pool) as conn:
             while not await epochs.begin_reconciliation(conn):
                 await nodes.renew(conn, self._own.id, self._lease_s)
                 await asyncio.sleep(WAIT_S)
@@ -400,7 +400,7 @@ async def wait_until_open(pool: asyncpg.Pool, own: NodeRun, lease_s: float) -> N
     """Until every node that the epoch waits for has reconciled. Says every ten seconds for whom it waits."""
     said_s = 0.0
     while True:
-        async with pool.acquire() as conn:
+        async with acquire(pool) as conn:
             waiting = await epochs.try_open(conn, own.epoch)
             await nodes.renew(conn, own.id, lease_s)
         if not waiting:

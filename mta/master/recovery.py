@@ -43,6 +43,7 @@ from mta.outcomes.replay import Journals, Told
 from mta.queue import claim as claims
 from mta.queue import nodes
 from mta.queue.claim import ClaimedPart
+from mta.queue.connection import acquire
 from mta.queue.nodes import Fenced, NodeRun
 from mta.queue.settle import IN_DOUBT_MAX, commit
 from mta.traffic.egress import EgressChooser
@@ -116,7 +117,7 @@ async def recover_earlier_runs(
     ``keeps``: their journals are kept for a time, as those of a living run are.
     """
     marked = marked_runs(directory)
-    async with pool.acquire() as conn:
+    async with acquire(pool) as conn:
         earlier = await nodes.earlier_runs(conn, own, marked)
     for dead in earlier:
         journals = None
@@ -129,7 +130,7 @@ async def recover_earlier_runs(
         is_complete = same_boot and journals is not None and not journals.is_damaged
         doubts = await recover_run(pool, dead, journals, is_complete=is_complete, terms=terms)
         log.warning("an earlier run was recovered", run=dead.id, in_doubt=doubts, journal_complete=is_complete)
-    async with pool.acquire() as conn:
+    async with acquire(pool) as conn:
         for run_id, state in (await nodes.states(conn, runs_in(directory))).items():
             if state.is_ended:
                 remove_run(directory, run_id, state.settled if keeps else 0)
@@ -139,7 +140,7 @@ async def _until_lease_is_over(pool: asyncpg.Pool, dead: NodeRun, own: NodeRun, 
     """A run of our name whose journal is not here may be alive elsewhere: nobody but its lease can tell."""
     is_said = False
     while True:
-        async with pool.acquire() as conn:
+        async with acquire(pool) as conn:
             if await nodes.is_lease_over(conn, dead.id):
                 return
             await nodes.renew(conn, own.id, lease_s)
@@ -153,7 +154,7 @@ async def take_over_dead_nodes(
     pool: asyncpg.Pool, own: NodeRun, grace_s: float, terms: DoubtTerms = DEFAULT_TERMS
 ) -> None:
     """Settles what other nodes left whose lease ended more than ``grace_s`` ago."""
-    async with pool.acquire(timeout=10) as conn:
+    async with acquire(pool) as conn:
         dead_runs = await nodes.dead_runs(conn, own.name, grace_s)
     for dead in dead_runs:
         try:
@@ -182,7 +183,7 @@ async def recover_run(
     doubts = 0
     books: dict[int, DeliveryBook] = {}
     collector = Collector(no_schedule(), lambda _: None, in_doubt_max=terms.most)
-    async with pool.acquire() as conn:
+    async with acquire(pool) as conn:
         if not await nodes.begin_recovery(conn, dead.id) and gives_way:
             raise Fenced(f"node run {dead.id} is being recovered by another")
         if ended := await nodes.end_sessions(conn, dead.id):

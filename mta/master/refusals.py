@@ -14,7 +14,7 @@ import structlog
 from mta.master.books import LeasedPart
 from mta.model.failure import Category
 from mta.queue import refusals as store
-from mta.queue.connection import DATABASE_AWAY
+from mta.queue.connection import DATABASE_AWAY, acquire
 from mta.queue.refusals import RestedPath
 from mta.traffic.refusals import RestChange
 from mta.traffic.schedule import Schedule
@@ -67,7 +67,7 @@ class RefusedPaths:
     async def _tell(self) -> None:
         now_s = asyncio.get_running_loop().time()
         told = dict(self._untold)
-        async with self._pool.acquire(timeout=10) as conn:
+        async with acquire(self._pool) as conn:
             raised = await store.record(conn, self._node, [_row(change, now_s) for change in told.values()])
         for key, change in told.items():
             if self._untold.get(key) is change:

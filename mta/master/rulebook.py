@@ -20,7 +20,7 @@ import structlog
 
 from mta.model.errors import BadInput
 from mta.queue import rule_sets, updates
-from mta.queue.connection import DATABASE_AWAY, Conn
+from mta.queue.connection import DATABASE_AWAY, Conn, acquire
 from mta.queue.rule_sets import Applied, Bundle, How
 from mta.queue.updates import Update
 from mta.settings.rules_file import load_bundle, parse_bundle
@@ -106,7 +106,7 @@ class Rulebook:
         while True:
             self._news.clear()
             try:
-                async with pool.acquire(timeout=10) as conn:
+                async with acquire(pool) as conn:
                     await self._look(conn)
                 self._is_away = False
             except DATABASE_AWAY as error:

@@ -16,7 +16,7 @@ import structlog
 from mta.master.books import LeasedPart
 from mta.model.waiting import WaitReason
 from mta.queue import shares as store
-from mta.queue.connection import DATABASE_AWAY, Conn
+from mta.queue.connection import DATABASE_AWAY, Conn, acquire
 from mta.queue.nodes import NodeRun
 from mta.telemetry.outages import DATABASE
 from mta.traffic.holdings import Holdings
@@ -62,7 +62,7 @@ class Sharing:
         while True:
             await asyncio.sleep(SOON_S if self._is_waited_for() else EXCHANGE_S)
             try:
-                async with self._pool.acquire(timeout=10) as conn:
+                async with acquire(self._pool) as conn:
                     await self._exchange(conn)
             except DATABASE_AWAY as error:
                 DATABASE.failed("exchange shares of limits", error)

@@ -15,6 +15,7 @@ import asyncpg
 import structlog
 
 from mta.outcomes.line import COLUMNS
+from mta.queue.connection import acquire
 from mta.queue.nodes import Fenced, NodeRun
 from mta.queue.settle import Settlement, commit
 from mta.telemetry.outages import DATABASE
@@ -113,7 +114,7 @@ class Writer:
     async def _until_recorded(self, settlement: Settlement) -> None:
         while True:
             try:
-                async with self._pool.acquire(timeout=10) as conn:
+                async with acquire(self._pool) as conn:
                     await commit(conn, self._run, settlement, self._sequence, COLUMNS)
             except Fenced:
                 raise

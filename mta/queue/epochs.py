@@ -1,7 +1,7 @@
 """Epochs of the database: the times between which it may have forgotten what it had acknowledged.
 
 A promoted standby counts a timeline more, a restore from a dump has another system identifier; either begins a new
-epoch, and so does a node that finds the database behind its own journal. See ``schema/0017_epochs.sql``.
+epoch, and so does a node that finds the database behind its own journal. See ``schema/0020_epochs.sql``.
 """
 
 from __future__ import annotations

@@ -83,6 +83,7 @@ FROM pg_stat_activity a JOIN mta.node n ON n.id = $1
 WHERE a.datname = current_database() AND a.application_name = left($2 || n.name, 63)
   AND n.alive_until < now() AND a.xact_start < n.alive_until AND a.pid <> pg_backend_pid()
 """
+_BEGIN_DRAIN = "UPDATE mta.node SET draining_since = now() WHERE id = $1 AND ended_at IS NULL"
 _ADVANCE = """
 WITH before AS MATERIALIZED (SELECT settled AS was FROM mta.node WHERE id = $1 AND ended_at IS NULL FOR NO KEY UPDATE)
 UPDATE mta.node SET settled = greatest(settled, $2) FROM before WHERE id = $1 RETURNING before.was
@@ -146,6 +147,11 @@ async def _not_alive(conn: Conn, node_id: int) -> Fenced | DatabaseBehind:
     if await conn.fetchval(_EXISTS, node_id):
         return Fenced(f"node run {node_id} was declared dead")
     return DatabaseBehind(f"the database does not know node run {node_id}")
+
+
+async def begin_drain(conn: Conn, node_id: int) -> None:
+    """The run takes nothing in any more and finishes what it has; for people to see."""
+    await conn.execute(_BEGIN_DRAIN, node_id)
 
 
 async def advance(conn: Conn, node_id: int, sequence: int) -> bool:

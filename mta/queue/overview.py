@@ -24,6 +24,7 @@ GROUP BY p.delivery_id, d.name, d.state, p.site ORDER BY p.delivery_id, recipien
 """
 _NODES = """
 SELECT n.id, n.name, n.started_at, n.ended_at IS NULL AND n.alive_until > now() AS alive,
+       n.ended_at IS NULL AND n.draining_since IS NOT NULL AS draining,
        extract(epoch FROM n.alive_until - now())::float8 AS lease_left_s,
        count(p.id) AS parts, coalesce(sum(p.count), 0)::bigint AS recipients
 FROM mta.node n LEFT JOIN mta.delivery_part p ON p.owner = n.id
@@ -96,6 +97,7 @@ class NodeLeases(msgspec.Struct, frozen=True):
     name: str
     started_at: datetime.datetime
     alive: bool
+    draining: bool  # told to stop: it finishes what is on the wire
     lease_left_s: float
     parts: int
     recipients: int

@@ -262,8 +262,12 @@ async def search(
 async def export(conn: Conn, status: AddressStatus | None = None) -> AsyncIterator[Entry]:
     """All of them, however many; memory is bounded."""
     async with conn.transaction(readonly=True):
-        async for row in conn.cursor(_SEARCH, status, None, None, None, None, prefetch=IMPORT_ROWS):
-            yield msgspec.convert(dict(row), Entry)
+        # asyncpg's own cursor prepares a statement under a name, whatever it is told, and leaves it behind: where a
+        # pooler shares sessions, the next one to come finds that name taken.
+        await conn.fetch(f"DECLARE exported NO SCROLL CURSOR FOR {_SEARCH}", status, None, None, None, None)
+        while rows := await conn.fetch(f"FETCH {IMPORT_ROWS} FROM exported"):
+            for row in rows:
+                yield msgspec.convert(dict(row), Entry)
 
 
 async def put(conn: Conn, addresses: Iterable[str], status: AddressStatus, text: str, by_whom: str) -> int:

@@ -48,11 +48,11 @@ class Stream:
 
     async def run(self) -> None:
         """Until told to stop."""
-        doing = f"tell the event stream {self._settings.name}"
+        doing, name = f"tell the event stream {self._settings.name}", f"mta stream {self._settings.name}"[:63]
         try:
             while not self._stop.is_set():
                 try:
-                    async with connection(self._dsn, application_name=f"mta stream {self._settings.name}"[:63]) as conn:
+                    async with connection(self._dsn, application_name=name, is_shared=False) as conn:
                         DATABASE.answered(doing)
                         await self._serve(conn)
                 except DATABASE_AWAY as error:

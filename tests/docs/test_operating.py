@@ -14,9 +14,10 @@ import typer
 
 from mta.cli.main import EXIT_NOT_DONE, MODULES, build_app
 from mta.cli.run import FENCED_EXIT
-from mta.master.daemon import DRAIN_S
+from mta.master.drain import DRAIN_S, RECORD_S
 from mta.model.outcome import Reason, Status
 from mta.model.waiting import WaitReason
+from mta.queue import connection_string
 from mta.settings import config
 from mta.settings.dkim import DkimTable
 
@@ -124,10 +125,16 @@ def test_exit_codes_are_those_of_the_program() -> None:
 
 def test_figures_are_those_of_the_program() -> None:
     assert f"up to {DRAIN_S / 60:.0f} minutes" in SECTIONS["Start, stop, reload"]
+    assert f"waits {RECORD_S:.0f} s to record" in SECTIONS["Start, stop, reload"]
     master = config.MasterSettings()
     assert f"`lease_s`\n({master.lease_s:.0f} s)" in SECTIONS["The database is away"]
     assert master.lease_s + master.take_over_after_s == 60
     assert "`lease_s` and `take_over_after_s` (together a minute by default)" in SECTIONS["A dead node"]
+
+
+def test_every_parameter_of_a_connection_string_has_its_row() -> None:
+    told = set(re.findall(r"`([a-z_]+)`", SECTIONS["Connection strings"]))
+    assert connection_string.PARAMETERS - {"database"} <= told  # asyncpg's own word for dbname
 
 
 def command_lines() -> list[tuple[str, str]]:

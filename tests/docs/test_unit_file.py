@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from mta.master.daemon import DRAIN_S, RENEW_TIMEOUT_S_MAX
+from mta.master.daemon import RENEW_TIMEOUT_S_MAX
+from mta.master.drain import DRAIN_S
 from mta.settings.config import NodeSettings, load_settings
 from mta.telemetry.systemd import notify
 

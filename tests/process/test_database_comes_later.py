@@ -12,6 +12,8 @@ from mta.queue.embedded import EmbeddedPostgres
 from tests.support.node import World, until
 from tests.support.postgres import TEMPLATE, Database
 
+REFUSED = "database refuses the connection, asked again until it does not"
+
 
 async def test_a_database_that_is_not_there_yet_is_waited_for(
     tmp_path: Path, postgres: EmbeddedPostgres, database: Database
@@ -22,8 +24,8 @@ async def test_a_database_that_is_not_there_yet_is_waited_for(
         text = node.config.read_text()
         node.config.write_text(text.replace(database.dsn, postgres.database_dsn(late)))
         starting = asyncio.create_task(node.start())
-        await until("the daemon says that it waits", lambda: node.said("waiting for the database"))
-        assert late in str(node.said("waiting for the database")[0]["error"])
+        await until("the daemon says that it waits", lambda: node.said(REFUSED))
+        assert late in str(node.said(REFUSED)[0]["error"])
         # It hears a reload already, and starts with what it has read then.
         node.config.write_text(f"{node.config.read_text()}[signing]\nrequired = true\n")
         node.signal(signal.SIGHUP)

@@ -8,9 +8,10 @@ import itertools
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import asyncpg
 
@@ -85,10 +86,10 @@ def _locked(directory: Path) -> Iterator[bool]:
 
 
 @contextlib.contextmanager
-def server() -> Iterator[EmbeddedPostgres]:
+def server(settings: Mapping[str, str] = MappingProxyType({})) -> Iterator[EmbeddedPostgres]:
     """A server in a directory of its own."""
     with directories(1) as (directory,):
-        yield from _served(EmbeddedPostgres(directory))
+        yield from _served(EmbeddedPostgres(directory, settings))
 
 
 def _served(postgres: EmbeddedPostgres) -> Iterator[EmbeddedPostgres]:

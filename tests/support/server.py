@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from types import MappingProxyType
 
 import asyncpg
 
@@ -14,10 +15,12 @@ from tests.support.postgres import Database
 
 
 @contextlib.asynccontextmanager
-async def own_server() -> AsyncIterator[tuple[EmbeddedPostgres, Database]]:
+async def own_server(
+    settings: Mapping[str, str] = MappingProxyType({}),
+) -> AsyncIterator[tuple[EmbeddedPostgres, Database]]:
     """The server and a migrated database on it."""
     with contextlib.ExitStack() as stack:
-        server = await asyncio.to_thread(stack.enter_context, support.server())
+        server = await asyncio.to_thread(stack.enter_context, support.server(settings))
         await support.make_template(server)
         dsn = server.database_dsn(await support.create_database(server))
         async with asyncpg.create_pool(dsn, min_size=0, max_size=4) as pool:
