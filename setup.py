@@ -53,6 +53,7 @@ COMPILED = (
     "mta/traffic/actions.py",
     "mta/traffic/waits.py",
     "mta/traffic/host_sessions.py",
+    "mta/traffic/session_table.py",
     "mta/traffic/connections.py",
     "mta/traffic/schedule.py",
     "mta/simulation/dice.py",
