@@ -19,8 +19,8 @@ REST_S_FIRST: Final = 60.0
 REST_S_MAX: Final = 3_600.0
 REST_FORGOTTEN_S: Final = 21_600.0  # each such time without a refusal halves what is remembered
 
-# What a recipient is kept away from in the rest of an attempt: (egress, peer), ("", MX host), or (egress, "") for all of
-# an egress, while there is another.
+# What a recipient is kept away from in the rest of an attempt: (egress, peer), ("", MX host), or (egress, "") for all
+# of an egress, while there is another.
 Avoided = frozenset[tuple[str, str]]
 NOTHING_AVOIDED: Final[Avoided] = frozenset()
 
