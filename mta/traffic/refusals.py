@@ -92,7 +92,8 @@ class PathRefusals:
 
     def met(self, refusal: PathRefusal, recipients: int, now_s: float) -> bool:
         """So many recipients met a refusal; True when a rest begins by it."""
-        self.last = refusal
+        if not self.is_resting(now_s):
+            self.last = refusal  # else it is that by which the rest began
         self.refused += recipients
         self._in_a_row += recipients
         rest = refusal.rest
