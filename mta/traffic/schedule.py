@@ -238,6 +238,8 @@ class Schedule(Generic[PartT]):
             if found is OPENING:
                 look.busy.append(turn.egress)
                 look.stalls_s = min(look.stalls_s, now_s + STALL_S)
+                if not group.reach.slots.opened:
+                    break  # of no egress is a session open: all wait for the first answer
             elif found.reason in _BUSY and group.is_moving(now_s):
                 # Its turn is kept, for weights must hold just when there is much to send.
                 look.busy.append(turn.egress)
