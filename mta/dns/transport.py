@@ -345,7 +345,7 @@ class Transport:
         return port
 
     def _listen_anew(self, port: _Port) -> None:
-        """uvloop watches no socket any more that had an error (libuv stops its poll): its later answers would be lost."""
+        """uvloop watches no socket any more that had an error (libuv stops its poll): what comes then would be lost."""
         self._loop.remove_reader(port.socket.fileno())
         self._loop.add_reader(port.socket.fileno(), self._readable, port)
 

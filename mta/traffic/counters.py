@@ -118,6 +118,9 @@ class Counters:
         """Those that were ever to be used."""
         return self._sources.get(egress, [])
 
+    def all_sources(self) -> list[Source]:
+        return [source for sources in self._sources.values() for source in sources]
+
     def all_limits(self) -> Iterable[Limit]:
         return self._limits.values()
 
