@@ -157,6 +157,9 @@ class Counters:
     def all_paths(self) -> Iterable[Path]:
         return self._paths.values()
 
+    def all_sources(self) -> list[Source]:
+        return [source for sources in self._sources.values() for source in sources]
+
     def all_limits(self) -> Iterable[Limit]:
         return self._limits.values()
 

@@ -105,6 +105,13 @@ class MachineRests:
         if rests.waiting:
             self._turns.alarms.set(rests, until_s)
 
+    def look(self, now_s: float) -> None:
+        """Now and then: ends the rests of what was heard through since, where nobody came after the failure to try."""
+        for source in self._counters.all_sources() if self.book.open else ():
+            if source.recovered(now_s):
+                self.book.worked(source.unit)
+                self._turns.wake(source)
+
     def why_not_from(self, source: Source, now_s: float) -> Wait:
         """Why no session is opened from there now."""
         if source.backoff.is_available(now_s):

@@ -587,6 +587,7 @@ class Schedule(Generic[PartT]):
 
     def forget_empty(self, now_s: float) -> None:
         """Drops what nothing waits for or flows through; called now and then by the owner."""
+        self._connections.rests.look(now_s)
         for lane in [lane for lane in self._lanes.values() if not lane.ready.count and not lane.is_runnable]:
             lane.is_forgotten = True
             lane.groups.clear()

@@ -63,8 +63,18 @@ class Source(Gate):
     def worked(self, ordered_s: float, now_s: float) -> bool:
         """A session that was ordered then has reached its peer. True when that ends a rest."""
         self.proven_s = now_s
-        if not self.fault or ordered_s < self.failed_s:
+        if not self.fault or ordered_s < self.failed_s:  # it may have been connected before
             return False
+        self._recover()
+        return True
+
+    def recovered(self, now_s: float) -> bool:
+        """True when a rest ends as it was heard through since the failure, by sessions that were ordered before."""
+        if not self.fault or self.proven_s <= self.failed_s or now_s < self.backoff.until_s:
+            return False
+        self._recover()
+        return True
+
+    def _recover(self) -> None:
         self.fault = ""
         self.backoff.succeeded()
-        return True

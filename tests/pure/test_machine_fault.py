@@ -15,7 +15,7 @@ from mta.traffic.explain_now import lane_now
 from mta.traffic.machine_faults import FORGOTTEN_S, FaultBook
 from mta.traffic.rules import Rule
 from mta.traffic.sessions import Session
-from mta.traffic.sources import REST_S_MAX
+from mta.traffic.sources import REST_S_MAX, Source
 from tests.support.schedule_model import A, B, egress, site
 from tests.support.schedule_world import START_S, UNIX_OFFSET_S, World, finish
 
@@ -215,6 +215,19 @@ def test_what_a_session_would_have_counted_as_begun_is_given_back() -> None:
     world.run(40.0)
     assert len(world.sent) == 1
     assert len(world.opened) > 2
+
+
+def test_a_session_ordered_before_a_failure_ends_the_rest_only_when_its_pause_is_over() -> None:
+    source = Source(first(1), is_ipv6=False)
+    until_s = source.failed("no route", 10.0)
+    assert not source.worked(9.0, 10.5), "it may have been connected before"
+    assert not source.recovered(until_s - 0.1)
+    assert source.recovered(until_s)
+    assert source.is_open(until_s)
+    # Heard before the failure only: nothing is known.
+    until_s = source.failed("no route", 20.0)
+    assert not source.recovered(until_s + 60.0)
+    assert source.worked(until_s, until_s + 1.0)
 
 
 def test_a_fault_that_nobody_meets_any_more_is_over_after_an_hour() -> None:
