@@ -12,7 +12,5 @@ class Scope(enum.StrEnum):
     MESSAGE = "message"  # the content, or the sender's address: refused by every host of the site
     SESSION = "session"  # the state or the number of messages of this connection; a new one may go on
     HOST = "host"  # how much the host takes at a time: connections, rate
-    EGRESS = (
-        "egress"  # the address, name or reputation that we come from: another may pass
-    )
+    EGRESS = "egress"  # the address, name or reputation that we come from: another may pass
     TRANSPORT = "transport"  # TLS or the lack of it: another host may have it
