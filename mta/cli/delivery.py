@@ -144,7 +144,10 @@ def append(
     form: Annotated[
         source.SourceFormat | None, typer.Option("--format", help="Else by the file's suffix.", show_default=False)
     ] = None,
-    delimiter: Annotated[str, typer.Option(help="Between the columns of CSV.")] = ",",
+    delimiter: Annotated[
+        str | None, typer.Option(help="Between the columns of CSV; else as the header has it.", show_default=False)
+    ] = None,
+    encoding: Annotated[str | None, typer.Option(help="Of CSV; else UTF-8.", show_default=False)] = None,
     on_bad_row: Annotated[
         source.OnBadRow, typer.Option(help="Leave it out, or refuse its part.")
     ] = source.OnBadRow.SKIP,
@@ -154,7 +157,10 @@ def append(
     key_prefix: Annotated[
         str | None, typer.Option(help="Of the parts' keys; else the file's name.", show_default=False)
     ] = None,
-    seal: Annotated[bool, typer.Option("--seal", help="Afterwards nothing more can be appended.")] = False,
+    seal: Annotated[
+        bool, typer.Option("--seal", help="Afterwards nothing more can be appended; if all rows were taken.")
+    ] = False,
+    seal_anyway: Annotated[bool, typer.Option("--seal-anyway", help="Seal it though rows were left out.")] = False,
     dsn: Dsn = "",
     as_json: AsJson = False,
 ) -> None:
@@ -168,11 +174,13 @@ def append(
         )
         total = None if file == "-" else source.count_lines(Path(file))
         with _opened(file) as stream, _progress_bar(total, is_shown=not as_json) as on_progress:
-            rows = source.open_rows(stream, name, form, delimiter=delimiter)
+            wanted = await deliveries.fields_used(conn, delivery_id)
+            rows = source.open_rows(stream, name, form, delimiter=delimiter, encoding=encoding, wanted=wanted)
+            warn(rows.notes)
             size = source.part_recipients_for(asked, total)
             parts = source.read_parts(rows, key_prefix or name, size, on_bad_row)
             summary = await append_source(conn, delivery_id, parts, on_progress)
-        if seal and summary.is_complete:
+        if seal_anyway or (seal and summary.is_complete):
             await deliveries.seal(conn, delivery_id)
         return summary
 
@@ -180,7 +188,7 @@ def append(
     if as_json:
         print_json({"is_complete": summary.is_complete, **msgspec.to_builtins(summary)})
     else:
-        _print_summary(summary, seal)
+        _print_summary(summary, is_unsealed=seal and not (seal_anyway or summary.is_complete))
     if not summary.is_complete:
         raise typer.Exit(1)
 
@@ -400,7 +408,7 @@ def _progress_bar(total: int | None, *, is_shown: bool) -> Iterator[Callable[[Lo
         yield lambda summary: progress.update(task, completed=summary.rows_read)
 
 
-def _print_summary(summary: LoadSummary, is_seal_asked: bool) -> None:
+def _print_summary(summary: LoadSummary, *, is_unsealed: bool) -> None:
     for bad in summary.bad_rows:
         err.print(shown(str(bad)), highlight=False, soft_wrap=True)
     if summary.bad > len(summary.bad_rows):
@@ -418,8 +426,10 @@ def _print_summary(summary: LoadSummary, is_seal_asked: bool) -> None:
             f"space: {summary.queue_bytes / 1e6:,.1f} MB in the queue until it is sent; its log will take about "
             f"{log_bytes / 1e6:,.1f} MB"
         )
-    if is_seal_asked and not summary.is_complete:
-        err.print(f"not sealed: parts were refused: {', '.join(summary.refused_parts[:20])}", soft_wrap=True)
+    if is_unsealed:
+        refused = f", with the parts {', '.join(summary.refused_parts[:20])}" if summary.refused_parts else ""
+        why = f"{summary.bad:,} bad rows were left out{refused}: mend them and append again, or use --seal-anyway"
+        err.print(f"not sealed: {why}", soft_wrap=True)
 
 
 def _print_audit(found: audits.Audit) -> None:
