@@ -14,7 +14,7 @@ import msgspec
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from mta.cli.preview import preview
+from mta.cli.preview import preview, signers_of
 from mta.cli.terminal import (
     AsJson,
     DeliveryId,
@@ -30,6 +30,8 @@ from mta.cli.terminal import (
     with_database,
 )
 from mta.cli.waves import print_waves, too_late, waves_from
+from mta.message import load_content
+from mta.message.advice import one_click_advice
 from mta.model.errors import BadInput
 from mta.model.outcome import InDoubtPolicy
 from mta.queue import audit as audits
@@ -45,6 +47,10 @@ app = typer.Typer(help="Deliveries: make, fill, steer and audit them.", no_args_
 
 app.command()(preview)
 
+SettingsFile = Annotated[
+    Path | None,
+    typer.Option(help="The node's mta.toml: will it be signed?", exists=True, dir_okay=False, show_default=False),
+]
 InputFile = Annotated[Path | None, typer.Option(exists=True, dir_okay=False, readable=True, show_default=False)]
 
 
@@ -91,6 +97,7 @@ def create(
         typer.Option(help="A wave of a calendar, WHEN=SHARE: 2h=10%; may be repeated.", show_default=False),
     ] = None,
     simulate: Annotated[bool, typer.Option("--simulate", help="Ask for each recipient, and send nothing.")] = False,
+    config: SettingsFile = None,
     dsn: Dsn = "",
     as_json: AsJson = False,
 ) -> None:
@@ -112,6 +119,7 @@ def create(
         keeps_quarantined=keep_quarantined,
         deadline=None if deadline is None else parse_time(deadline, "--deadline"),
     )
+    warn(_advice(new.content, config))
     made = with_database(dsn, lambda conn: deliveries.create(conn, new))
     if as_json:
         print_json({"id": made})
@@ -351,6 +359,12 @@ def _change(delivery_id: int, change: Callable[[Conn, int], Awaitable[DeliverySt
         print_json({"id": delivery_id, "state": state})
     else:
         out.print(f"delivery {delivery_id} is {state.value}")
+
+
+def _advice(content: bytes, config: Path | None) -> list[str]:
+    message = load_content(content, "content")
+    advice = one_click_advice(message, None if config is None else signers_of(config, message.sender))
+    return [] if advice is None else [advice]
 
 
 def _content(file: Path | None, subject: str | None, sender: str | None, text: Path | None, html: Path | None) -> bytes:
