@@ -29,7 +29,6 @@ from mta.bounces.words import (
     REPORT_TITLE,
     RETURNED,
     SPOKEN_OF,
-    UNSUBSCRIPTION,
     WARNING,
 )
 from mta.failure.reply_text import parse_reply_text
@@ -46,24 +45,28 @@ _AUTOMATIC: Final = (
     "x-mail-autoreply",
 )
 _TITLE_CHARS: Final = 300
-_SHORT_CHARS: Final = 500  # of a mail that asks for nothing but an end of mail
 _NOTHING_SAID: Final = 12  # characters; a diagnostic of less says nothing but a code
 
 
-def read_letter(raw: bytes) -> Letter:
-    """Reads a mail that came back. Never raises; time is linear in what is looked at (`mta.bounces.mime`)."""
+def read_letter(raw: bytes, *, is_of_feedback_loop: bool = False) -> Letter:
+    """Reads a mail that came back. Never raises; time is linear in what is looked at (`mta.bounces.mime`).
+
+    ``is_of_feedback_loop``: it was sent to an address that only feedback loops know, so its words can make it a
+    complaint. Anywhere else a complaint is a report in the form of RFC 5965: people write of spam, and answers quote
+    the subjects that they answer.
+    """
     mail = opened(raw)
     text = "\n\n".join(mail.texts)
     returned = mail.returned or _returned_in(text)
     said = _Said(text, _not_meant(mail, returned))
     sender = ADDRESS.search(mail.headers.get("from", ""))
-    letter = Letter(Kind.NOT_BOUNCE, (), "", returned, mail.subject, "" if sender is None else sender[0])
+    letter = Letter(Kind.NOT_BOUNCE, (), "", returned, mail.feedback, mail.subject, "" if sender is None else sender[0])
     for kind, recipients, feedback_type in (
         _feedback(mail, text, returned),
         _status_report(mail.status, said),
         _notification(text),
         _automatic(mail, said.text),
-        _complaint(mail, text, returned),
+        _complaint(mail, text, returned) if is_of_feedback_loop else _NONE,
         _plain(mail, said, returned),
     ):
         if kind is not None:
@@ -74,7 +77,7 @@ def read_letter(raw: bytes) -> Letter:
                 feedback_type=feedback_type,
                 is_challenge=kind is Kind.AUTOREPLY and _is_challenge(mail, said.text),
             )
-    return msgspec.structs.replace(letter, is_unsubscription=_is_unsubscription(mail, said.text))
+    return letter
 
 
 class _Said:
@@ -296,15 +299,6 @@ def _automatic(mail: Opened, text: str) -> _Found:
 
 def _is_challenge(mail: Opened, text: str) -> bool:
     return CHALLENGE.search(f"{mail.subject}\n{text[:4_000]}") is not None
-
-
-def _is_unsubscription(mail: Opened, text: str) -> bool:
-    """A short mail that says so, or that a mail program made from our mailto link (`mta.message.unsubscribe`)."""
-    if _is_of_a_list(mail) or len(text) > _SHORT_CHARS:
-        return False
-    to = mail.headers.get("to", "").partition("@")[0].rpartition("<")[2]
-    first = next((line.strip() for line in text.splitlines() if line.strip()), "")
-    return any(UNSUBSCRIPTION.search(words) is not None for words in (mail.subject, to, first))
 
 
 def _is_bouncer(mail: Opened) -> bool:
