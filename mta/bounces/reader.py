@@ -35,6 +35,10 @@ from mta.failure.reply_text import parse_reply_text
 from mta.model.failure import Evidence
 
 _STATUS: Final = re.compile(r"\b([245]\.\d{1,3}\.\d{1,3})\b")
+# Addresses of a report beyond ASCII (RFC 6533 §3): as they are, or with such characters as \x{1F600}.
+_TYPED_ADDRESS: Final = re.compile(r"(?:utf-8|rfc822)\s*;\s*<?([^\s<>@;]{1,256}@[^\s<>@;]{1,256})>?\s*$", re.IGNORECASE)
+_ESCAPED_ADDRESS: Final = re.compile(r"utf-8\s*;\s*<?((?:[!-:=?-~]|\\x\{[0-9A-F]{2,6}\}){1,512})>?\s*$", re.IGNORECASE)
+_ESCAPED: Final = re.compile(r"\\x\{((?:10|[0-9A-F])?[0-9A-F]{1,4})\}", re.IGNORECASE)
 _DONE: Final = frozenset({"delivered", "relayed", "expanded"})
 _AUTOMATIC: Final = (
     "x-autoreply",
@@ -150,6 +154,12 @@ def _status_report(blocks: list[dict[str, str]], said: _Said) -> _Found:
 
 def _address_of(block: dict[str, str]) -> str:
     for name in ("original-recipient", "final-recipient", "x-actual-recipient"):
+        typed = _TYPED_ADDRESS.match(block.get(name, ""))
+        if typed is not None and not typed[1].isascii():
+            return typed[1]  # RFC 6533 §3
+        escaped = _ESCAPED_ADDRESS.match(block.get(name, ""))
+        if escaped is not None:
+            return _ESCAPED.sub(lambda match: chr(int(match[1], 16)), escaped[1])
         found = ADDRESS.search(block.get(name, "").replace("rfc822;", " ").replace("RFC822;", " "))
         if found is not None:
             return found[0]
