@@ -49,6 +49,8 @@ _AUTOMATIC: Final = (
     "x-mail-autoreply",
 )
 _TITLE_CHARS: Final = 300
+_FAILURE_MIN: Final = 400
+_REFUSAL: Final = re.compile(r"(?<![\d.])[45]\d\d(?=[ -])")
 _NOTHING_SAID: Final = 12  # characters; a diagnostic of less says nothing but a code
 
 
@@ -168,16 +170,29 @@ def _address_of(block: dict[str, str]) -> str:
 
 def _evidence_of(block: dict[str, str], said: _Said, address: str, recipients: int) -> Evidence:
     diagnostic = block.get("diagnostic-code", "")
-    evidence = parse_reply_text(diagnostic)
+    evidence = _of_failure(parse_reply_text(diagnostic))
     status = _STATUS.search(block.get("status", ""))
     if len(ADDRESS.sub("", evidence.text).strip()) < _NOTHING_SAID or diagnostic.lower().startswith("x-unix"):
         # The reason is in the words for people; of several recipients in those beside the address.
         told = (said.by_address.get(address.lower()) if recipients > 1 else None) or said.evidence
         evidence = told._replace(code=evidence.code or told.code, enhanced=evidence.enhanced or told.enhanced)
-    if status is not None and (not evidence.enhanced or evidence.enhanced.endswith(".0.0")):
+    if status is not None and status[1][0] != "2" and (not evidence.enhanced or evidence.enhanced.endswith(".0.0")):
         evidence = evidence._replace(enhanced=status[1])
     host = block.get("remote-mta", "").rpartition(";")[2].strip().split(" ")[0]
     return evidence._replace(provider=host, stage=evidence.stage or said.evidence.stage)
+
+
+def _of_failure(evidence: Evidence) -> Evidence:
+    """Without codes that speak of no failure, where one is reported: an exit status (``x-unix; 255``), or the banner
+    that a server said before it refused."""
+    if not 0 < evidence.code < _FAILURE_MIN:
+        return evidence
+    refusal = _REFUSAL.search(evidence.text)
+    return (
+        evidence._replace(code=0, enhanced="")
+        if refusal is None
+        else parse_reply_text(evidence.text[refusal.start() :])
+    )
 
 
 # --- RFC 5965 and other complaints ---------------------------------------------------------------------

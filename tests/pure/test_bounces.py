@@ -273,3 +273,21 @@ def test_an_encoded_report_that_it_is_no_spam_is_no_complaint(encoding: str) -> 
     fields = "Feedback-Type: not-spam\nVersion: 1\nUser-Agent: x\n"
     found = read_letter(report("message/feedback-report", fields, encoding))
     assert (found.kind, found.feedback_type) == (Kind.FEEDBACK, "not-spam")
+
+
+@pytest.mark.parametrize(
+    ("diagnostic", "code", "text"),
+    [
+        ("x-unix; 255", 0, ""),
+        ("smtp; 220 mx.example ESMTP 421 4.7.0 too many connections", 421, "too many connections"),
+        ("smtp; 250 2.1.5 ok 550 5.1.1 no such user", 550, "no such user"),
+        ("smtp; 250 2.1.5 ok", 0, ""),
+        ("smtp; 550 5.1.1 no such user", 550, "no such user"),
+    ],
+)
+def test_what_failed_did_not_succeed_whatever_was_said_before(diagnostic: str, code: int, text: str) -> None:
+    mail = bounce("ann@d.example", "", "5.0.0").replace(b"smtp; ", diagnostic.encode())
+    [found] = read_letter(mail).recipients
+    assert found.evidence.code == code
+    assert text in found.evidence.text
+    assert not found.evidence.enhanced.startswith("2.")
