@@ -5,7 +5,8 @@ before rules that are marked as weak, the others after them (`mta.failure.codes`
 "unreachable" (campaign-mta §4). The verdict is about the address; whether this *session* goes on is not decided here.
 
 Held for whatever a rule says: a temporary failure (4yz, 4.x.x, or words that promise another try) is never hard,
-neither is a full mailbox, and what is our own fault never counts against the address.
+neither is a full mailbox, and what is our own fault never counts against the address. What is said before a recipient
+is named, at MAIL for one, is about none (RFC 5321 §3.3): no verdict that only a recipient can have is given there.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from typing import Final
 import msgspec
 
 from mta.failure.automaton import Automaton, begins
+from mta.failure.boilerplate import without_boilerplate
 from mta.failure.codes import BY_CODES, OUR_FAULT_TYPE, exact, vague, verdict_of
-from mta.model.failure import OUR_FAULT, Category, Evidence, FailureType, Verdict
+from mta.model.failure import OF_RECIPIENT, OUR_FAULT, Category, Evidence, FailureType, Verdict
 from mta.model.masks import canonical_name, compile_masks
 from mta.model.outcome import Reason
 from mta.smtp.envelope import Stage
@@ -26,6 +28,8 @@ from mta.smtp.envelope import Stage
 REPLY_CHARS_MAX: Final = 4_096  # what is looked at of a reply,
 BOUNCE_CHARS_MAX: Final = 65_536  # and of a bounce
 STAGES: Final = (*(stage.name.lower() for stage in Stage), "dns", "bounce")  # of sessions, and two that are none
+# At which a recipient is named. So is one whose stage is not known: such are bounces, and lists of replies.
+RECIPIENT_STAGES: Final = frozenset({"", "rcpt", "data", "body", "dot", "dns", "bounce"})
 
 _KEPT: Final = 8_192  # verdicts, by what was said: servers repeat themselves
 _KEPT_CHARS_MAX: Final = 1_024  # longer texts are looked at anew
@@ -58,6 +62,7 @@ class BounceRule(msgspec.Struct, frozen=True, kw_only=True):
     category: Category
     source: str = ""  # "file:line"
     samples: tuple[str, ...] = ()  # replies that it decides, as lines
+    counter_samples: tuple[str, ...] = ()  # replies that it does not fit, though they look like it
 
     @property
     def label(self) -> str:
@@ -78,7 +83,8 @@ def is_temporary(code: int, enhanced: str) -> bool:
 def looked_at(text: str, stage: str = "") -> str:
     """The text as patterns see it: cut, spaces folded, addresses as ``*``, IPv4 addresses as ``#addr#``.
 
-    They are the sender's and the recipient's own, and must not be taken for the server's words.
+    They are the sender's and the recipient's own, and must not be taken for the server's words; nor must what mail
+    programs write around these (`mta.failure.boilerplate`).
     """
     text = text[: BOUNCE_CHARS_MAX if stage == "bounce" else REPLY_CHARS_MAX]
     if not text.isascii():
@@ -87,7 +93,7 @@ def looked_at(text: str, stage: str = "") -> str:
         text = _ADDRESS.sub("*", text)
     if "ip=" in text:
         text = _OUR_ADDRESS.sub("", text)
-    return " ".join(_IP.sub("#addr#", text).split())
+    return without_boilerplate(" ".join(_IP.sub("#addr#", text).split()))
 
 
 class Qualifier:
@@ -127,11 +133,14 @@ class Qualifier:
     def _qualify(self, seen: Evidence) -> Verdict:
         if 0 < seen.code < _FAILURE_MIN or (seen.code == 0 and seen.enhanced.startswith("2.")):
             return verdict_of(Category.NOT_A_FAILURE, f"{BY_CODES}{seen.code or seen.enhanced}")
-        verdict = self._by_rule(seen, exact(seen.code, seen.enhanced))
+        verdict = self._by_rule(seen, _possible(exact(seen.code, seen.enhanced), seen.stage))
         if verdict is None:
-            verdict = vague(seen.code, seen.enhanced, seen.stage) or verdict_of(Category.OTHER, "")
+            by_code = _possible(vague(seen.code, seen.enhanced, seen.stage), seen.stage)
+            verdict = by_code or verdict_of(Category.OTHER, "")
         if verdict.type is FailureType.HARD and (
-            is_temporary(seen.code, seen.enhanced) or _PROMISE.search(seen.text) is not None
+            seen.stage not in RECIPIENT_STAGES
+            or is_temporary(seen.code, seen.enhanced)
+            or _PROMISE.search(seen.text) is not None
         ):
             verdict = verdict._replace(type=FailureType.SOFT)
         return verdict
@@ -162,9 +171,17 @@ class Qualifier:
         return (
             (not rule.codes or str(seen.code).startswith(rule.codes))
             and (not rule.enhanced or begins(seen.enhanced, rule.enhanced))
-            and (not rule.stages or seen.stage in rule.stages)
+            and (not rule.stages or (seen.stage or "rcpt") in rule.stages)
+            and (seen.stage in RECIPIENT_STAGES or rule.category not in OF_RECIPIENT)
             and (hosts is None or hosts.fullmatch(canonical_name(seen.provider)) is not None)
         )
+
+
+def _possible(by_code: Verdict | None, stage: str) -> Verdict | None:
+    """What codes say, as far as it can be meant at that stage."""
+    if by_code is None or stage in RECIPIENT_STAGES or by_code.category not in OF_RECIPIENT:
+        return by_code
+    return verdict_of(Category.SENDER_REFUSED, by_code.rule) if stage == "mail" else None
 
 
 def _grouped(rules: Sequence[BounceRule]) -> list[list[int]]:
