@@ -25,13 +25,16 @@ class Recipient(msgspec.Struct, frozen=True):
 
 
 class Letter(msgspec.Struct, frozen=True):
-    """``returned`` are headers of the message that came back, by lower-case name; a stranger wrote them."""
+    """``returned`` are headers of the message that came back, ``reported`` the fields of a complaint (RFC 5965 §3).
+
+    Both by lower-case name; a stranger wrote them.
+    """
 
     kind: Kind
     recipients: tuple[Recipient, ...] = ()
     feedback_type: str = ""  # abuse, fraud, auth-failure, ... (RFC 5965 §3.1, RFC 6591)
     returned: dict[str, str] = {}
+    reported: dict[str, str] = {}
     subject: str = ""
     sender: str = ""  # address of its From
     is_challenge: bool = False  # an AUTOREPLY that wants an answer before it lets our message through
-    is_unsubscription: bool = False  # NOT_BOUNCE: ``sender`` wants no more mail (RFC 2369 §3.2)

@@ -6,14 +6,18 @@ boundaries is one text. So the parser of the standard library stays linear, what
 
 from __future__ import annotations
 
+import binascii
 import email
 import email.header
 import html
+import quopri
 import re
 from dataclasses import dataclass, field
 from email.errors import MessageError
 from email.message import Message
 from typing import Final
+
+from mta.bounces.charsets import text_of
 
 HEAD_BYTES: Final = 256 << 10
 REPORT_BYTES: Final = 64 << 10
@@ -24,10 +28,13 @@ DELIMITERS_MAX: Final = 1_500  # lines that begin with "--"
 EMPTY_LINES_MAX: Final = 6_000
 FIELD_BYTES: Final = 2_000  # of a header field of MIME: RFC 2046 §5.1.1 allows a boundary 70
 BLOCKS_MAX: Final = 2_000  # of a report; one for each recipient
-_REPORTS: Final = (b"message/delivery-status", b"message/feedback-report")
+_REPORTS: Final = (b"message/delivery-status", b"message/global-delivery-status", b"message/feedback-report")
+_STATUS: Final = frozenset({"message/delivery-status", "message/global-delivery-status"})  # the second: RFC 6533 §3
+_RETURNED: Final = frozenset(
+    ("message/rfc822", "message/global", "message/global-headers", "text/rfc822-headers", "message/rfc822-headers")
+)
+_BOUNDARY_LINE: Final = re.compile(r"(?m)^--([^\s-][^\n]{0,68}?)[ \t]*$")
 _CONTENT_FIELD: Final = re.compile(rb"(?im)^content-[a-z-]{1,30}:[^\n]*(?:\n[ \t][^\n]*)*")
-# Codecs that are no charsets of mail, and slow.
-_NO_CHARSETS: Final = frozenset({"punycode", "idna", "unicode_escape", "raw_unicode_escape", "utf_7", "undefined"})
 _TAGS: Final = re.compile(r"<(?:br|/?p|/?div|/?tr|/?li|/?h\d)\b[^<>]{0,500}>", re.IGNORECASE)
 _TAG: Final = re.compile(r"<(?![^<>@\s]{1,64}@[^<>@\s]{1,255}>)/?[a-zA-Z!][^<>]{0,2000}>")
 _LINE_END: Final = re.compile(r"[ \t\xa0]{0,500}\n[ \t\xa0]{0,500}")
@@ -107,20 +114,33 @@ def _walk(message: Message, found: Opened, count: int) -> int:
     if count > PARTS_MAX:
         return count
     kind = message.get_content_type()
-    if kind == "message/delivery-status":
+    if kind in _STATUS:
         found.status += _blocks(message)
     elif kind == "message/feedback-report":
         for block in _blocks(message):
             found.feedback = block | found.feedback
-    elif kind in ("message/rfc822", "message/global", "text/rfc822-headers", "message/rfc822-headers"):
+    elif kind in _RETURNED:
         _take_returned(message, found)
     elif message.is_multipart():
         for part in message.get_payload():
             if isinstance(part, Message):
                 count = _walk(part, found, count)
+    elif kind.startswith("multipart/") and (mended := _with_its_boundary(message)) is not None:
+        count = _walk(mended, found, count)
     elif kind.startswith("text/") or kind == "application/json":
         found.texts.append(_text(message, kind))
     return count
+
+
+def _with_its_boundary(message: Message) -> Message | None:
+    """The parts of a mail that are divided by another boundary than it declares; None where there are none."""
+    text = str(message.get_payload())[:HEAD_BYTES]
+    for line in _BOUNDARY_LINE.finditer(text):
+        boundary = line[1]
+        if text.count(f"\n--{boundary}") >= (1 if line.start() == 0 else 2) and '"' not in boundary:
+            kind = message.get_content_type()
+            return email.message_from_string(f'Content-Type: {kind}; boundary="{boundary}"\n\n{text}')
+    return None
 
 
 def _take_returned(message: Message, found: Opened) -> None:
@@ -136,6 +156,9 @@ def _take_returned(message: Message, found: Opened) -> None:
 
 def _blocks(message: Message) -> list[dict[str, str]]:
     payload = message.get_payload()
+    encoding = str(message.get("content-transfer-encoding", "")).strip().lower()
+    if isinstance(payload, list) and encoding in ("base64", "quoted-printable"):
+        return blocks_in(_decoded_report(payload, encoding))
     if isinstance(payload, list):
         # Some leave out the empty line below the part's own header: its fields stand there, then.
         blocks = [
@@ -144,13 +167,35 @@ def _blocks(message: Message) -> list[dict[str, str]]:
             if isinstance(part, Message)
         ]
         # Some write fields of recipients without the empty line before them, some encode the part.
-        rest = "\n".join(
-            str(part.get_payload()) for part in payload if isinstance(part, Message) and part.get_payload()
-        )
+        rest = "\n".join(_body_text(part) for part in payload if isinstance(part, Message))
         blocks += [block for block in blocks_in(rest) if "final-recipient" in block or "original-recipient" in block]
         if any(blocks):
             return [block for block in blocks if block]
     return blocks_in(_text(message, "text/plain"))
+
+
+def _body_text(part: Message) -> str:
+    """What stands below a part's fields; octets beyond ASCII as they came, which the parser would replace."""
+    octets = part.get_payload(decode=True)
+    return text_of(octets, "") if isinstance(octets, bytes) else ""
+
+
+def _decoded_report(parts: list[Message | str], encoding: str) -> str:
+    """A report that is encoded, which the parser has taken for fields all the same."""
+    pieces = []
+    for part in parts[:BLOCKS_MAX]:
+        if isinstance(part, Message):
+            fields = "".join(f"{name}: {value}\n" for name, value in part.raw_items())
+            pieces.append(f"{fields}\n{part.get_payload()}")
+    octets = "\n".join(pieces).encode("utf-8", "surrogateescape")
+    if encoding == "base64":
+        try:
+            octets = binascii.a2b_base64(octets)
+        except binascii.Error:
+            return ""
+    else:
+        octets = quopri.decodestring(octets)
+    return text_of(octets, "utf-8").replace("\r\n", "\n")
 
 
 def blocks_in(text: str) -> list[dict[str, str]]:
@@ -183,20 +228,9 @@ def _text(message: Message, kind: str) -> str:
     if not isinstance(payload, bytes):
         payload = str(message.get_payload()).encode("utf-8", "replace")
     payload = payload[: 4 * TEXT_CHARS]
-    text = _by_charset(payload, message.get_content_charset() or "")
+    text = text_of(payload, message.get_content_charset() or "")
     text = text.replace("\r\n", "\n")
     return from_html(text) if kind == "text/html" else text[:TEXT_CHARS]
-
-
-def _by_charset(octets: bytes, charset: str) -> str:
-    for name in (charset, "utf-8"):
-        if name.lower().replace("-", "_") in _NO_CHARSETS:
-            continue
-        try:
-            return octets.decode(name)
-        except (LookupError, UnicodeDecodeError, ValueError):
-            continue  # not what it says, or nothing that exists
-    return octets.decode("latin-1")
 
 
 def from_html(text: str) -> str:
@@ -224,7 +258,7 @@ def _without_hidden(text: str) -> str:
 def _one_line(value: object) -> str:
     text = str(value)
     if not text.isascii():  # octets that no header may hold, kept as surrogates by the parser
-        text = _by_charset(text.encode("utf-8", "surrogateescape"), "")
+        text = text_of(text.encode("utf-8", "surrogateescape"), "")
     return " ".join(text.split())[:8_192]
 
 
@@ -234,5 +268,5 @@ def _decoded(value: str) -> str:
     except (ValueError, MessageError):
         return value
     return "".join(
-        piece if isinstance(piece, str) else _by_charset(piece, charset or "latin-1") for piece, charset in pieces
+        piece if isinstance(piece, str) else text_of(piece, charset or "latin-1") for piece, charset in pieces
     )

@@ -29,13 +29,16 @@ from mta.bounces.words import (
     REPORT_TITLE,
     RETURNED,
     SPOKEN_OF,
-    UNSUBSCRIPTION,
     WARNING,
 )
 from mta.failure.reply_text import parse_reply_text
 from mta.model.failure import Evidence
 
 _STATUS: Final = re.compile(r"\b([245]\.\d{1,3}\.\d{1,3})\b")
+# Addresses of a report beyond ASCII (RFC 6533 §3): as they are, or with such characters as \x{1F600}.
+_TYPED_ADDRESS: Final = re.compile(r"(?:utf-8|rfc822)\s*;\s*<?([^\s<>@;]{1,256}@[^\s<>@;]{1,256})>?\s*$", re.IGNORECASE)
+_ESCAPED_ADDRESS: Final = re.compile(r"utf-8\s*;\s*<?((?:[!-:=?-~]|\\x\{[0-9A-F]{2,6}\}){1,512})>?\s*$", re.IGNORECASE)
+_ESCAPED: Final = re.compile(r"\\x\{((?:10|[0-9A-F])?[0-9A-F]{1,4})\}", re.IGNORECASE)
 _DONE: Final = frozenset({"delivered", "relayed", "expanded"})
 _AUTOMATIC: Final = (
     "x-autoreply",
@@ -46,24 +49,30 @@ _AUTOMATIC: Final = (
     "x-mail-autoreply",
 )
 _TITLE_CHARS: Final = 300
-_SHORT_CHARS: Final = 500  # of a mail that asks for nothing but an end of mail
+_FAILURE_MIN: Final = 400
+_REFUSAL: Final = re.compile(r"(?<![\d.])[45]\d\d(?=[ -])")
 _NOTHING_SAID: Final = 12  # characters; a diagnostic of less says nothing but a code
 
 
-def read_letter(raw: bytes) -> Letter:
-    """Reads a mail that came back. Never raises; time is linear in what is looked at (`mta.bounces.mime`)."""
+def read_letter(raw: bytes, *, is_of_feedback_loop: bool = False) -> Letter:
+    """Reads a mail that came back. Never raises; time is linear in what is looked at (`mta.bounces.mime`).
+
+    ``is_of_feedback_loop``: it was sent to an address that only feedback loops know, so its words can make it a
+    complaint. Anywhere else a complaint is a report in the form of RFC 5965: people write of spam, and answers quote
+    the subjects that they answer.
+    """
     mail = opened(raw)
     text = "\n\n".join(mail.texts)
     returned = mail.returned or _returned_in(text)
     said = _Said(text, _not_meant(mail, returned))
     sender = ADDRESS.search(mail.headers.get("from", ""))
-    letter = Letter(Kind.NOT_BOUNCE, (), "", returned, mail.subject, "" if sender is None else sender[0])
+    letter = Letter(Kind.NOT_BOUNCE, (), "", returned, mail.feedback, mail.subject, "" if sender is None else sender[0])
     for kind, recipients, feedback_type in (
         _feedback(mail, text, returned),
         _status_report(mail.status, said),
         _notification(text),
         _automatic(mail, said.text),
-        _complaint(mail, text, returned),
+        _complaint(mail, text, returned) if is_of_feedback_loop else _NONE,
         _plain(mail, said, returned),
     ):
         if kind is not None:
@@ -74,7 +83,7 @@ def read_letter(raw: bytes) -> Letter:
                 feedback_type=feedback_type,
                 is_challenge=kind is Kind.AUTOREPLY and _is_challenge(mail, said.text),
             )
-    return msgspec.structs.replace(letter, is_unsubscription=_is_unsubscription(mail, said.text))
+    return letter
 
 
 class _Said:
@@ -147,6 +156,12 @@ def _status_report(blocks: list[dict[str, str]], said: _Said) -> _Found:
 
 def _address_of(block: dict[str, str]) -> str:
     for name in ("original-recipient", "final-recipient", "x-actual-recipient"):
+        typed = _TYPED_ADDRESS.match(block.get(name, ""))
+        if typed is not None and not typed[1].isascii():
+            return typed[1]  # RFC 6533 §3
+        escaped = _ESCAPED_ADDRESS.match(block.get(name, ""))
+        if escaped is not None:
+            return _ESCAPED.sub(lambda match: chr(int(match[1], 16)), escaped[1])
         found = ADDRESS.search(block.get(name, "").replace("rfc822;", " ").replace("RFC822;", " "))
         if found is not None:
             return found[0]
@@ -155,16 +170,29 @@ def _address_of(block: dict[str, str]) -> str:
 
 def _evidence_of(block: dict[str, str], said: _Said, address: str, recipients: int) -> Evidence:
     diagnostic = block.get("diagnostic-code", "")
-    evidence = parse_reply_text(diagnostic)
+    evidence = _of_failure(parse_reply_text(diagnostic))
     status = _STATUS.search(block.get("status", ""))
     if len(ADDRESS.sub("", evidence.text).strip()) < _NOTHING_SAID or diagnostic.lower().startswith("x-unix"):
         # The reason is in the words for people; of several recipients in those beside the address.
         told = (said.by_address.get(address.lower()) if recipients > 1 else None) or said.evidence
         evidence = told._replace(code=evidence.code or told.code, enhanced=evidence.enhanced or told.enhanced)
-    if status is not None and (not evidence.enhanced or evidence.enhanced.endswith(".0.0")):
+    if status is not None and status[1][0] != "2" and (not evidence.enhanced or evidence.enhanced.endswith(".0.0")):
         evidence = evidence._replace(enhanced=status[1])
     host = block.get("remote-mta", "").rpartition(";")[2].strip().split(" ")[0]
     return evidence._replace(provider=host, stage=evidence.stage or said.evidence.stage)
+
+
+def _of_failure(evidence: Evidence) -> Evidence:
+    """Without codes that speak of no failure, where one is reported: an exit status (``x-unix; 255``), or the banner
+    that a server said before it refused."""
+    if not 0 < evidence.code < _FAILURE_MIN:
+        return evidence
+    refusal = _REFUSAL.search(evidence.text)
+    return (
+        evidence._replace(code=0, enhanced="")
+        if refusal is None
+        else parse_reply_text(evidence.text[refusal.start() :])
+    )
 
 
 # --- RFC 5965 and other complaints ---------------------------------------------------------------------
@@ -296,15 +324,6 @@ def _automatic(mail: Opened, text: str) -> _Found:
 
 def _is_challenge(mail: Opened, text: str) -> bool:
     return CHALLENGE.search(f"{mail.subject}\n{text[:4_000]}") is not None
-
-
-def _is_unsubscription(mail: Opened, text: str) -> bool:
-    """A short mail that says so, or that a mail program made from our mailto link (`mta.message.unsubscribe`)."""
-    if _is_of_a_list(mail) or len(text) > _SHORT_CHARS:
-        return False
-    to = mail.headers.get("to", "").partition("@")[0].rpartition("<")[2]
-    first = next((line.strip() for line in text.splitlines() if line.strip()), "")
-    return any(UNSUBSCRIPTION.search(words) is not None for words in (mail.subject, to, first))
 
 
 def _is_bouncer(mail: Opened) -> bool:

@@ -243,14 +243,6 @@ CHALLENGE: Final = _any(
     r"(cliquez|cliquer)( \w+){0,6} (authentifier|valider)",
     r"real live human",
 )
-# A mail that asks for no more mail, in its subject, its first line, or the mailbox that it was sent to.
-UNSUBSCRIPTION: Final = _any(
-    r"^\W*(re: ?)?(please )?unsubscribe",
-    r"^\W*(remove( me)?|stop|opt-?out|list-unsubscribe)\b",
-    r"^\W*(abmeld|austragen|abbestell|d[ée]s?[ia]nscri|d[ée]sabonn)",
-    r"^\W*(desuscri|darse? de baja|baja$|cancella(mi|zione)?\b|disiscri)",
-    r"^\W*(afmelden|uitschrijven|avregistrera|afmeld|wypisz|отписат|отписк|退订|退訂|配信停止)",
-)
 
 # --- complaints that are no RFC 5965 ------------------------------------------------------------------
 

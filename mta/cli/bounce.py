@@ -41,6 +41,7 @@ class Line(msgspec.Struct, frozen=True):
     recipient: str | None
     diagnostic: str | None
     rule: str | None
+    delayed: bool = False  # a warning: the server goes on trying
 
 
 @app.command()
@@ -109,7 +110,8 @@ def of_mail(file: str, raw: bytes, qualifier: Qualifier) -> Iterator[Line]:
         verdict = qualifier.qualify(evidence)
         if recipient.is_delayed and verdict.type is FailureType.HARD:
             verdict = verdict._replace(type=FailureType.SOFT)
-        yield _line(file, None, recipient.address or None, evidence, verdict, said(evidence))
+        line = _line(file, None, recipient.address or None, evidence, verdict, said(evidence))
+        yield msgspec.structs.replace(line, delayed=recipient.is_delayed)
 
 
 def said(evidence: Evidence) -> str:

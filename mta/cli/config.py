@@ -9,8 +9,9 @@ import typer
 
 from mta.cli.rules_common import print_findings
 from mta.cli.rules_lint import lint_settings
-from mta.cli.terminal import AsJson, print_json
+from mta.cli.terminal import AsJson, print_json, warn
 from mta.inbound.mailboxes import read_password
+from mta.message.advice import ONE_CLICK_UNSIGNED
 from mta.model.errors import BadInput
 from mta.session.addresses import why_not_here
 from mta.settings import Settings, load_rules, load_settings
@@ -47,9 +48,10 @@ def check(
         if not for_another_machine:
             faults += absent_addresses(settings, file)
         warnings = lint_settings(rules, settings, str(file))
+    advice = [] if faults or settings.signing.entries else [f"{file} has no [[dkim]]: if {ONE_CLICK_UNSIGNED}"]
     if as_json:
         told = [{"where": fault.where, "what": fault.what} for fault in faults]
-        print_json({"ok": not faults, "faults": told, "warnings": warnings})
+        print_json({"ok": not faults, "faults": told, "warnings": warnings, "advice": advice})
     elif faults:
         for fault in faults:
             typer.echo(f"{fault}", err=True)
@@ -57,6 +59,7 @@ def check(
         typer.echo(f"{file}: {len(settings.egresses)} egresses, {len(settings.signing.entries)} signing keys, all well")
     if not as_json:
         print_findings(warnings)
+        warn(advice)
     if faults:
         raise typer.Exit(REFUSED_EXIT)
 

@@ -14,7 +14,7 @@ import msgspec
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from mta.cli.preview import preview
+from mta.cli.preview import preview, signers_of
 from mta.cli.terminal import (
     AsJson,
     DeliveryId,
@@ -30,6 +30,8 @@ from mta.cli.terminal import (
     with_database,
 )
 from mta.cli.waves import print_waves, too_late, waves_from
+from mta.message import load_content
+from mta.message.advice import one_click_advice
 from mta.model.errors import BadInput
 from mta.model.outcome import InDoubtPolicy
 from mta.queue import audit as audits
@@ -45,6 +47,10 @@ app = typer.Typer(help="Deliveries: make, fill, steer and audit them.", no_args_
 
 app.command()(preview)
 
+SettingsFile = Annotated[
+    Path | None,
+    typer.Option(help="The node's mta.toml: will it be signed?", exists=True, dir_okay=False, show_default=False),
+]
 InputFile = Annotated[Path | None, typer.Option(exists=True, dir_okay=False, readable=True, show_default=False)]
 
 
@@ -91,6 +97,7 @@ def create(
         typer.Option(help="A wave of a calendar, WHEN=SHARE: 2h=10%; may be repeated.", show_default=False),
     ] = None,
     simulate: Annotated[bool, typer.Option("--simulate", help="Ask for each recipient, and send nothing.")] = False,
+    config: SettingsFile = None,
     dsn: Dsn = "",
     as_json: AsJson = False,
 ) -> None:
@@ -112,6 +119,7 @@ def create(
         keeps_quarantined=keep_quarantined,
         deadline=None if deadline is None else parse_time(deadline, "--deadline"),
     )
+    warn(_advice(new.content, config))
     made = with_database(dsn, lambda conn: deliveries.create(conn, new))
     if as_json:
         print_json({"id": made})
@@ -144,7 +152,10 @@ def append(
     form: Annotated[
         source.SourceFormat | None, typer.Option("--format", help="Else by the file's suffix.", show_default=False)
     ] = None,
-    delimiter: Annotated[str, typer.Option(help="Between the columns of CSV.")] = ",",
+    delimiter: Annotated[
+        str | None, typer.Option(help="Between the columns of CSV; else as the header has it.", show_default=False)
+    ] = None,
+    encoding: Annotated[str | None, typer.Option(help="Of CSV; else UTF-8.", show_default=False)] = None,
     on_bad_row: Annotated[
         source.OnBadRow, typer.Option(help="Leave it out, or refuse its part.")
     ] = source.OnBadRow.SKIP,
@@ -154,7 +165,10 @@ def append(
     key_prefix: Annotated[
         str | None, typer.Option(help="Of the parts' keys; else the file's name.", show_default=False)
     ] = None,
-    seal: Annotated[bool, typer.Option("--seal", help="Afterwards nothing more can be appended.")] = False,
+    seal: Annotated[
+        bool, typer.Option("--seal", help="Afterwards nothing more can be appended; if all rows were taken.")
+    ] = False,
+    seal_anyway: Annotated[bool, typer.Option("--seal-anyway", help="Seal it though rows were left out.")] = False,
     dsn: Dsn = "",
     as_json: AsJson = False,
 ) -> None:
@@ -168,11 +182,13 @@ def append(
         )
         total = None if file == "-" else source.count_lines(Path(file))
         with _opened(file) as stream, _progress_bar(total, is_shown=not as_json) as on_progress:
-            rows = source.open_rows(stream, name, form, delimiter=delimiter)
+            wanted = await deliveries.fields_used(conn, delivery_id)
+            rows = source.open_rows(stream, name, form, delimiter=delimiter, encoding=encoding, wanted=wanted)
+            warn(rows.notes)
             size = source.part_recipients_for(asked, total)
             parts = source.read_parts(rows, key_prefix or name, size, on_bad_row)
             summary = await append_source(conn, delivery_id, parts, on_progress)
-        if seal and summary.is_complete:
+        if seal_anyway or (seal and summary.is_complete):
             await deliveries.seal(conn, delivery_id)
         return summary
 
@@ -180,7 +196,7 @@ def append(
     if as_json:
         print_json({"is_complete": summary.is_complete, **msgspec.to_builtins(summary)})
     else:
-        _print_summary(summary, seal)
+        _print_summary(summary, is_unsealed=seal and not (seal_anyway or summary.is_complete))
     if not summary.is_complete:
         raise typer.Exit(1)
 
@@ -345,6 +361,12 @@ def _change(delivery_id: int, change: Callable[[Conn, int], Awaitable[DeliverySt
         out.print(f"delivery {delivery_id} is {state.value}")
 
 
+def _advice(content: bytes, config: Path | None) -> list[str]:
+    message = load_content(content, "content")
+    advice = one_click_advice(message, None if config is None else signers_of(config, message.sender))
+    return [] if advice is None else [advice]
+
+
 def _content(file: Path | None, subject: str | None, sender: str | None, text: Path | None, html: Path | None) -> bytes:
     """The content as JSON; whether it is good is for ``deliveries.create`` to say."""
     pieces: dict[str, Any] = {
@@ -400,7 +422,7 @@ def _progress_bar(total: int | None, *, is_shown: bool) -> Iterator[Callable[[Lo
         yield lambda summary: progress.update(task, completed=summary.rows_read)
 
 
-def _print_summary(summary: LoadSummary, is_seal_asked: bool) -> None:
+def _print_summary(summary: LoadSummary, *, is_unsealed: bool) -> None:
     for bad in summary.bad_rows:
         err.print(shown(str(bad)), highlight=False, soft_wrap=True)
     if summary.bad > len(summary.bad_rows):
@@ -418,8 +440,10 @@ def _print_summary(summary: LoadSummary, is_seal_asked: bool) -> None:
             f"space: {summary.queue_bytes / 1e6:,.1f} MB in the queue until it is sent; its log will take about "
             f"{log_bytes / 1e6:,.1f} MB"
         )
-    if is_seal_asked and not summary.is_complete:
-        err.print(f"not sealed: parts were refused: {', '.join(summary.refused_parts[:20])}", soft_wrap=True)
+    if is_unsealed:
+        refused = f", with the parts {', '.join(summary.refused_parts[:20])}" if summary.refused_parts else ""
+        why = f"{summary.bad:,} bad rows were left out{refused}: mend them and append again, or use --seal-anyway"
+        err.print(f"not sealed: {why}", soft_wrap=True)
 
 
 def _print_audit(found: audits.Audit) -> None:

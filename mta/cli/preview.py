@@ -10,10 +10,10 @@ import typer
 
 from mta.cli.terminal import AsJson, DeliveryId, Dsn, out, print_json, shown, warn, with_database
 from mta.message import KeyRing, RingEntry, Signer, Template, compile_content, load_content, sender_domain
+from mta.message.advice import one_click_advice, size_advice
 from mta.message.fields import RenderError
 from mta.model.address import parse_mailbox
 from mta.model.errors import BadInput
-from mta.model.limits import MESSAGE_BYTES_ADVISED, MESSAGE_BYTES_WARNED
 from mta.queue import deliveries
 from mta.queue.connection import Conn
 from mta.queue.installation import verp_key
@@ -43,13 +43,14 @@ def preview(
 ) -> None:
     """Show the message for the recipient that would go first, and its size on the wire."""
 
-    async def work(conn: Conn) -> tuple[Template, Sample]:
+    async def work(conn: Conn) -> tuple[Template, Sample, str | None]:
         content = load_content(await deliveries.content(conn, delivery_id), f"delivery {delivery_id}")
-        signers = () if config is None else _signers(config, content.sender)
-        template = compile_content(content, delivery_id=delivery_id, verp_key=await verp_key(conn), signers=signers)
-        return template, await sample(conn, delivery_id, template.fields)
+        signers = None if config is None else signers_of(config, content.sender)
+        key = await verp_key(conn)
+        template = compile_content(content, delivery_id=delivery_id, verp_key=key, signers=signers or ())
+        return template, await sample(conn, delivery_id, template.fields), one_click_advice(content, signers)
 
-    template, found = with_database(dsn, work)
+    template, found, of_one_click = with_database(dsn, work)
     found = _changed(found, to, value or [])
     try:
         rendered = template.bind(found.fields).render(
@@ -58,7 +59,7 @@ def preview(
     except RenderError as error:
         raise BadInput(f"delivery {delivery_id}", str(error)) from error
     message = b"".join(rendered.segments).decode(errors="backslashreplace")
-    advice = size_advice(rendered.size_bytes)
+    advice = [one for one in (size_advice(rendered.size_bytes), of_one_click) if one is not None]
     if as_json:
         about = {"address": found.address, "is_made_up": found.is_made_up, "size_bytes": rendered.size_bytes}
         print_json({**about, "advice": advice, "return_path": rendered.return_path.decode(), "message": message})
@@ -66,22 +67,10 @@ def preview(
     _print_message(message)
     made_up = " (made up: nobody waits)" if found.is_made_up else ""
     out.print(f"{rendered.size_bytes:,} bytes on the wire, for {shown(found.address)}{made_up}", highlight=False)
-    warn([advice] if advice else [])
+    warn(advice)
 
 
-def size_advice(size_bytes: int) -> str | None:
-    """What to say of a message's size; None: nothing."""
-    if size_bytes > MESSAGE_BYTES_WARNED:
-        return (
-            f"the message is large: {size_bytes / 1000:,.1f} kB; above {MESSAGE_BYTES_WARNED / 1000:.0f} kB sending is "
-            f"slower and some mailboxes cut it off. Advised are {MESSAGE_BYTES_ADVISED / 1000:.0f} kB at most"
-        )
-    if size_bytes > MESSAGE_BYTES_ADVISED:
-        return f"the message has {size_bytes / 1000:,.1f} kB; {MESSAGE_BYTES_ADVISED / 1000:.0f} kB at most are advised"
-    return None
-
-
-def _signers(config: Path, sender: str) -> tuple[Signer, ...]:
+def signers_of(config: Path, sender: str) -> tuple[Signer, ...]:
     """Who signs on the node of these settings. BadInput when one of its keys cannot be used, or is missing."""
     signing = load_settings(config).signing
     domain = sender_domain(sender)

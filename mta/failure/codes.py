@@ -57,6 +57,8 @@ _EXACT: Final = {
     "2.2": _C.MAILBOX_FULL,
     "2.3": _C.TOO_BIG,
     "2.4": _C.SYSTEM_ERROR,  # expansion of a mailing list
+    "2.121": _C.RATE_LIMITED,  # Exchange: the recipient takes no more from us in this hour,
+    "2.122": _C.RATE_LIMITED,  # or from anybody
     "3.4": _C.TOO_BIG,
     "3.5": _C.SYSTEM_ERROR,
     "4.1": _C.UNREACHABLE,
@@ -90,6 +92,7 @@ _EXACT: Final = {
     "7.28": _C.RATE_LIMITED,
     "7.29": _C.AUTH_FAILURE,  # ARC (RFC 8617)
     "7.30": _C.PROTOCOL_ERROR,  # REQUIRETLS (RFC 8689)
+    "7.129": _C.SENDER_REFUSED,  # Exchange: the recipient takes mail of some senders only
 }
 _VAGUE: Final = {
     "1.0": _C.USER_UNKNOWN,

@@ -5,7 +5,8 @@ before rules that are marked as weak, the others after them (`mta.failure.codes`
 "unreachable" (campaign-mta §4). The verdict is about the address; whether this *session* goes on is not decided here.
 
 Held for whatever a rule says: a temporary failure (4yz, 4.x.x, or words that promise another try) is never hard,
-neither is a full mailbox, and what is our own fault never counts against the address.
+neither is a full mailbox, and what is our own fault never counts against the address. What is said before a recipient
+is named, at MAIL for one, is about none (RFC 5321 §3.3): no verdict that only a recipient can have is given there.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from typing import Final
 import msgspec
 
 from mta.failure.automaton import Automaton, begins
+from mta.failure.boilerplate import without_boilerplate
 from mta.failure.codes import BY_CODES, OUR_FAULT_TYPE, exact, vague, verdict_of
-from mta.model.failure import OUR_FAULT, Category, Evidence, FailureType, Verdict
+from mta.model.failure import OF_RECIPIENT, OUR_FAULT, Category, Evidence, FailureType, Verdict
 from mta.model.masks import canonical_name, compile_masks
 from mta.model.outcome import Reason
 from mta.smtp.envelope import Stage
@@ -26,12 +28,9 @@ from mta.smtp.envelope import Stage
 REPLY_CHARS_MAX: Final = 4_096  # what is looked at of a reply,
 BOUNCE_CHARS_MAX: Final = 65_536  # and of a bounce
 STAGES: Final = (*(stage.name.lower() for stage in Stage), "dns", "bounce")  # of sessions, and two that are none
-
-STAGES_BEFORE_RCPT: Final = frozenset({"connect", "greeting", "ehlo", "starttls", "mail"})
+# At which a recipient is named. So is one whose stage is not known: such are bounces, and lists of replies.
+RECIPIENT_STAGES: Final = frozenset({"", "rcpt", "data", "body", "dot", "dns", "bounce"})
 PERMANENT_MIN: Final = 500
-_OF_RECIPIENT: Final = frozenset(
-    {Category.USER_UNKNOWN, Category.INVALID_DOMAIN, Category.ACCOUNT_DISABLED, Category.MAILBOX_FULL}
-)
 _KEPT: Final = 8_192  # verdicts, by what was said: servers repeat themselves
 _KEPT_CHARS_MAX: Final = 1_024  # longer texts are looked at anew
 _MEMORY_BYTES: Final = 4 << 20  # of one automaton
@@ -63,6 +62,7 @@ class BounceRule(msgspec.Struct, frozen=True, kw_only=True):
     category: Category
     source: str = ""  # "file:line"
     samples: tuple[str, ...] = ()  # replies that it decides, as lines
+    counter_samples: tuple[str, ...] = ()  # replies that it does not fit, though they look like it
 
     @property
     def label(self) -> str:
@@ -86,14 +86,14 @@ def within_stage(verdict: Verdict, evidence: Evidence) -> Verdict:
     Nothing temporary is hard. Nothing that is said before RCPT is about a recipient, as none was named: a reply to
     MAIL concerns the reverse-path (RFC 5321 §3.3), one before it the client.
     """
-    if evidence.stage in STAGES_BEFORE_RCPT and verdict.category in _OF_RECIPIENT:
+    if evidence.stage not in RECIPIENT_STAGES and verdict.category in OF_RECIPIENT:
         if evidence.stage == "mail":
             category = Category.SENDER_REFUSED
         else:
             category = Category.IP_BLOCKED if evidence.code >= PERMANENT_MIN else Category.UNREACHABLE
         verdict = verdict_of(category, verdict.rule)
     if verdict.type is FailureType.HARD and (
-        evidence.stage in STAGES_BEFORE_RCPT or is_temporary(evidence.code, evidence.enhanced)
+        evidence.stage not in RECIPIENT_STAGES or is_temporary(evidence.code, evidence.enhanced)
     ):
         verdict = verdict._replace(type=FailureType.SOFT)
     return verdict
@@ -102,7 +102,8 @@ def within_stage(verdict: Verdict, evidence: Evidence) -> Verdict:
 def looked_at(text: str, stage: str = "") -> str:
     """The text as patterns see it: cut, spaces folded, addresses as ``*``, IPv4 addresses as ``#addr#``.
 
-    They are the sender's and the recipient's own, and must not be taken for the server's words.
+    They are the sender's and the recipient's own, and must not be taken for the server's words; nor must what mail
+    programs write around these (`mta.failure.boilerplate`).
     """
     text = text[: BOUNCE_CHARS_MAX if stage == "bounce" else REPLY_CHARS_MAX]
     if not text.isascii():
@@ -111,7 +112,7 @@ def looked_at(text: str, stage: str = "") -> str:
         text = _ADDRESS.sub("*", text)
     if "ip=" in text:
         text = _OUR_ADDRESS.sub("", text)
-    return " ".join(_IP.sub("#addr#", text).split())
+    return without_boilerplate(" ".join(_IP.sub("#addr#", text).split()))
 
 
 class Qualifier:
@@ -184,7 +185,8 @@ class Qualifier:
         return (
             (not rule.codes or str(seen.code).startswith(rule.codes))
             and (not rule.enhanced or begins(seen.enhanced, rule.enhanced))
-            and (not rule.stages or seen.stage in rule.stages)
+            and (not rule.stages or (seen.stage or "rcpt") in rule.stages)
+            and (seen.stage in RECIPIENT_STAGES or rule.category not in OF_RECIPIENT)
             and (hosts is None or hosts.fullmatch(canonical_name(seen.provider)) is not None)
         )
 

@@ -32,12 +32,20 @@ _MESSAGE_ID: Final = re.compile(r"(?<![0-9a-z.])(0|[1-9a-z][0-9a-z]{0,12})\.(0|[
 
 
 class Trust(msgspec.Struct, frozen=True):
-    """By what recipients are known. ``networks``: from where a complaint is believed that has no signed address."""
+    """By what recipients are known. ``networks``: from where a complaint is believed that has no signed address.
+
+    The names are local parts: of addresses to leave by, and of those that feedback loops were told.
+    """
 
     key: bytes
     unsubscribe_names: tuple[str, ...] = ()
+    feedback_names: tuple[str, ...] = ()
     networks: tuple[str, ...] = ()
     is_sender_believed: bool = False  # an unsubscription of whom its From names
+
+    def is_of_feedback_loop(self, stored: Stored) -> bool:
+        """Whether a mail was sent to an address that only feedback loops know."""
+        return any(_name(one) in self.feedback_names for one in stored.recipients)
 
     def __repr__(self) -> str:
         return "Trust(...)"  # it has a key
@@ -92,23 +100,26 @@ def _complaint(stored: Stored, letter: Letter, trust: Trust, at: datetime.dateti
     number = _signed_number(stored, letter, trust.key)
     if number is not None:
         return Meaning("complaint", Feedback(number, status, at, reply=said))
-    named = _message_id(letter.returned.get("message-id", ""))
+    named = _message_id(letter.returned.get("message-id", "")) or _message_id(letter.reported.get("message-id", ""))
     if named is not None and _is_within(stored.client, trust.networks):
         return Meaning("complaint", Feedback(named[0], status, at, reply=said, delivery=named[1]))
+    recipient = letter.reported.get("original-rcpt-to", "").strip("<> ")
+    if named is not None and "@" in recipient:  # its recipient knows both, and all three must be of one line of the log
+        complaint = Feedback(named[0], status, at, reply=said, delivery=named[1], address=_clean(recipient))
+        return Meaning("complaint", complaint)
     return Meaning("complaint", aside="not-signed")
 
 
 def _unsubscription(stored: Stored, letter: Letter, trust: Trust, at: datetime.datetime) -> Meaning:
-    is_addressed = any(_name(one) in trust.unsubscribe_names for one in stored.recipients)
-    if not (is_addressed or letter.is_unsubscription):
-        return Meaning("other", aside="other")
+    """By an address to leave by, or a token: never by words, which may be ours. Mail to a return path is an answer of
+    some program (RFC 3834 §4), whatever it says."""
     said = _clean(f"unsubscribed by mail of {letter.sender}"[:_REPLY_CHARS])
     texts = (*stored.recipients, letter.subject)
     number = next((n for n in (parse_leaving_token(text, trust.key) for text in texts) if n is not None), None)
-    if number is None:
-        number = _signed_number(stored, letter, trust.key)
     if number is not None:
         return Meaning("unsubscription", Feedback(number, Status.UNSUBSCRIBED, at, reply=said))
+    if not any(_name(one) in trust.unsubscribe_names for one in stored.recipients):
+        return Meaning("other", aside="other")
     named = next((pair for pair in map(_message_id, texts) if pair is not None), None)
     if named is not None and letter.sender:
         leaving = Feedback(
@@ -121,7 +132,9 @@ def _unsubscription(stored: Stored, letter: Letter, trust: Trust, at: datetime.d
 
 
 def _signed_number(stored: Stored, letter: Letter, key: bytes) -> int | None:
-    for path in (*stored.recipients, *(letter.returned.get(name, "") for name in _RETURN_PATHS)):
+    """Of the return path that the mail was sent to, or that stands in what it returns or reports (RFC 5965 §3.2)."""
+    inside = (*(letter.returned.get(name, "") for name in _RETURN_PATHS), letter.reported.get("original-mail-from", ""))
+    for path in (*stored.recipients, *inside):
         number = parse_verp(path.strip("<> ").partition("@")[0], key)
         if number is not None:
             return number

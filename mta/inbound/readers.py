@@ -24,7 +24,7 @@ import structlog
 from mta.bounces import read_letter
 from mta.failure.qualify import BounceRule, Qualifier
 from mta.inbound.meaning import Meaning, Trust, meaning
-from mta.inbound.spool import read_stored
+from mta.inbound.spool import Stored, read_stored
 from mta.telemetry.logs import configure_as_parent
 
 START_S: Final = 60.0
@@ -73,7 +73,12 @@ def _read(path: str) -> list[Meaning]:
         return []
     except (msgspec.DecodeError, OSError):
         return [Meaning("unreadable", aside=UNREADABLE)]
-    return [meaning(stored, read_letter(mail), _reading.qualifier, _reading.trust) for stored, mail in mails]
+    return [_meaning(_reading, stored, mail) for stored, mail in mails]
+
+
+def _meaning(reading: _Reading, stored: Stored, mail: bytes) -> Meaning:
+    letter = read_letter(mail, is_of_feedback_loop=reading.trust.is_of_feedback_loop(stored))
+    return meaning(stored, letter, reading.qualifier, reading.trust)
 
 
 class Readers:

@@ -77,7 +77,13 @@ class Inbound:
     async def _serve(self, pool: asyncpg.Pool, spool: Spool, rules: Sequence[BounceRule], key: bytes) -> None:
         settings = self._settings.inbound
         listener = Listener(settings, key, spool)
-        trust = Trust(key, settings.unsubscribe_local_parts, settings.feedback_networks, settings.unsubscribe_by_sender)
+        trust = Trust(
+            key,
+            settings.unsubscribe_local_parts,
+            settings.feedback_local_parts,
+            settings.feedback_networks,
+            settings.unsubscribe_by_sender,
+        )
         processor = Processor(spool, rules, trust, forwards=settings.forward_address is not None)
         mailboxes = [MailboxReader(one, spool, settings.size_mbytes_max << 20) for one in settings.mailbox]
         addresses = await listener.start() if settings.domains else []

@@ -62,6 +62,8 @@ _FORBIDDEN_HEADERS: Final = frozenset(
     )
 )
 _FORBIDDEN_PREFIXES: Final = ("arc-", "content-", "resent-")
+_AMP: Final = re.compile(r"<html[^>]*?\s(?:amp4email|\u26a1\ufe0f?4email)[\s=>]", re.IGNORECASE)
+_CALENDAR_METHOD: Final = re.compile(r"METHOD:([A-Za-z-]{1,32})", re.IGNORECASE)
 _MSGSPEC_PLACE: Final = re.compile(r" - at `\$(.*)`$")
 
 
@@ -77,6 +79,8 @@ class Content(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     subject: str
     text: str | None = None
     html: str | None = None
+    amp: str | None = None  # AMP for Email, beside html
+    calendar: str | None = None  # an invitation: an iCalendar object with its METHOD
     headers: dict[str, str] = {}
     to_name: str | None = None  # the name shown in To
     reply_to: str | None = None
@@ -98,13 +102,16 @@ class CheckedContent(msgspec.Struct, frozen=True):
     headers: list[tuple[str, list[Piece]]]
     text: list[Piece] | None
     html: list[Piece] | None
+    amp: list[Piece] | None
+    calendar: str | None
+    calendar_method: str
     unsubscribe: list[tuple[str, list[Piece]]]  # headers
     attachments: list[Attachment]
     images: list[InlineImage]
     formats: list[Format]
 
     def templates(self) -> list[list[Piece]]:
-        bodies = [body for body in (self.text, self.html) if body is not None]
+        bodies = [body for body in (self.text, self.html, self.amp) if body is not None]
         headers = [pieces for _, pieces in (*self.headers, *self.unsubscribe)]
         return [self.subject, self.to_name, *headers, *bodies]
 
@@ -158,6 +165,9 @@ def take_apart(content: Content, *, where: str = "content") -> CheckedContent:
         headers=_extra_headers(content.headers, f"{where}.headers"),
         text=_body_template(content.text, f"{where}.text", may_have_raw=False),
         html=_body_template(content.html, f"{where}.html", may_have_raw=True),
+        amp=_amp(content.amp, f"{where}.amp"),
+        calendar=None if content.calendar is None else with_line_ends(content.calendar),
+        calendar_method="" if content.calendar is None else _calendar_method(content.calendar, f"{where}.calendar"),
         unsubscribe=_unsubscribe(content, where),
         attachments=content.attachments,
         images=content.images,
@@ -179,6 +189,8 @@ def _check_bodies(checked: CheckedContent, where: str) -> None:
         raise BadInput(where, "has neither text nor html")
     if checked.images and checked.html is None:
         raise BadInput(f"{where}.images", "are there, and no html that could show them")
+    if checked.amp is not None and checked.html is None:
+        raise BadInput(f"{where}.amp", "is there, and no html for readers that show no AMP")
     check_formats(
         checked.formats,
         has_text=checked.text is not None,
@@ -208,7 +220,8 @@ def _refuse_twice(pairs: list[tuple[str, object]], where: str) -> None:
 
 def _check_size(content: Content, where: str) -> None:
     # Characters first: a lone surrogate, refused with its place later, has no encoding.
-    texts = [content.sender, content.subject, content.text or "", content.html or "", *content.headers.values()]
+    bodies = [body or "" for body in (content.text, content.html, content.amp, content.calendar)]
+    texts = [content.sender, content.subject, *bodies, *content.headers.values()]
     size_bytes = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
     if size_bytes > TEMPLATE_BYTES_MAX:
         raise BadInput(where, f"has {size_bytes} bytes, {TEMPLATE_BYTES_MAX} are allowed")
@@ -251,6 +264,24 @@ def _body_template(text: str | None, where: str, *, may_have_raw: bool) -> list[
     if not may_have_raw:
         _refuse_raw(pieces, where)
     return pieces
+
+
+def _amp(text: str | None, where: str) -> list[Piece] | None:
+    if text is not None and _AMP.search(text) is None:
+        raise BadInput(where, "is no AMP for Email: its html element does not say amp4email")
+    return _body_template(text, where, may_have_raw=True)
+
+
+def _calendar_method(text: str, where: str) -> str:
+    """What the invitation asks for: the media type has to say the same (RFC 6047 §2.4)."""
+    refuse_characters(text, where, may_have_lines=True)
+    lines = text.strip().splitlines()
+    if not lines or lines[0].strip() != "BEGIN:VCALENDAR" or lines[-1].strip() != "END:VCALENDAR":
+        raise BadInput(where, "is no iCalendar object: it does not begin with BEGIN:VCALENDAR and end with its END")
+    methods = [found[1].upper() for line in lines if (found := _CALENDAR_METHOD.fullmatch(line.strip())) is not None]
+    if len(methods) != 1:
+        raise BadInput(where, f"has {len(methods)} lines METHOD, an invitation has one, such as METHOD:REQUEST")
+    return methods[0]
 
 
 def _refuse_raw(pieces: list[Piece], where: str) -> None:
@@ -300,6 +331,7 @@ def _refuse_unknown_fields(content: Content, checked: CheckedContent, known_fiel
         *[("content.list_unsubscribe", pieces) for _, pieces in checked.unsubscribe],
         ("content.text", checked.text or []),
         ("content.html", checked.html or []),
+        ("content.amp", checked.amp or []),
     ]
     for where, pieces in places:
         for piece in pieces:

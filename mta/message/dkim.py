@@ -1,8 +1,9 @@
 """DKIM (RFC 6376): keys, signers, and the relaxed canonical form of header lines.
 
 Signatures are relaxed/relaxed, rsa-sha256 with keys of 2048 bits and more (RFC 8301 §3) or ed25519-sha256
-(RFC 8463), never with ``l=``. ``From`` stands twice in ``h=``, so that no second one can be added on the way
-(RFC 6376 §8.15). ``t=`` is the time of the message's Date: the same message signed again is the same.
+(RFC 8463), never with ``l=``. What a reader sees or a mail program acts upon stands once more in ``h=`` than in the
+message, so that no second one can be put in front of it on the way (RFC 6376 §8.15). ``t=`` is the time of the
+message's Date: the same message signed again is the same.
 
 Keys come in as the octets of a PEM; where they lie, and who may read them, is for the settings to see to.
 No key, and no error about one, shows what the key is.
@@ -55,7 +56,18 @@ SIGNED_HEADERS: Final = (
     "In-Reply-To",
     "References",
 )
-OVERSIGNED_HEADERS: Final = ("From",)
+OVERSIGNED_HEADERS: Final = (
+    "From",
+    "To",
+    "Cc",
+    "Subject",
+    "Date",
+    "Reply-To",
+    "MIME-Version",
+    "Content-Type",
+    "List-Unsubscribe",
+    "List-Unsubscribe-Post",
+)
 
 _SELECTOR: Final = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?(?:\.[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?)*")
 _WHITE_SPACE: Final = re.compile(r"[ \t]+")

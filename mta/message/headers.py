@@ -27,6 +27,9 @@ _ENCODED_LINE_OCTETS_MAX: Final = 76  # RFC 2047 §2, a line that holds an encod
 _ENCODED_WORD_FRAME: Final = len("=?utf-8?q??=")
 
 _PARAMETER_LINE_OCTETS_MAX: Final = 60  # of a value; " filename*99*=;" stands beside it
+# A value that stands in quotes as it is. Many readers do not put the pieces of RFC 2231 §3 together again, so a line
+# may be longer than advised before a plain name is cut.
+_QUOTED_VALUE_CHARS_MAX: Final = 78
 
 _ATOMS: Final = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]++(?: [A-Za-z0-9!#$%&'*+/=?^_`{|}~-]++)*+")
 # RFC 2047 §5 (3): what "Q" may leave as it is even in a phrase.
@@ -120,15 +123,15 @@ def mailbox_text(name: str, address: str, column: int) -> str:
         raise RenderError("to_name", f"has {len(name)} characters, {DISPLAY_NAME_CHARS_MAX} are allowed")
     phrase = _phrase(name, column)
     last_line = len(phrase) - (phrase.rfind("\n") + 1) + (0 if "\n" in phrase else column)
-    fold = " " if last_line + len(address) + 3 <= HEADER_LINE_OCTETS_AIM else "\r\n "
+    octets_max = _ENCODED_LINE_OCTETS_MAX if phrase.endswith("?=") else HEADER_LINE_OCTETS_AIM
+    fold = " " if last_line + len(address) + 3 <= octets_max else "\r\n "
     return f"{phrase}{fold}<{address}>"
 
 
 def parameter(name: str, value: str) -> str:
     """A MIME parameter with its semicolon, on lines of its own: quoted, or as RFC 2231 §3, §4 has it if it must be."""
-    if value.isascii() and value.isprintable() and len(value) <= HEADER_LINE_OCTETS_AIM // 2 and "=?" not in value:
-        quoted = value.replace("\\", "\\\\").replace('"', '\\"')
-        return f';\r\n {name}="{quoted}"'
+    if _is_plain_value(value):
+        return f";\r\n {name}={_quoted_string(value)}"
     octets = [percent_encoded(character) for character in value]
     lines: list[str] = []
     line = "utf-8''"
@@ -141,6 +144,26 @@ def parameter(name: str, value: str) -> str:
     if len(lines) == 1:
         return f";\r\n {name}*={lines[0]}"
     return "".join([f";\r\n {name}*{number}*={line}" for number, line in enumerate(lines)])
+
+
+def legacy_parameter(name: str, value: str) -> str:
+    """A MIME parameter for readers that do not know RFC 2231: what is not plain ASCII as encoded words in quotes.
+
+    RFC 2047 §5 has no place for these, but it is what such readers have always looked for. Readers that know the
+    standard find the same value in another parameter.
+    """
+    if _is_plain_value(value):
+        return parameter(name, value)
+    return f';\r\n {name}="{_encoded_words(value, len(name) + 4)}"'
+
+
+def _is_plain_value(value: str) -> bool:
+    return value.isascii() and value.isprintable() and len(value) <= _QUOTED_VALUE_CHARS_MAX and "=?" not in value
+
+
+def _quoted_string(text: str) -> str:
+    quoted = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{quoted}"'
 
 
 def is_literal(text: str) -> bool:
@@ -187,11 +210,7 @@ def _folded(name: str, text: str) -> str | None:
 def _phrase(name: str, column: int) -> str:
     """A display name (RFC 5322 §3.2.5): atoms, a quoted string, or encoded words when it is not ASCII or long."""
     if name.isascii() and name.isprintable() and "=?" not in name:
-        if _ATOMS.fullmatch(name) is None:
-            quoted = name.replace("\\", "\\\\").replace('"', '\\"')
-            literal = f'"{quoted}"'
-        else:
-            literal = name
+        literal = name if _ATOMS.fullmatch(name) is not None else _quoted_string(name)
         if column + len(literal) <= HEADER_LINE_OCTETS_AIM:
             return literal
     return _encoded_words(name, column)

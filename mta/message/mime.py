@@ -1,11 +1,14 @@
 """MIME structure (RFC 2045, RFC 2046): leaves encoded once, put together once for each structure that is asked for::
 
     mixed ── alternative ── text
-          │              └─ related ── html
-          │                         └─ images
+          │              ├─ amp
+          │              ├─ related ── html
+          │              │          └─ images
+          │              └─ calendar
           └─ attachments
 
-A level that would have one part only is left out.
+A level that would have one part only is left out. The best alternative comes last (RFC 2046 §5.1.4), but for AMP, which
+has to stand before the HTML, and which no other reader takes.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from typing import Final, NamedTuple
 from mta.message.attached import Attachment, InlineImage
 from mta.message.fields import Field, Filter, Piece, fields_of
 from mta.message.formats import Structure
-from mta.message.headers import parameter
+from mta.message.headers import legacy_parameter, parameter
 from mta.message.quoted import encode_body, is_plain_body
 from mta.message.values import Escape
 
@@ -46,6 +49,8 @@ class Leaves(NamedTuple):
 
     text: Entity | None
     html: Entity | None
+    amp: Entity | None
+    calendar: Entity | None
     images: list[Entity]
     attachments: list[Entity]
 
@@ -55,7 +60,9 @@ class Leaves(NamedTuple):
         html = None if structure is Structure.TEXT else self.html
         if html is not None and self.images:
             html = _multipart("related", f"=_related_{digest}", [html, *self.images], kind="text/html")
-        readable = [entity for entity in (text, html) if entity is not None]
+        is_whole = structure is Structure.MULTIPART
+        amp, calendar = (self.amp, self.calendar) if is_whole else (None, None)
+        readable = [entity for entity in (text, amp, html, calendar) if entity is not None]
         assert readable, "a structure that the content cannot have was let in"
         message = readable[0] if len(readable) == 1 else _multipart("alternative", f"=_{digest}", readable)
         if self.attachments:
@@ -69,12 +76,21 @@ def text_entity(subtype: str, pieces: Sequence[Piece]) -> Entity:
     encoding = "7bit" if is_plain else "quoted-printable"
     head = f'Content-Type: text/{subtype}; charset="utf-8"\r\nContent-Transfer-Encoding: {encoding}\r\n'
     body = pieces if is_plain else encode_body(pieces)
-    return Entity(head, [_body_part(piece, is_html=subtype == "html") for piece in body])
+    return Entity(head, [_body_part(piece, is_html=subtype != "plain") for piece in body])
+
+
+def calendar_entity(calendar: str, method: str) -> Entity:
+    """An invitation (RFC 6047 §2.4): ``method`` as the object itself has it. Lines end in CRLF already."""
+    head = (
+        f'Content-Type: text/calendar; charset="utf-8"; method={method}\r\n'
+        "Content-Transfer-Encoding: base64\r\n"  # its lines must come back as they are (RFC 5545 §3.1)
+    )
+    return Entity(head, [_base64_lines(calendar.encode())])
 
 
 def attachment_entity(attachment: Attachment) -> Entity:
     head = (
-        f"Content-Type: {_folded(attachment.media_type)}\r\n"
+        f"Content-Type: {_folded(attachment.media_type)}{legacy_parameter('name', attachment.name)}\r\n"
         "Content-Transfer-Encoding: base64\r\n"
         f"Content-Disposition: attachment{parameter('filename', attachment.name)}\r\n"
     )
@@ -82,12 +98,14 @@ def attachment_entity(attachment: Attachment) -> Entity:
 
 
 def image_entity(image: InlineImage) -> Entity:
-    name = parameter("filename", image.name) if image.name is not None else ""
+    name = file_name = ""
+    if image.name is not None:
+        name, file_name = legacy_parameter("name", image.name), parameter("filename", image.name)
     head = (
-        f"Content-Type: {_folded(image.media_type)}\r\n"
+        f"Content-Type: {_folded(image.media_type)}{name}\r\n"
         "Content-Transfer-Encoding: base64\r\n"
         f"Content-ID: <{image.cid}>\r\n"
-        f"Content-Disposition: inline{name}\r\n"
+        f"Content-Disposition: inline{file_name}\r\n"
     )
     return Entity(head, [_base64_lines(image.content)])
 

@@ -104,8 +104,8 @@ class Signatures:
         self._headers = Layout(parts)
         self._starts = starts
         names = [header.name for header in signed]
-        # Once more than there are: the second one is signed as absent (RFC 6376 §5.4.2).
-        self._heads = [_SignatureHead(signer, [*OVERSIGNED_HEADERS, *names]) for signer in signers]
+        # Once more than there are, behind those that are: that one is signed as absent (RFC 6376 §5.4.2).
+        self._heads = [_SignatureHead(signer, [*names, *OVERSIGNED_HEADERS]) for signer in signers]
 
     def lines(self, cells: Sequence[str], body_hash: str, signed_unix_s: int) -> str:
         """The headers, each with its CRLF. ``cells`` as they stand in the message's own header."""

@@ -16,7 +16,16 @@ from mta.message.fields import BUILT_IN, Field, Filter, Piece, RenderError, fiel
 from mta.message.formats import FormatChooser, Structure
 from mta.message.headers import NamedMailbox, header_line, is_structured, mailbox_text
 from mta.message.layout import Cell, Layout, LayoutPart, joined
-from mta.message.mime import BodyField, Entity, Leaves, MimePart, attachment_entity, image_entity, text_entity
+from mta.message.mime import (
+    BodyField,
+    Entity,
+    Leaves,
+    MimePart,
+    attachment_entity,
+    calendar_entity,
+    image_entity,
+    text_entity,
+)
 from mta.message.render import CELL_DATE, CELL_HEADERS, CELL_NUMBER, CELL_TO, Form, Renderer
 from mta.message.signing import BodyHash, HeaderToSign, Signatures
 from mta.message.unsubscribe import LIST_UNSUBSCRIBE, fault_in_list_unsubscribe
@@ -157,11 +166,14 @@ def compile_content(content: Content, *, delivery_id: int, verp_key: bytes, sign
 
 
 def _leaves(checked: CheckedContent, delivery_id: int) -> Leaves:
-    text, html = (
+    text, html, amp = (
         None if pieces is None else text_entity(subtype, _with_delivery(pieces, delivery_id))
-        for subtype, pieces in (("plain", checked.text), ("html", checked.html))
+        for subtype, pieces in (("plain", checked.text), ("html", checked.html), ("x-amp-html", checked.amp))
     )
-    return Leaves(text, html, [*map(image_entity, checked.images)], [*map(attachment_entity, checked.attachments)])
+    calendar = None if checked.calendar is None else calendar_entity(checked.calendar, checked.calendar_method)
+    return Leaves(
+        text, html, amp, calendar, [*map(image_entity, checked.images)], [*map(attachment_entity, checked.attachments)]
+    )
 
 
 def _mailbox_text(header: str, named: NamedMailbox) -> str:

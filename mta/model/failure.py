@@ -66,6 +66,12 @@ OUR_FAULT: Final = frozenset(
 )
 
 
+# What only a recipient can have. A server that has heard of none yet speaks of the sender, or of us (RFC 5321 §3.3).
+OF_RECIPIENT: Final = frozenset(
+    {Category.USER_UNKNOWN, Category.INVALID_DOMAIN, Category.ACCOUNT_DISABLED, Category.MAILBOX_FULL}
+)
+
+
 class Evidence(NamedTuple):
     """What there is to judge by: an SMTP reply, an event without one, or what a bounce tells of a recipient."""
 

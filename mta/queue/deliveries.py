@@ -216,6 +216,11 @@ async def content(conn: Conn, delivery_id: int) -> bytes:
     return stored
 
 
+async def fields_used(conn: Conn, delivery_id: int) -> frozenset[str]:
+    """The merge fields of its content, built-in ones left out."""
+    return check_content(load_content(await content(conn, delivery_id), f"delivery {delivery_id}"), None)
+
+
 async def list_deliveries(conn: Conn, *, state: DeliveryState | None = None, limit: int = 50) -> list[Delivery]:
     """The newest first."""
     return [_delivery(row) for row in await conn.fetch(_LIST, state and state.value, limit)]

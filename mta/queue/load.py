@@ -37,8 +37,8 @@ class LoadSummary(msgspec.Struct):
 
     @property
     def is_complete(self) -> bool:
-        """Every good row is in the queue."""
-        return not self.refused_parts
+        """Every row is in the queue."""
+        return not self.refused_parts and not self.bad
 
 
 async def append_source(

@@ -16,10 +16,10 @@ import msgspec
 import mta
 from mta.failure.automaton import Automaton, begins
 from mta.failure.codes import OUR_FAULT_TYPE, REASONS, TYPES
-from mta.failure.qualify import STAGES, BounceRule, Qualifier, is_by_rule
+from mta.failure.qualify import RECIPIENT_STAGES, STAGES, BounceRule, Qualifier, is_by_rule
 from mta.failure.reply_text import parse_reply_text
 from mta.model.errors import BadInput
-from mta.model.failure import OUR_FAULT, Category, FailureType
+from mta.model.failure import OUR_FAULT, Category, Evidence, FailureType
 from mta.model.masks import compile_masks, covers, split_masks
 from mta.model.outcome import Reason
 from mta.settings.rules_values import check_pattern, masks_of, name_of
@@ -35,6 +35,10 @@ RULES_MAX: Final = 2_000
 PATTERN_CHARS_MAX: Final = 2_000
 PATTERNS_PER_RULE_MAX: Final = 200
 SAMPLES_MAX: Final = 50
+# A pattern is found where a word begins, so "rate" is not found in "generated". Neither do digits and underscores
+# belong to words here: servers write "550User unknown" and "recipient_unknown".
+WORD_BEGINS: Final = r"(?:^|[^A-Za-z\x{C0}-\x{24F}])"
+_FIRST: Final = re.compile(r"[(?:]*(.?)", re.DOTALL)
 _WORD: Final = re.compile(r"(?<!\\[pPx])\{([a-z_]+)\}")
 _CODE: Final = re.compile(r"[45][0-9]{0,2}|0")
 _ENHANCED: Final = re.compile(r"[45](\.[0-9]{1,3}){0,2}")
@@ -59,6 +63,7 @@ class BounceRuleTable(msgspec.Struct, kw_only=True):
     mx: str | list[str] = ""
     weak: bool = False
     samples: list[str] = []
+    counter_samples: list[str] = []
 
 
 def own_file(shipped: Path) -> Path:
@@ -120,14 +125,17 @@ def _read(source: TomlSource, path: KeyPath, raw: BounceRuleTable, words: Mappin
     if raw.reason:
         reason = _choice(source, (*path, "reason"), raw.reason, _REASONS)
     masks = masks_of(source, (*path, "mx"), raw.mx) if raw.mx else ""
-    if len(raw.samples) > SAMPLES_MAX:
-        raise source.fault((*path, "samples"), f"more than {SAMPLES_MAX}")
+    if kind is FailureType.HARD:
+        _check_stages_of_hard(source, path, raw)
+    for key, samples in (("samples", raw.samples), ("counter_samples", raw.counter_samples)):
+        if len(samples) > SAMPLES_MAX:
+            raise source.fault((*path, key), f"more than {SAMPLES_MAX}")
     return BounceRule(
         name=name_of(source, (*path, "name"), raw.name),
         codes=codes,
         enhanced=tuple(raw.enhanced),
-        pattern=_pattern(source, (*path, "pattern"), raw.pattern, words),
-        unless=_pattern(source, (*path, "unless"), raw.unless, words),
+        pattern=_pattern(source, (*path, "pattern"), raw.pattern, words, begins=WORD_BEGINS),
+        unless=_pattern(source, (*path, "unless"), raw.unless, words, begins=WORD_BEGINS),
         stages=tuple(raw.stages),
         providers=split_masks(masks),
         is_weak=raw.weak,
@@ -136,6 +144,7 @@ def _read(source: TomlSource, path: KeyPath, raw: BounceRuleTable, words: Mappin
         category=category,
         source=source.where(path),
         samples=tuple(raw.samples),
+        counter_samples=tuple(raw.counter_samples),
     )
 
 
@@ -153,6 +162,18 @@ def _type_of(source: TomlSource, path: KeyPath, raw: BounceRuleTable) -> tuple[C
             "an address; write 'soft'",
         )
     return category, kind
+
+
+def _check_stages_of_hard(source: TomlSource, path: KeyPath, raw: BounceRuleTable) -> None:
+    """A verdict that takes an address out for good says at which stages it is given: where a recipient is named."""
+    allowed = one_of(sorted(RECIPIENT_STAGES - {""}))
+    if not raw.stages:
+        what = f"is needed by a rule of type 'hard': it must say where it holds; expected {allowed}"
+        raise source.fault((*path, "stages"), what)
+    for i, stage in enumerate(raw.stages):
+        if stage not in RECIPIENT_STAGES:
+            what = f"no recipient is named there, so nothing said there is final; expected {allowed}"
+            raise source.fault((*path, "stages", i), f"{shown(stage)} is not allowed: {what}")
 
 
 def _conditions(source: TomlSource, path: KeyPath, raw: BounceRuleTable) -> tuple[str, ...]:
@@ -180,8 +201,10 @@ def _choice(source: TomlSource, path: KeyPath, given: str, choices: Mapping[str,
     return choices[given]
 
 
-def _pattern(source: TomlSource, path: KeyPath, given: str | list[str], words: Mapping[str, str]) -> str:
-    """One expression for all that is given."""
+def _pattern(
+    source: TomlSource, path: KeyPath, given: str | list[str], words: Mapping[str, str], *, begins: str = ""
+) -> str:
+    """One expression for all that is given; ``begins`` stands before each, but before one that begins beyond ASCII."""
     pieces = [given] if isinstance(given, str) else given
     expanded = []
     if len(pieces) > PATTERNS_PER_RULE_MAX:
@@ -192,7 +215,10 @@ def _pattern(source: TomlSource, path: KeyPath, given: str | list[str], words: M
             raise source.fault(at, f"more than {PATTERN_CHARS_MAX:,} characters")
         if not piece and not isinstance(given, str):
             raise source.fault(at, "is empty, and would be found in every text")
-        expanded.append(_expanded(source, at, piece, words))
+        whole = _expanded(source, at, piece, words)
+        if begins and piece and _FIRST.match(piece)[1].isascii():  # type: ignore[index]  # it fits anything
+            whole = f"{begins}(?:{whole})"
+        expanded.append(whole)
     return expanded[0] if len(expanded) == 1 else "|".join(f"(?:{piece})" for piece in expanded)
 
 
@@ -240,17 +266,28 @@ def lint_bounce_rules(rules: Sequence[BounceRule]) -> list[Finding]:
 def _of_samples(qualifier: Qualifier, rule: BounceRule) -> list[Finding]:
     found = []
     for sample in rule.samples:
-        evidence = parse_reply_text(sample)
-        if rule.providers:
-            evidence = evidence._replace(provider=rule.providers[0].replace("*", "a").replace("?", "a"))
-        if rule.stages and not evidence.stage:
-            evidence = evidence._replace(stage=rule.stages[0])
+        evidence = _evidence_of(sample, rule)
         if rule not in qualifier.fitting(evidence):
             found.append(_finding(Check.SAMPLE_MISSED, rule, f"does not fit its own sample {shown(sample)}"))
         elif (verdict := qualifier.qualify(evidence)).rule != rule.label:
             who = verdict.rule if is_by_rule(verdict) else f"its code ({verdict.rule})"
             found.append(_finding(Check.COLLISION, rule, f"its sample {shown(sample)} is decided by {who}"))
+    found.extend(
+        _finding(Check.SAMPLE_MISSED, rule, f"fits its own counter-sample {shown(sample)}")
+        for sample in rule.counter_samples
+        if rule in qualifier.fitting(_evidence_of(sample, rule))
+    )
     return found
+
+
+def _evidence_of(sample: str, rule: BounceRule) -> Evidence:
+    """A sample as it would be met where the rule holds."""
+    evidence = parse_reply_text(sample)
+    if rule.providers:
+        evidence = evidence._replace(provider=rule.providers[0].replace("*", "a").replace("?", "a"))
+    if rule.stages and not evidence.stage:
+        evidence = evidence._replace(stage=rule.stages[0])
+    return evidence
 
 
 def _takes_all(first: BounceRule, later: BounceRule) -> bool:

@@ -10,7 +10,7 @@ import pytest
 
 from mta.message import Attachment, Content, Format, InlineImage, ListUnsubscribe, Structure, load_content
 from mta.message.content import EXTRA_HEADERS_MAX
-from mta.message.dkim import RSA_BITS_MAX, RSA_BITS_MIN, SIGNED_HEADERS
+from mta.message.dkim import OVERSIGNED_HEADERS, RSA_BITS_MAX, RSA_BITS_MIN, SIGNED_HEADERS
 from mta.message.fields import BUILT_IN, MERGE_FIELD_USES_MAX, Filter
 from mta.message.formats import MASKS_MAX
 from mta.message.headers import HEADER_OCTETS_MAX
@@ -68,6 +68,8 @@ def test_each_example_is_loaded(example: str) -> None:
 def test_the_headers_signed_are_those_of_the_code() -> None:
     paragraph = TEXT.partition("Signed are,")[2].partition("; and the whole body")[0]
     assert tuple(re.findall(r"`([A-Z][\w-]+)`", paragraph)) == SIGNED_HEADERS
+    paragraph = TEXT.partition("named once more than it is there:")[2].partition(". So nobody")[0]
+    assert tuple(re.findall(r"`([A-Z][\w-]+)`", paragraph)) == OVERSIGNED_HEADERS
     assert f"({RSA_BITS_MIN} to {RSA_BITS_MAX}\nbits)" in TEXT
 
 

@@ -73,8 +73,12 @@ def test_bad_rows_are_reported_by_line_and_skipped_or_refused_as_asked(cli: Cli)
     assert "stdin:3: address: 'nobody' has no @" in refused.stderr
     assert "not sealed" in refused.stderr
     assert cli.json("delivery", "show", made)["appended"] == 0
-    skipped = cli.json("delivery", "append", made, "-", "--seal", stdin=rows)
-    assert (skipped["appended"], skipped["bad"]) == (2, 1)
+    skipped = cli.run("delivery", "append", made, "-", "--seal", expect=1, stdin=rows)
+    assert "not sealed: 1 bad rows were left out" in skipped.stderr
+    assert cli.json("delivery", "show", made)["sealed"] is False
+    given = ("delivery", "append", made, "-", "--seal-anyway", "--json")
+    sealed = json.loads(cli.run(*given, expect=1, stdin=rows).stdout)
+    assert (sealed["appended"], sealed["already_there"], sealed["bad"], sealed["is_complete"]) == (0, 2, 1, False)
     assert cli.json("delivery", "show", made)["sealed"] is True
     assert "error: missing.csv: No such file" in cli.run("delivery", "append", made, "missing.csv", expect=2).stderr
     late = cli.run("delivery", "append", made, "-", "--key-prefix", "more", expect=2, stdin=rows)

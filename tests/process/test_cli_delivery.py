@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import json
 from pathlib import Path
 
 import asyncpg
 import pytest
 
-from mta.cli.preview import size_advice
+from mta.message.advice import size_advice
 from mta.model.limits import automatic_part_recipients
 from mta.queue import deliveries
 from mta.sink.record import read_body
 from tests.support.cli import Cli
 from tests.support.content import content_json, new_delivery
-from tests.support.keys import rsa_pem
+from tests.support.keys import ed25519_pem, rsa_pem
 from tests.support.node import World, addresses
 from tests.support.postgres import Database
 
@@ -146,10 +147,38 @@ async def test_the_size_at_preview_is_advised_or_warned_of(
     made = await new_delivery(conn, content=content_json(text=line * ((size_bytes - headers_bytes) // 60 + 1)))
     found = await asyncio.to_thread(cli.json, "delivery", "preview", str(made))
     assert size_bytes < found["size_bytes"] < size_bytes + 999
-    assert (found["advice"] is None) if words is None else words in found["advice"]
+    assert [str(words) in one for one in found["advice"]] == [True] * (words is not None)
     spoken = await asyncio.to_thread(cli.run, "delivery", "preview", str(made))
     assert f"{found['size_bytes']:,} bytes on the wire" in spoken.stdout
     assert ("warning:" in spoken.stderr) is (words is not None)
+
+
+def one_click(**changes: object) -> str:
+    leave = {"url": "https://shop.example/u/{{address|url}}", **changes}
+    return json.dumps({"sender": "news@shop.example", "subject": "Hi", "text": "Hi", "list_unsubscribe": leave})
+
+
+@pytest.mark.parametrize(
+    ("content", "config", "words"),
+    [
+        (one_click(), ("--config", "unsigned.toml"), "no signature covers its headers"),
+        (one_click(), (), "name the node's settings"),
+        (one_click(), ("--config", "signed.toml"), None),
+        (one_click(one_click=False), ("--config", "unsigned.toml"), None),
+    ],
+)
+def test_one_click_unsubscription_without_a_signature_is_warned_of(
+    cli: Cli, content: str, config: tuple[str, ...], words: str | None
+) -> None:
+    signed = '[[dkim]]\ndomain = "shop.example"\nselector = "e1"\nkey = "ed.pem"\n'
+    for name, text in (("signed.toml", signed), ("unsigned.toml", ""), ("content.json", content)):
+        (cli.directory / name).write_text(text)
+    (cli.directory / "ed.pem").write_bytes(ed25519_pem())
+    (cli.directory / "ed.pem").chmod(0o600)
+    made = cli.run("delivery", "create", "--name", "x", "--content", "content.json", *config)
+    previewed = cli.run("delivery", "preview", made.stdout.split()[1], *config)
+    for stderr in (made.stderr, previewed.stderr):
+        assert words in stderr if words else "one-click" not in stderr
 
 
 async def test_the_preview_is_the_message_that_the_far_end_gets(tmp_path: Path, database: Database) -> None:

@@ -87,6 +87,9 @@ def test_check_names_every_fault_of_settings_rules_and_keys(tmp_path: Path) -> N
     assert result.exit_code == 0, result.output
     assert "1 egresses, 2 signing keys, all well" in result.stdout
     assert json.loads(CliRunner().invoke(config.app, ["check", str(file), "--json"]).stdout)["ok"]
+    assert "one-click" not in result.stderr
+    (tmp_path / "unsigned.toml").write_text("")
+    assert "no signature covers" in CliRunner().invoke(config.app, ["check", str(tmp_path / "unsigned.toml")]).stderr
 
     (tmp_path / "rsa.pem").unlink()
     (tmp_path / "ed.pem").write_text("nothing")

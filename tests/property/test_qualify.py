@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mta.failure.normalise import normalise, text_key
-from mta.failure.qualify import STAGES, Qualifier, is_temporary
+from mta.failure.qualify import RECIPIENT_STAGES, STAGES, Qualifier, is_temporary
 from mta.failure.reply_text import parse_reply_text
-from mta.model.failure import OUR_FAULT, Category, Evidence, FailureType
+from mta.model.failure import OF_RECIPIENT, OUR_FAULT, Category, Evidence, FailureType
 from mta.settings.bounce_rules import SHIPPED, load_bounce_rules
 
 CHANGING = """a 1 . @ < > # * [ ] : / - _ = 550 550- 5.1.1 4.2.2 192.0.2.1 example.com x@example.com http:// www. ID
@@ -41,6 +41,9 @@ def test_no_text_makes_a_temporary_failure_or_our_fault_hard(
     assert not (verdict.type is FailureType.HARD and is_temporary(code, enhanced))
     if verdict.category in OUR_FAULT:
         assert verdict.type is not FailureType.HARD
+    if stage not in RECIPIENT_STAGES:
+        assert verdict.type is not FailureType.HARD
+        assert verdict.category not in OF_RECIPIENT
     if verdict.category is Category.MAILBOX_FULL:
         assert verdict.type is FailureType.SOFT
     assert (verdict.category is Category.NOT_A_FAILURE) == (verdict.type is FailureType.NOT_DEFINED)

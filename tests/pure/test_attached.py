@@ -3,6 +3,7 @@ from __future__ import annotations
 import email
 import email.policy
 import json
+from email.header import decode_header, make_header
 from email.message import EmailMessage
 from typing import Any
 
@@ -26,6 +27,8 @@ from mta.model.limits import ATTACHED_BYTES_MAX, TEMPLATE_BYTES_MAX
 KEY = bytes(32)
 PDF = Attachment("terms.pdf", "application/pdf", b"%PDF\x00" * 2000)
 LOGO = InlineImage("logo@shop.example", "image/png", b"\x89PNG\r\n.\r\n")
+AMP = "<!doctype html><html amp4email><head></head><body>{{a}}</body></html>"
+INVITATION = "BEGIN:VCALENDAR\nVERSION:2.0\nMETHOD:REQUEST\nBEGIN:VEVENT\nSUMMARY:Käse\nEND:VEVENT\nEND:VCALENDAR\n"
 HTML = '<img src="cid:logo@shop.example">{{a}}'
 
 
@@ -127,7 +130,7 @@ def test_any_file_comes_back_with_its_name(name: str, octets: bytes) -> None:
     name = name if name.strip(".") else "x"
     made = content(attachments=[Attachment(name, "application/octet-stream", octets)])
     raw = b"".join(render(made))
-    assert max(map(len, raw.split(b"\r\n"))) <= 78
+    assert all(len(line) <= 78 or b'name="' in line for line in raw.split(b"\r\n"))
     assert b"\n." not in raw
     assert raw.isascii()
     _, file = parsed(made).iter_parts()
@@ -135,6 +138,45 @@ def test_any_file_comes_back_with_its_name(name: str, octets: bytes) -> None:
     # Not get_filename(), which takes "<>" off a name that begins and ends so.
     assert file["Content-Disposition"].params["filename"] == name
     assert file.get_content_disposition() == "attachment"
+    # Readers that look for it there decode it so, whatever RFC 2047 §5 says.
+    old = email.message_from_bytes(raw).get_payload()[1].get_param("name")
+    assert str(make_header(decode_header(old))) == name
+
+
+@pytest.mark.parametrize("length", [40, 78])
+def test_a_plain_name_is_not_cut(length: int) -> None:
+    name = "Terms and conditions of sale, valid from the first of January two thousand and.pdf"[-length:]
+    raw = b"".join(render(content(attachments=[Attachment(name, "application/pdf", b"")]))).decode()
+    assert f'Content-Type: application/pdf;\r\n name="{name}"\r\n' in raw
+    assert f'Content-Disposition: attachment;\r\n filename="{name}"\r\n' in raw
+
+
+def test_amp_and_an_invitation_are_alternatives_in_their_order() -> None:
+    made = content(html=HTML, images=[LOGO], amp=AMP, calendar=INVITATION, attachments=[PDF])
+    related = ["related", WEB, "image/png"]
+    assert tree(parsed(made)) == [
+        "mixed",
+        ["alternative", TEXT, "text/x-amp-html", related, "text/calendar"],
+        "application/pdf",
+    ]
+    _, amp, _, calendar = next(iter(parsed(made).iter_parts())).iter_parts()  # type: ignore[attr-defined]
+    assert amp.get_content() == AMP.replace("{{a}}", "Ann") + "\r\n"
+    assert (calendar.get_param("method"), calendar.get_param("charset")) == ("REQUEST", "utf-8")
+    assert calendar.get_payload(decode=True) == INVITATION.replace("\n", "\r\n").encode()
+
+
+@pytest.mark.parametrize("structure", [Structure.HTML, Structure.TEXT])
+def test_a_format_of_one_kind_has_neither_amp_nor_an_invitation(structure: Structure) -> None:
+    formats = [Format(["example.com"], structure)]
+    made = content(html="x", amp=AMP, calendar=INVITATION, formats=formats)
+    assert tree(parsed(made)) == (WEB if structure is Structure.HTML else TEXT)
+
+
+def test_a_value_in_amp_is_escaped() -> None:
+    renderer = compile_content(content(html="x", amp=AMP), delivery_id=7, verp_key=KEY).bind(["a"])
+    raw = b"".join(renderer.render("ann@example.com", None, ["<script>"], 5, 1_700_000_000).segments)
+    amp = list(email.message_from_bytes(raw, policy=email.policy.default).iter_parts())[1]  # type: ignore[attr-defined]
+    assert "&lt;script&gt;" in amp.get_content()
 
 
 def test_parameters_of_a_media_type_are_kept() -> None:
@@ -156,6 +198,12 @@ def test_parameters_of_a_media_type_are_kept() -> None:
         ({"attachments": [Attachment("a", "a/b; x=(", b"")]}, "content.attachments[0].media_type", "no media type"),
         ({"attachments": [Attachment("a", "message/rfc822", b"")]}, "content.attachments[0].media_type", "attached"),
         ({"images": [LOGO]}, "content.images", "no html that could show them"),
+        ({"amp": AMP}, "content.amp", "no html for readers that show no AMP"),
+        ({"html": HTML, "amp": HTML}, "content.amp", "is no AMP for Email"),
+        ({"html": HTML, "amp": AMP + "{{b"}, "content.amp", "not closed"),
+        ({"calendar": "Monday"}, "content.calendar", "is no iCalendar object"),
+        ({"calendar": INVITATION.replace("METHOD:REQUEST\n", "")}, "content.calendar", "has 0 lines METHOD"),
+        ({"calendar": INVITATION + "\0"}, "content.calendar", "NUL is not allowed"),
         (
             {"html": HTML, "images": [LOGO, LOGO]},
             "content.images[1].cid",

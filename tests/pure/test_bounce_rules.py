@@ -14,6 +14,7 @@ from mta.model.failure import Category, FailureType
 from mta.model.outcome import Reason
 from mta.settings.bounce_rules import (
     SHIPPED,
+    WORD_BEGINS,
     lint_bounce_rules,
     load_bounce_rules,
     parse_bounce_rules,
@@ -40,6 +41,7 @@ stages = ["rcpt", "bounce"]
 mx = ["*.example.com", "mx?.example.org"]
 weak = true
 samples = ["550 5.7.1 my mailbox closed"]
+counter_samples = ["550 5.7.1 my mailbox open"]
 
 [[rule]]
 name = "second"
@@ -62,8 +64,8 @@ def test_every_key_arrives() -> None:
         name="first",
         codes=("550", "55", "5"),
         enhanced=("5.1", "5.7.1"),
-        pattern="(?:(?:my (?:mailbox|inbox)) closed)|(?:gone \\p{Greek})",
-        unless="(?:mailbox|inbox) open",
+        pattern=f"(?:{WORD_BEGINS}(?:(?:my (?:mailbox|inbox)) closed))|(?:{WORD_BEGINS}(?:gone \\p{{Greek}}))",
+        unless=f"{WORD_BEGINS}(?:(?:mailbox|inbox) open)",
         stages=("rcpt", "bounce"),
         providers=("*.example.com", "mx?.example.org"),
         is_weak=True,
@@ -72,6 +74,7 @@ def test_every_key_arrives() -> None:
         category=Category.ACCOUNT_DISABLED,
         source="own.toml:5",
         samples=("550 5.7.1 my mailbox closed",),
+        counter_samples=("550 5.7.1 my mailbox open",),
     )
     assert (second.type, second.reason, second.pattern) == (FailureType.SOFT, Reason.REFUSED, "")
 
@@ -111,6 +114,12 @@ def test_rules_go_to_other_processes_and_back() -> None:
         (one("category = 'other'"), "own.toml:1", "it would decide about everything"),
         (one("category = 'other'\nmx = '*'"), "own.toml:1", "it would decide about everything"),
         (one("category = 'mailbox_full'\ncodes = [5]\ntype = 'hard'"), "own.toml:5", "may be emptied"),
+        (one("category = 'user_unknown'\ncodes = [5]"), "own.toml:1", "is needed by a rule of type 'hard'"),
+        (
+            one("category = 'user_unknown'\ncodes = [5]\nstages = ['rcpt', 'mail']"),
+            "own.toml:5",
+            "no recipient is named there",
+        ),
         (one("category = 'policy'\ncodes = [5]\ntype = 'hard'"), "own.toml:5", "never counts against an address"),
         (one("category = 'user_unknown'\ncodes = [4, 450]"), "own.toml:4", "these codes are temporary"),
         (one("category = 'other'\ncodes = [5]") * 2, "own.toml:6", "is taken by the rule at own.toml:1"),

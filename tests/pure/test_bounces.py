@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import base64
+import quopri
 import time
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mta.bounces import Kind, read_letter
+from mta.bounces.charsets import text_of
 from mta.bounces.mime import FIELD_BYTES, _bounded, opened
 from tests.support.returning import absence, bounce, complaint
 
@@ -190,3 +195,99 @@ def test_a_mail_of_very_many_boundaries_is_read_as_text_however_they_are_written
     parts = b"".join(b'--x\nContent-Type: multipart/mixed; boundary*0="b%d"\n\n' % number for number in range(60))
     assert _bounded(b"Subject: hello\n\n" + parts).startswith(b"Subject:")
     assert not _bounded(b"Subject: hello\nX-Other: 1\n\n" + parts).partition(b"\n\n")[0].count(b"X-Other")
+
+
+@pytest.mark.parametrize(
+    ("charset", "text", "encoding"),
+    [
+        ("gb2312", "用户不存在，邮箱镕", "gbk"),
+        ("shift_jis", "宛先不明①髙", "cp932"),
+        ("ks_c_5601-1987", "수신자가 존재하지 않습니다 뷁", "cp949"),
+        ("iso-2022-kr", "수신자", "iso2022_kr"),
+        ("iso-2022-jp", "宛先不明", "iso2022_jp"),
+        ("iso-8859-1", "“unzustellbar” – 5 €", "cp1252"),
+        ("us-ascii", "Empfänger unbekannt", "utf-8"),
+        ("iso-8859-1", "Empfänger unbekannt", "utf-8"),
+        ("x-unknown", "Empfänger unbekannt", "utf-8"),
+        ("", "Empfänger unbekannt", "cp1252"),
+        ("unicode_escape", r"a\x41", "ascii"),
+        ("base64", "plain", "ascii"),
+    ],
+)
+def test_a_charset_is_what_mail_programs_mean_by_its_name(charset: str, text: str, encoding: str) -> None:
+    assert text_of(text.encode(encoding), charset) == text
+
+
+def test_a_character_that_is_outside_costs_itself_and_not_the_text() -> None:
+    assert text_of("用户".encode("gbk") + b"\xff" + "不存在".encode("gbk"), "gb2312") == "用户\ufffd不存在"
+
+
+@given(st.binary(max_size=200), st.text(max_size=20))
+def test_any_octets_in_any_charset_are_some_text(octets: bytes, charset: str) -> None:
+    assert isinstance(text_of(octets, charset), str)
+
+
+def report(kind: str, body: str, encoding: str = "8bit", boundary: str = "=b", declared: str = "=b") -> bytes:
+    encoded = body.encode()
+    if encoding == "base64":
+        encoded = base64.encodebytes(encoded)
+    elif encoding == "quoted-printable":
+        encoded = quopri.encodestring(encoded)
+    head = "From: mailer-daemon@mx.example\nSubject: Undelivered\nMIME-Version: 1.0"
+    head = f'{head}\nContent-Type: multipart/report; boundary="{declared}"'
+    text = f"--{boundary}\nContent-Type: text/plain\n\nIt did not work.\n"
+    part = f"--{boundary}\nContent-Type: {kind}\nContent-Transfer-Encoding: {encoding}\n\n"
+    return f"{head}\n\n{text}\n{part}".encode() + encoded + f"\n--{boundary}--\n".encode()
+
+
+STATUS = (
+    "Reporting-MTA: dns; mx.example\n\nFinal-Recipient: {}\nAction: failed\nStatus: 5.1.1\n"
+    "Diagnostic-Code: smtp; 550 5.1.1 no such user\n"
+)
+
+
+@pytest.mark.parametrize("encoding", ["8bit", "base64", "quoted-printable"])
+@pytest.mark.parametrize("kind", ["message/delivery-status", "message/global-delivery-status"])
+@pytest.mark.parametrize(
+    ("written", "address"),
+    [
+        ("rfc822; ann@d.example", "ann@d.example"),
+        ("utf-8; günther@bücher.example", "günther@bücher.example"),
+        (r"utf-8; g\x{FC}nther@d.example", "günther@d.example"),
+        ("rfc822;<ann=x@d.example>", "ann=x@d.example"),
+    ],
+)
+def test_a_report_is_read_however_it_is_encoded(kind: str, encoding: str, written: str, address: str) -> None:
+    found = read_letter(report(kind, STATUS.format(written), encoding))
+    assert found.kind is Kind.BOUNCE
+    assert [(one.address, one.evidence.enhanced) for one in found.recipients] == [(address, "5.1.1")]
+
+
+def test_a_report_whose_boundary_is_not_the_one_declared_is_read_all_the_same() -> None:
+    found = read_letter(report("message/delivery-status", STATUS.format("rfc822; ann@d.example"), boundary="=other"))
+    assert [(one.address, one.evidence.code) for one in found.recipients] == [("ann@d.example", 550)]
+
+
+@pytest.mark.parametrize("encoding", ["8bit", "base64", "quoted-printable"])
+def test_an_encoded_report_that_it_is_no_spam_is_no_complaint(encoding: str) -> None:
+    fields = "Feedback-Type: not-spam\nVersion: 1\nUser-Agent: x\n"
+    found = read_letter(report("message/feedback-report", fields, encoding))
+    assert (found.kind, found.feedback_type) == (Kind.FEEDBACK, "not-spam")
+
+
+@pytest.mark.parametrize(
+    ("diagnostic", "code", "text"),
+    [
+        ("x-unix; 255", 0, ""),
+        ("smtp; 220 mx.example ESMTP 421 4.7.0 too many connections", 421, "too many connections"),
+        ("smtp; 250 2.1.5 ok 550 5.1.1 no such user", 550, "no such user"),
+        ("smtp; 250 2.1.5 ok", 0, ""),
+        ("smtp; 550 5.1.1 no such user", 550, "no such user"),
+    ],
+)
+def test_what_failed_did_not_succeed_whatever_was_said_before(diagnostic: str, code: int, text: str) -> None:
+    mail = bounce("ann@d.example", "", "5.0.0").replace(b"smtp; ", diagnostic.encode())
+    [found] = read_letter(mail).recipients
+    assert found.evidence.code == code
+    assert text in found.evidence.text
+    assert not found.evidence.enhanced.startswith("2.")

@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from mta.message import Content, Signer, compile_content, load_key
-from mta.message.dkim import relaxed_lines, relaxed_text
+from mta.message.dkim import OVERSIGNED_HEADERS, relaxed_lines, relaxed_text
 from mta.model.errors import BadInput
 from tests.support.keys import (
     ec_pem,
@@ -129,12 +129,14 @@ def test_a_signers_domain_is_sent_in_its_canonical_form() -> None:
     assert is_verified(raw, records(signer))
 
 
-def test_what_is_signed_is_named_with_from_once_more_than_it_is_there() -> None:
+def test_what_a_reader_sees_is_named_once_more_than_it_is_there() -> None:
     head = signed(ed25519_signer()).partition(b"\r\n bh=")[0].decode()
     names = re.sub(r"\s", "", head.rpartition(" h=")[2].removesuffix(";")).split(":")
     assert names == [
-        *("From", "From", "To", "Subject", "Date", "Message-ID", "Reply-To"),
+        *("From", "To", "Subject", "Date", "Message-ID", "Reply-To"),
         *("MIME-Version", "Content-Type", "Content-Transfer-Encoding", "Feedback-ID"),
+        *("From", "To", "Cc", "Subject", "Date", "Reply-To", "MIME-Version", "Content-Type"),
+        *("List-Unsubscribe", "List-Unsubscribe-Post"),
     ]
     assert "; l=" not in head
 
@@ -147,6 +149,13 @@ def test_a_second_from_or_a_changed_one_is_noticed_and_headers_of_the_way_are_no
         assert not is_verified(b"From: eve@example.com\r\n" + raw, keys, index)
         assert not is_verified(raw.replace(b"\r\nFrom: ", b"\r\nFrom: Eve "), keys, index)
         assert not is_verified(raw.replace(b"Reply-To: service", b"Reply-To: eve"), keys, index)
+
+
+@pytest.mark.parametrize("name", OVERSIGNED_HEADERS)
+def test_a_second_one_of_what_a_reader_sees_is_noticed(name: str) -> None:
+    raw = signed(ed25519_signer())
+    assert is_verified(raw, records(ed25519_signer()))
+    assert not is_verified(f"{name}: of another hand\r\n".encode() + raw, records(ed25519_signer()))
 
 
 def test_signatures_stand_in_the_order_of_their_signers() -> None:

@@ -25,7 +25,7 @@ NUMBER = 65_537
 AT_S = 1_800_000_000.0
 PATH = f"{ReturnPathSigner(KEY).local_part(base36(NUMBER))}@back.example"
 FORGED = f"{ReturnPathSigner(b'another key, of 16 and more octets').local_part(base36(NUMBER))}@back.example"
-TRUST = Trust(KEY, ("unsubscribe",), ("192.0.2.0/24", "2001:db8::/32"))
+TRUST = Trust(KEY, ("unsubscribe",), ("fbl",), ("192.0.2.0/24", "2001:db8::/32"))
 MESSAGE_ID = f"{base36(NUMBER)}.{base36(17)}@shop.example"
 
 
@@ -35,7 +35,9 @@ def qualifier() -> Qualifier:
 
 
 def of(qualifier: Qualifier, mail: bytes, *to: str, trust: Trust = TRUST, client: str = "198.51.100.7") -> Meaning:
-    return meaning(Stored(list(to), "", client, AT_S), read_letter(mail), qualifier, trust)
+    stored = Stored(list(to), "", client, AT_S)
+    letter = read_letter(mail, is_of_feedback_loop=trust.is_of_feedback_loop(stored))
+    return meaning(stored, letter, qualifier, trust)
 
 
 def test_a_bounce_is_of_the_recipient_whose_path_it_was_sent_to(qualifier: Qualifier) -> None:
@@ -94,7 +96,7 @@ def test_a_complaint_is_believed_by_the_signed_path_in_what_it_returns(qualifier
 def test_a_complaint_by_message_id_is_believed_of_a_feedback_loop(
     qualifier: Qualifier, client: str, is_believed: bool
 ) -> None:
-    mail = complaint("redacted@path.example", "ann@example.com").replace(
+    mail = complaint("redacted@path.example", "redacted").replace(
         b"Subject: Hello", b"Message-ID: <" + MESSAGE_ID.encode() + b">\r\nSubject: Hello"
     )
     found = of(qualifier, mail, "fbl@back.example", client=client)
@@ -102,6 +104,62 @@ def test_a_complaint_by_message_id_is_believed_of_a_feedback_loop(
     assert found.aside == ("" if is_believed else "not-signed")
     if found.feedback is not None:
         assert (found.feedback.number, found.feedback.delivery) == (NUMBER, 17)
+
+
+def test_a_complaint_is_believed_by_the_signed_path_in_its_own_fields(qualifier: Qualifier) -> None:
+    mail = complaint("redacted@path.example", "redacted", "abuse")
+    for field in (f"Original-Mail-From: <{PATH}>", f"Original-Mail-From: {PATH.upper()}"):
+        reported = mail.replace(b"Original-Rcpt-To: <redacted>", field.encode())
+        found = of(qualifier, reported, "fbl@back.example")
+        assert found.feedback is not None
+        assert (found.feedback.number, found.feedback.status) == (NUMBER, Status.COMPLAINED)
+    forged = mail.replace(b"Original-Rcpt-To: <redacted>", f"Original-Mail-From: <{FORGED}>".encode())
+    assert of(qualifier, forged, "fbl@back.example") == Meaning("complaint", aside="not-signed")
+
+
+def test_a_complaint_with_our_message_id_is_believed_of_the_recipient_that_it_names(qualifier: Qualifier) -> None:
+    mail = complaint("redacted@path.example", "ann@example.com").replace(
+        b"Subject: Hello\r\n\r\nBuy", b"Message-ID: <" + MESSAGE_ID.encode() + b">\r\nSubject: Hello\r\n\r\nBuy"
+    )
+    found = of(qualifier, mail, "fbl@back.example")
+    assert found.feedback is not None
+    told = found.feedback
+    assert (told.number, told.delivery, told.address) == (NUMBER, 17, "ann@example.com")
+    nobody = mail.replace(b"Original-Rcpt-To: <ann@example.com>\r\n", b"")
+    assert of(qualifier, nobody, "fbl@back.example") == Meaning("complaint", aside="not-signed")
+
+
+WORDS = (
+    "Stop paying too much for coats",
+    "Re: Stop paying too much for coats",
+    "unsubscribe",
+    "Please remove me",
+    "Your weekly spam report",
+    "Read: Your weekly spam report",
+    "abuse report",
+    "Abmelden",
+)
+
+
+@pytest.mark.parametrize("subject", WORDS)
+@pytest.mark.parametrize("to", [PATH, "postmaster@back.example", FORGED])
+@pytest.mark.parametrize("header", ["", "Auto-Submitted: auto-generated\r\n", "Return-Path: <>\r\n"])
+def test_words_neither_unsubscribe_nor_complain(qualifier: Qualifier, subject: str, to: str, header: str) -> None:
+    text = f"Thank you, ticket 17 is open.\r\n\r\n> {subject}\r\n> unsubscribe\r\n"
+    mail = f"{header}From: Ann <ann@example.com>\r\nTo: <{to}>\r\nSubject: {subject}\r\n\r\n{text}".encode()
+    assert of(qualifier, mail, to).feedback is None
+    assert of(qualifier, leaving(subject), to).feedback is None
+
+
+def test_words_at_the_address_of_a_feedback_loop_are_a_complaint(qualifier: Qualifier) -> None:
+    returned = f"Return-Path: <{PATH}>\r\nTo: ann@example.com\r\nSubject: Hello\r\n\r\nBuy!"
+    mail = (
+        f"From: staff@isp.example\r\nSubject: abuse report\r\nContent-Type: message/rfc822\r\n\r\n{returned}".encode()
+    )
+    found = of(qualifier, mail, "fbl@back.example")
+    assert found.feedback is not None
+    assert (found.feedback.number, found.feedback.status) == (NUMBER, Status.COMPLAINED)
+    assert of(qualifier, mail, "postmaster@back.example").feedback is None
 
 
 def leaving(subject: str, sender: str = "ann@example.com", text: str = "") -> bytes:
@@ -114,7 +172,6 @@ def leaving(subject: str, sender: str = "ann@example.com", text: str = "") -> by
         ("unsubscribe@back.example", leaving_token(NUMBER, KEY)),
         (f"unsubscribe+{leaving_token(NUMBER, KEY)}@back.example", "unsubscribe"),
         ("Unsubscribe@back.example", f"please: {leaving_token(NUMBER, KEY).upper()} ok"),
-        (PATH, "unsubscribe"),
     ],
 )
 def test_whoever_has_the_token_leaves(qualifier: Qualifier, to: str, subject: str) -> None:
@@ -138,7 +195,7 @@ def test_a_message_id_is_believed_of_its_recipient(qualifier: Qualifier) -> None
 def test_who_only_says_so_is_believed_where_the_operator_wants_it(qualifier: Qualifier) -> None:
     mail = leaving("unsubscribe")
     assert of(qualifier, mail, "unsubscribe@back.example") == Meaning("unsubscription", aside="not-signed")
-    found = of(qualifier, mail, "unsubscribe@back.example", trust=Trust(KEY, ("unsubscribe",), (), True))
+    found = of(qualifier, mail, "unsubscribe@back.example", trust=Trust(KEY, ("unsubscribe",), is_sender_believed=True))
     assert found.sender == "ann@example.com"
     assert found.aside == ""
 
@@ -158,6 +215,20 @@ def test_whatever_comes_nothing_is_made_up(mail: bytes, to: str, client: str) ->
     """Without our key nobody's outcome changes."""
     found = meaning(Stored([to], to, client, AT_S), read_letter(mail), Qualifier(()), TRUST)
     assert found.feedback is None or found.feedback.address
+
+
+@given(st.text(max_size=80), st.text(max_size=300), st.sampled_from(WORDS), st.booleans())
+def test_no_mail_to_a_return_path_denylists_anybody_without_a_token(
+    subject: str, text: str, words: str, is_automatic: bool
+) -> None:
+    head = "Auto-Submitted: auto-replied\r\n" if is_automatic else ""
+    mail = f"{head}From: ann@example.com\r\nSubject: {words} {subject}\r\n\r\n{words}\r\n{text}".encode(
+        "utf-8", "replace"
+    )
+    stored = Stored([PATH], "", "192.0.2.9", AT_S)
+    letter = read_letter(mail, is_of_feedback_loop=TRUST.is_of_feedback_loop(stored))
+    found = meaning(stored, letter, Qualifier(()), TRUST).feedback
+    assert found is None or found.status is Status.BOUNCED
 
 
 @given(st.integers(0, (1 << 63) - 1))

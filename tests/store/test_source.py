@@ -17,9 +17,12 @@ CSV, NDJSON = SourceFormat.CSV, SourceFormat.NDJSON
 
 def _read(text: str | bytes, form: SourceFormat = CSV, size: int = 100, **options: object) -> list[SourcePart]:
     stream = io.BytesIO(text.encode() if isinstance(text, str) else text)
-    delimiter = str(options.pop("delimiter", ","))
-    rows = source.open_rows(stream, "f", form, delimiter=delimiter)
+    rows = _rows(stream, form, **{key: options.pop(key) for key in ("delimiter", "encoding") if key in options})
     return list(source.read_parts(rows, "f", size, **options))  # type: ignore[arg-type]
+
+
+def _rows(stream: io.BytesIO, form: SourceFormat = CSV, **options: object) -> source.RowReader:
+    return source.open_rows(stream, "f", form, **options)  # type: ignore[arg-type]
 
 
 def _recipients(parts: list[SourcePart]) -> list[list[object]]:
@@ -83,7 +86,7 @@ f@example.com,ok
         "f:3: address: 'ann@' has no domain",
         "f:4: row: has 1 columns, the header has 2",
         "f:5: first: a line feed is not allowed in a value (at 3)",
-        "f:7: first: half of a surrogate pair U+DCFF is not allowed in a value (at 0)",
+        "f:7: row: holds the octets FF, which are not UTF-8; it looks like iso-8859-1: use --encoding iso-8859-1",
         "f:8: row: ',' expected after '\"'",
     ]
     assert parts[0].rows_read == 7
@@ -143,10 +146,9 @@ def test_keys_and_parts_do_not_depend_on_what_is_done_with_bad_rows() -> None:
         ("", CSV, "f:1: has no header line"),
         ("first,last\n", CSV, "must have one column address or email, has 0"),
         ("email,address\n", CSV, "must have one column address or email, has 2"),
-        ("email,a,a\n", CSV, "names the merge field a twice"),
-        ("email,First name\n", CSV, "'First name' is no name for a merge field"),
-        ("email,\n", CSV, "'' is no name for a merge field"),
-        ("email;first\n", CSV, "separated by semicolons"),
+        ("first\n", CSV, "must have one column address or email, has 0"),
+        ("e.mail\n", CSV, "must have one column address or email, has 0"),
+        ("\n\n  \n", CSV, "f:1: has no header line"),
         ('{"mail": "x"}', NDJSON, "f:1: must have one column address or email"),
         ("[]", NDJSON, "f:1: the first line names the fields, and cannot be read"),
     ],
@@ -156,7 +158,88 @@ def test_a_header_that_cannot_be_used_is_refused_at_once(text: str, form: Source
         _read(text, form)
 
 
+@pytest.mark.parametrize("encoding", ["iso-8859-1", "windows-1252", "utf-16", "utf-16-le", "UTF-8", "shift_jis"])
+def test_a_file_is_read_by_the_encoding_that_is_named(encoding: str) -> None:
+    name = "中村" if encoding == "shift_jis" else "Jürgen"
+    parts = _read(f"email,first\na@example.com,{name}\n".encode(encoding), encoding=encoding)
+    assert _recipients(parts) == [["a@example.com", None, [name]]]
+
+
+def test_what_is_not_utf_8_is_named_with_a_guess_and_costs_its_row_only() -> None:
+    parts = _read("email,first\na@example.com,Jürgen\nb@example.com,10 € “x”\nc@example.com,Ann\n".encode("cp1252"))
+    assert [row[0] for row in _recipients(parts)] == ["c@example.com"]
+    assert [bad.partition("; ")[2] for bad in _bad(parts)] == [
+        "it looks like iso-8859-1: use --encoding iso-8859-1",
+        "it looks like windows-1252: use --encoding windows-1252",
+    ]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_utf_16_is_named(encoding: str) -> None:
+    with pytest.raises(BadInput, match=r"f:1: is UTF-16.*--encoding utf-16"):
+        _read("email,first\na@example.com,Ann\n".encode(encoding))
+
+
+@pytest.mark.parametrize(
+    ("encoding", "form", "what"),
+    [
+        ("utf-99", CSV, "'utf-99' is not known"),
+        ("base64", CSV, "'base64' is not known"),
+        ("iso-8859-1", NDJSON, "NDJSON is UTF-8"),
+    ],
+)
+def test_an_encoding_that_cannot_be_is_refused(encoding: str, form: SourceFormat, what: str) -> None:
+    with pytest.raises(BadInput, match=what):
+        _read("email\n", form, encoding=encoding)
+
+
+def test_half_a_character_at_the_end_of_a_wide_file_is_named_by_its_line() -> None:
+    with pytest.raises(BadInput, match="f:3: is not utf-16"):
+        _read("email\na@example.com\nb".encode("utf-16")[:-1], encoding="utf-16")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "E-Mail;Vorname\na@example.com;Ann\n",
+        "\n\nE-Mail\tVorname\na@example.com\tAnn\n",
+        "sep=;\r\nVorname;e-mail address\r\nAnn;a@example.com\r\n",
+        '"sep=|"\nVorname|MAIL\nAnn|a@example.com\n',
+        "Vorname,Email,\nAnn,a@example.com,\n",
+        "Vorname,Email\nAnn,a@example.com,,\n",
+        "Vorname;Email;;\nAnn;a@example.com;x;\n",
+        '"Vor,name",Email,Vorname\n,a@example.com,Ann\n',
+        "  Vorname  , EMAIL \nAnn,a@example.com\n",
+    ],
+)
+def test_headers_and_delimiters_are_taken_as_people_have_them(text: str) -> None:
+    found = _recipients(_read(text))
+    assert [(row[0], "Ann" in row[2]) for row in found] == [("a@example.com", True)]
+
+
+def test_a_column_is_the_merge_field_that_the_content_uses_whatever_its_case_and_accents() -> None:
+    text = "Email,First name,GRÖSSE,Straße,Prénom,first-name,?\na@example.com,Ann,2,Weg,x,y,z\n"
+    rows = _rows(io.BytesIO(text.encode()), wanted={"first_name", "groesse", "Prenom"})
+    assert rows.fields == ("first_name", "groesse", "Strasse", "Prenom", "first-name")
+    assert list(rows) == [(2, ("a@example.com", None, ["Ann", "2", "Weg", "x", "y"]))]
+    assert rows.notes[0] == "f:1: column 2, 'First name', is the merge field first_name"
+    assert any("column 7, '?', is left out" in note for note in rows.notes)
+
+
+def test_two_columns_for_one_field_that_the_content_uses_are_refused() -> None:
+    with pytest.raises(BadInput, match="f:1: names the merge field first twice"):
+        _rows(io.BytesIO(b"email,First,first\n"), wanted={"first"})
+    notes = _rows(io.BytesIO(b"email,a,a\n")).notes
+    assert notes == ("f:1: column 3, 'a', is left out: column 2 is the merge field a already",)
+
+
+def test_lines_are_numbered_as_the_file_has_them() -> None:
+    parts = _read("\nsep=;\nemail;x\n\nbad;1\na@example.com;1\n")
+    assert _bad(parts) == ["f:5: address: 'bad' has no @"]
+
+
 def test_other_delimiters_are_asked_for() -> None:
+    assert _recipients(_read("email\tx;y\na@example.com\t1\n", delimiter="\\t")) == [["a@example.com", None, ["1"]]]
     assert _recipients(_read("email;x\na@example.com;1,5\n", delimiter=";")) == [["a@example.com", None, ["1,5"]]]
     with pytest.raises(BadInput, match="delimiter"):
         _read("email\n", delimiter="ab")

@@ -15,6 +15,7 @@ MADE_AT = datetime.datetime(2027, 1, 31, 8, tzinfo=datetime.UTC)
 BOUNCE = """[[rule]]
 name = "sleeping"
 category = "{category}"
+stages = ["rcpt", "bounce"]
 pattern = 'mailbox is sleeping'
 """
 PROVIDER = """[[provider]]
