@@ -237,11 +237,12 @@ async def test_without_a_name_server_nobody_is_charged(tmp_path: Path, database:
             assert await node.stop() == 0
 
 
+@pytest.mark.timeout(300)
 def test_the_daemon_in_a_namespace_whose_addresses_and_routes_go_and_come_back() -> None:
     inside = ROOT / "tests" / "process" / "inside_namespace.py"
     done = run_in_namespace(
         f"{LO}; ip address add 192.0.2.1/32 dev lo",
-        [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", str(inside)],
+        [sys.executable, "-m", "pytest", "-n", "0", "-p", "no:cacheprovider", str(inside)],
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "3 passed" in done.stdout

@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.launch import ROOT
 
-WAIT_S = 180.0
+WAIT_S = 280.0
 
 
 @functools.cache
