@@ -81,8 +81,8 @@ async def connect(
             if text != said:
                 said = text
                 if isinstance(error, _REFUSALS):
-                    what = "database refuses the connection, asked again until it does not"
-                    log.error(what, database=place_of(dsn), error=text)
+                    where = place_of(dsn)
+                    log.error("database refuses the connection, asked again until it does not", database=where, error=text)
                 elif not DATABASE.is_on:  # else that is said already
                     log.warning("waiting for the database", database=place_of(dsn), error=text)
                 notify(f"STATUS=waiting for the database: {text}")

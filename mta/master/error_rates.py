@@ -7,15 +7,14 @@ from collections.abc import Callable
 from typing import Final
 
 import asyncpg
-import structlog
 
 from mta.queue import error_rates as store
 from mta.queue.connection import DATABASE_AWAY, acquire
+from mta.telemetry.outages import DATABASE
 from mta.traffic.adaptation import Adaptation
 from mta.traffic.events import TrafficEvent
 
 LOOK_S: Final = 15.0
-log = structlog.get_logger()
 
 
 class RateExchange:
@@ -41,7 +40,9 @@ class RateExchange:
             try:
                 await self.look()
             except DATABASE_AWAY as error:
-                log.debug("error rates are not exchanged", error=f"{type(error).__name__}: {error}")
+                DATABASE.failed("exchange error rates", error)
+            else:
+                DATABASE.answered("exchange error rates")
             await asyncio.sleep(LOOK_S)
 
     async def look(self) -> None:

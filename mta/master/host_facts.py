@@ -19,6 +19,7 @@ from mta.model.host import HostFact
 from mta.queue import host_facts as store
 from mta.queue.connection import DATABASE_AWAY, Conn, acquire
 from mta.queue.host_facts import StoredFact
+from mta.telemetry.outages import DATABASE
 from mta.traffic.host_facts import Learnt
 from mta.traffic.limits import HOUR_S
 from mta.traffic.schedule import Schedule
@@ -54,7 +55,6 @@ class HostBook:
         self._changed: set[str] = set()  # hosts that the schedule has not heard of yet
         self._looked_at: str | None = None
         self._news = asyncio.Event()
-        self._trouble = ""
         self._grow_at_s = 0.0
         self._purge_at_s = 0.0
 
@@ -98,9 +98,9 @@ class HostBook:
                 async with acquire(self._pool) as conn:
                     await self._exchange(conn)
             except DATABASE_AWAY as error:
-                self._away(f"{type(error).__name__}: {error}")
+                DATABASE.failed("exchange host facts", error)
             else:
-                self._away("")
+                DATABASE.answered("exchange host facts")
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_S):
                     await self._news.wait()
@@ -111,13 +111,6 @@ class HostBook:
     def _now_unix_s(self) -> float:
         """By the schedule's clock."""
         return asyncio.get_running_loop().time() + self._unix_offset_s
-
-    def _away(self, trouble: str) -> None:
-        if trouble and not self._trouble:
-            log.warning("host facts are not exchanged, waiting for the database", error=trouble)
-        elif self._trouble and not trouble:
-            log.info("host facts are exchanged again")
-        self._trouble = trouble
 
     def _follow(self, host: str) -> None:
         """The schedule hears of all that changes in one turn of the loop at once."""

@@ -189,17 +189,23 @@ class Intake:
         self.due_views = {view.id: view for view in views if view.due_in_s is not None}
         self.waits = {key: wait for key, wait in self.waits.items() if key in running}
         for view in running.values():
-            book = self.deliveries.get(view.id)
-            if book is None:
-                if view.due_in_s is not None and (chooser := self._chooser(view)):
-                    self._adopt(DeliveryBook(view, chooser))
-            elif not book.is_leaving:
-                book.update(view)
+            try:
+                self._take_view(view)
+            except Exception as error:
+                log_internal_error("reading a delivery", error, delivery=view.id)
         for book in list(self.deliveries.values()):
             if book.id not in running and not book.is_leaving:
                 self._let_go(book)
             elif not book.held_recipients and (book.is_leaving or book.id not in self.due_views):
                 self._forget(book)
+
+    def _take_view(self, view: DeliveryView) -> None:
+        book = self.deliveries.get(view.id)
+        if book is None:
+            if view.due_in_s is not None and (chooser := self._chooser(view)):
+                self._adopt(DeliveryBook(view, chooser))
+        elif not book.is_leaving:
+            book.update(view)
 
     def _adopt(self, book: DeliveryBook) -> None:
         self.deliveries[book.id] = book
@@ -339,7 +345,11 @@ class Intake:
         """Reads a delivery's content before its first claim. False: its messages may not be sent now."""
         if book.id not in self._dispatch.contents:
             content = await claims.delivery_content(conn, book.id)
-            book.sender_domain = sender_domain_of(content) or ""
+            try:
+                book.sender_domain = sender_domain_of(content) or ""
+            except Exception as error:
+                log_internal_error("reading the content of a delivery, which waits", error, delivery=book.id)
+                return False
             if not self._may_go(book):
                 return False
             self._dispatch.contents[book.id] = content

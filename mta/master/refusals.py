@@ -16,6 +16,7 @@ from mta.model.failure import Category
 from mta.queue import refusals as store
 from mta.queue.connection import DATABASE_AWAY, acquire
 from mta.queue.refusals import RestedPath
+from mta.telemetry.outages import DATABASE
 from mta.traffic.refusals import RestChange
 from mta.traffic.schedule import Schedule
 
@@ -43,7 +44,9 @@ class RefusedPaths:
                 try:
                     await self._tell()
                 except DATABASE_AWAY as error:
-                    log.debug("refused paths are not recorded", error=f"{type(error).__name__}: {error}")
+                    DATABASE.failed("record refused paths", error)
+                else:
+                    DATABASE.answered("record refused paths")
 
     def look(self, now_s: float) -> None:
         """Says what has changed since the last look."""

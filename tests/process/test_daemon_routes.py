@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 from mta.master.routing import LOOKUPS_MAX
 from mta.model.outcome import Reason, Status
-from tests.support.node import World
+from tests.support.dns_server import DnsServer, Zone
+from tests.support.node import World, until
 from tests.support.outcomes import log_of, statuses
 from tests.support.postgres import Database
 
@@ -91,3 +93,43 @@ async def test_a_dead_first_host_costs_no_attempt_and_a_dead_site_holds_up_no_ot
         audited = await world.audit(lost)
         assert audited.is_clean
         assert (audited.open, audited.leased) == (50, 0)
+
+
+async def test_when_a_site_is_given_up_its_domains_routes_are_looked_up_again(
+    tmp_path: Path, database: Database
+) -> None:
+    """All in one run, since a site is given up after half a minute: `mta.traffic.actions.Bounds.patience_s`."""
+    zones: dict[str, Zone] = {name: {"A": [DEAD]} for name in ("dead.test", "other.test", "third.test")}
+    zones |= {"mx.test": {"A": ["127.0.0.1"]}, "readdressed.test": {"MX": ["10 other.test."]}}
+    zones |= {f"{name}.test": {"MX": ["10 dead.test."]} for name in ("moved", "same", "silent")}
+    zones["gone.test"] = {"MX": ["10 third.test."]}
+    async with DnsServer(zones) as server, World(tmp_path, database) as world:
+        server.ttl_s = server.negative_ttl_s = 2
+        node = world.node(children=1)
+        own = f"{world.nameserver.address}:{world.nameserver.port}"
+        text = node.config.read_text().replace(own, server.endpoint)
+        node.config.write_text(text.replace("[dns]", "[dns]\nttl_min_s = 1\ntries = 1\ntimeout_s = 1.0"))
+        await node.start()
+        domains = ("moved", "readdressed", "same", "silent", "gone")
+        delivery = await world.deliver([f"u{number}@{domain}.test" for domain in domains for number in range(100)])
+        await until("their hosts are tried", lambda: all(server.queries[f"{name}.test", "MX"] for name in domains))
+        await asyncio.sleep(1)  # the answers have come
+        server.zones["moved.test"] = {"MX": ["10 mx.test."]}
+        server.zones["other.test"] = {"A": ["127.0.0.1"]}
+        server.silent.add("silent.test")
+        del server.zones["gone.test"]
+        await world.wait_for(
+            delivery, lambda shown: (shown.delivered, shown.deferrals, shown.failed) == (200, 200, 100), wait_s=90
+        )
+        rows = await log_of(world, delivery)
+        came_of = {(row["address"].partition("@")[2], row["status"], row["enhanced"], row["attempt"]) for row in rows}
+        assert came_of == {
+            ("moved.test", Status.DELIVERED, "2.0.0", 1),
+            ("readdressed.test", Status.DELIVERED, "2.0.0", 1),
+            ("same.test", Status.DEFERRED, "4.4.1", 1),
+            ("silent.test", Status.DEFERRED, "4.4.1", 1),  # that no host answers says more than a silent name server
+            ("gone.test", Status.FAILED, "5.1.2", 1),
+        }
+        assert {one["domain"] for one in node.said("route has changed")} == {"moved.test", "readdressed.test"}
+        assert await node.stop() == 0
+        assert (await world.audit(delivery)).is_clean

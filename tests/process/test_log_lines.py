@@ -56,17 +56,19 @@ def test_whoever_speaks_says_one_json_object_a_line() -> None:
     entries = [json.loads(line) for line in octets.decode().splitlines()]
     assert [entry["event"] for entry in entries] == [
         "ours",
-        "('192.0.2.1', 25) said \\x1b]0;title\\x07",
+        "library says",
         "record of a library cannot be written",
         "warning",
         "error that cannot be raised",
         "thread ends by an error",
-        "Task exception was never retrieved\\nfuture: " + entries[6]["event"].partition("future: ")[2],
-        entries[7]["event"],
+        "library says",
+        "library says",
         "process ends by an error",
     ]
     assert entries[0]["reply"] == "a\\x1b[2Jb\\u202ec\\x9bd\\u2028e\\nf"
     assert entries[0]["deep"] == {"k\\x1b": ["v\\x07"]}
+    assert (entries[1]["library"], entries[1]["text"]) == ("mail.log", "('192.0.2.1', 25) said \\x1b]0;title\\x07")
+    assert entries[6]["text"].startswith("Task exception was never retrieved\\nfuture: ")
     assert "IndexError" in entries[7]["exception"]
     assert "\n" in entries[8]["exception"]  # a traceback keeps its lines, inside of its string
     assert entries[8]["exception"].endswith("RuntimeError: the end\\x1b[31m")
@@ -114,7 +116,7 @@ spool_dir = "{tmp_path / "spool"}"
     lines += [line async for line in process.stderr]
     assert await asyncio.wait_for(process.wait(), 30) == 0
     entries = [json.loads(line) for line in lines]
-    assert any("\\x1b]0;owned\\x07\\x1b[2j" in entry["event"].lower() for entry in entries), entries
+    assert any("\\x1b]0;owned\\x07\\x1b[2j" in entry.get("text", "").lower() for entry in entries), entries
     assert not any(entry["event"] == "forged" for entry in entries)
     for entry in entries:
         for value in entry.values():

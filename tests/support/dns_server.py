@@ -73,6 +73,7 @@ class DnsServer(asyncio.DatagramProtocol):
         self.port = self._tcp.sockets[0].getsockname()[1]
         self._udp, _ = await loop.create_datagram_endpoint(lambda: self, local_addr=("127.0.0.1", self.port))
         self._tcp_ends = asyncio.Event()
+        self._connections: set[asyncio.Task[None]] = set()
         if self.tcp_fault is TcpFault.REFUSED:
             self._tcp.close()
         return self
@@ -82,6 +83,7 @@ class DnsServer(asyncio.DatagramProtocol):
         self._tcp_ends.set()
         self._tcp.close()
         await self._tcp.wait_closed()
+        await asyncio.gather(*self._connections)
 
     def hold(self) -> None:
         """Keeps questions unanswered until `release`."""
@@ -107,6 +109,10 @@ class DnsServer(asyncio.DatagramProtocol):
             self._udp.sendto(packet, source)
 
     async def _serve_tcp(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._connections.add(task)
+        task.add_done_callback(self._connections.discard)
         size = int.from_bytes(await reader.readexactly(2), "big")
         query = dns.message.from_wire(await reader.readexactly(size))
         self.tcp_queries += 1
