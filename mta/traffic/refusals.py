@@ -19,8 +19,8 @@ REST_S_FIRST: Final = 60.0
 REST_S_MAX: Final = 3_600.0
 REST_FORGOTTEN_S: Final = 21_600.0  # each such time without a refusal halves what is remembered
 
-# What a recipient is kept away from in the rest of an attempt: (egress, peer), ("", MX host), or (egress, "") for all of
-# an egress, while there is another.
+# What a recipient is kept away from in the rest of an attempt: (egress, peer), ("", MX host), or (egress, "") for all
+# of an egress, while there is another.
 Avoided = frozenset[tuple[str, str]]
 NOTHING_AVOIDED: Final[Avoided] = frozenset()
 
@@ -92,7 +92,8 @@ class PathRefusals:
 
     def met(self, refusal: PathRefusal, recipients: int, now_s: float) -> bool:
         """So many recipients met a refusal; True when a rest begins by it."""
-        self.last = refusal
+        if not self.is_resting(now_s):
+            self.last = refusal  # else it is that by which the rest began
         self.refused += recipients
         self._in_a_row += recipients
         rest = refusal.rest

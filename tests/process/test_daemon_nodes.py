@@ -105,7 +105,7 @@ async def test_what_operators_are_shown_agrees_with_what_happened(tmp_path: Path
         )
         (waiting,) = queue["waiting"]
         assert (waiting["name"], waiting["recipients"], waiting["due"], waiting["leased"]) == ("Spring", 1, 0, 0)
-        assert 3_000 < waiting["next_due_in_s"] <= 3_600
+        assert 200 < waiting["next_due_in_s"] <= 300  # put off by a 4yz: it goes again within minutes
         (living,) = queue["nodes"]
         assert (living["name"], living["alive"], living["parts"]) == ("one", True, 0)
         counted = {key: shown[key] for key in ("appended", "delivered", "failed", "deferrals", "in_doubt", "state")}
