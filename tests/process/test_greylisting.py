@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mta.model.outcome import Status
 from mta.queue import faults
-from tests.support.node import World, addresses
+from tests.support.node import TWO_CONNECTIONS, World, addresses
 from tests.support.outcomes import log_of, story, value
 from tests.support.postgres import Database
 
@@ -86,7 +86,9 @@ async def test_it_suspends_nothing_and_is_nobodys_fault_on_two_nodes_by_the_buil
 ) -> None:
     async with World(tmp_path, database, provider=SILENT_ABOUT_IT) as world:
         for name in ("one", "two"):
-            await world.node(name, children=1).start()
+            await world.node(
+                name, children=1, rules=TWO_CONNECTIONS, ready_recipients_max=200, ready_per_site_max=100
+            ).start()
         delivery = await world.deliver(addresses(1_200, domains=1), retry=ONCE_SOON, part_recipients=50)
         shown = await world.wait_for(delivery)
         assert (shown.delivered, shown.deferrals) == (1_200, 1_200)
