@@ -41,6 +41,7 @@ COMPILED = (
     "mta/traffic/line.py",
     "mta/traffic/gates.py",
     "mta/traffic/limit.py",
+    "mta/traffic/path.py",
     "mta/traffic/sources.py",
     "mta/traffic/counters.py",
     "mta/traffic/capacity.py",

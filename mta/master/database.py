@@ -82,7 +82,9 @@ async def connect(
                 said = text
                 if isinstance(error, _REFUSALS):
                     where = place_of(dsn)
-                    log.error("database refuses the connection, asked again until it does not", database=where, error=text)
+                    log.error(
+                        "database refuses the connection, asked again until it does not", database=where, error=text
+                    )
                 elif not DATABASE.is_on:  # else that is said already
                     log.warning("waiting for the database", database=place_of(dsn), error=text)
                 notify(f"STATUS=waiting for the database: {text}")

@@ -228,7 +228,7 @@ class Dispatch:
             self._collector.surplus(action.part, action.positions, action.lane.site.key, action.due_in_s)
             return
         by_refusal: dict[PathRefusal | None, list[int]] = {}
-        of_lane = self._schedule.last_refusal(action.lane)
+        of_lane = action.lane.last_refusal()
         for position in action.positions:
             refused = action.part.refusals.get(position)
             by_refusal.setdefault(of_lane if refused is None else refused.last, []).append(position)

@@ -10,8 +10,9 @@ from mta.model.waiting import Wait, WaitReason
 from mta.traffic.effects import Effect
 from mta.traffic.gates import Gate
 from mta.traffic.lanes import Lane
-from mta.traffic.limit import Limit, Path, Room
+from mta.traffic.limit import Limit, Room
 from mta.traffic.limits import DAY_S, HOUR_S, LIMIT_KEYS, MINUTE_S, SECOND_S, SLICE_S
+from mta.traffic.path import Path
 from mta.traffic.quota import Quota, Window
 from mta.traffic.sessions import Group
 

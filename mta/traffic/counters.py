@@ -14,8 +14,9 @@ from mta.model.egress import Egress
 from mta.traffic.effects import Effect, EffectKind, Target
 from mta.traffic.gates import Gate
 from mta.traffic.host_facts import HostFacts, host_key
-from mta.traffic.limit import Held, HostRoom, Limit, Path, Room
+from mta.traffic.limit import Held, HostRoom, Limit, Room
 from mta.traffic.limits import Limits
+from mta.traffic.path import Path
 from mta.traffic.quota import UNLIMITED
 from mta.traffic.rules import Rule, RuleSet, Scope, WarmUp, limit_key, path_key
 from mta.traffic.sources import Source

@@ -78,3 +78,13 @@ def spread(
 def effect_key(name: str, target: Target, on: str) -> str:
     """The identity of an effect in force."""
     return f"{name} {target} {on}"
+
+
+def longest_suspension(effects: Iterable[Effect]) -> Effect | None:
+    """What suspends for the longest time, if anything does."""
+    suspensions = (effect for effect in effects if effect.kind is EffectKind.SUSPEND)
+    return max(suspensions, key=_until, default=None)
+
+
+def _until(effect: Effect) -> float:
+    return effect.until_unix_s

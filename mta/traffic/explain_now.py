@@ -17,8 +17,9 @@ from mta.model.waiting import Wait, WaitReason
 from mta.traffic.capacity import Capacity
 from mta.traffic.effects import EffectKind, Target
 from mta.traffic.host_facts import in_order, overridden
-from mta.traffic.limit import Figure, HostRoom, Limit, Path, Room
+from mta.traffic.limit import Figure, HostRoom, Limit, Room
 from mta.traffic.limits import LIMIT_KEYS
+from mta.traffic.path import Path
 from mta.traffic.rules import Rule, RuleSet
 from mta.traffic.schedule import SIZE_UNKNOWN_BYTES, Schedule
 from mta.traffic.sessions import Group, Hop

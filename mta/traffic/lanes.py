@@ -10,8 +10,9 @@ from mta.model.site import Site
 from mta.model.waiting import Wait, WaitReason
 from mta.traffic.egress import EgressChooser, is_among
 from mta.traffic.gates import Gate, Waiter
+from mta.traffic.path import Path
 from mta.traffic.ready import ReadyQueue
-from mta.traffic.refusals import Avoided
+from mta.traffic.refusals import Avoided, PathRefusal
 from mta.traffic.sessions import Group
 
 PartT = TypeVar("PartT")
@@ -202,6 +203,15 @@ class Lane(Waiter, Generic[PartT]):
             if turn.left > 0 and not is_among(egress, look.busy):
                 found = turn
         return found
+
+    def last_refusal(self) -> PathRefusal | None:
+        """Why it cannot go, where refusals of its paths keep it: of those that rest, the one that rests longest."""
+        found: Path | None = None
+        for group in self.groups.values():
+            for hop in group.hops:
+                if found is None or hop.path.refusals.until_s > found.refusals.until_s:
+                    found = hop.path
+        return None if found is None or found.refusals.until_s <= found.backoff.until_s else found.refusals.last
 
     def _group_behind(self, gate: Gate) -> Group | None:
         """Its group whose way the gate was in; of several, the first that it was served through."""

@@ -22,7 +22,7 @@ from mta.model.waiting import SOONEST_FIRST, Wait, WaitReason
 from mta.traffic import surplus
 from mta.traffic.actions import Action, Bounds, CloseSession, GiveBack, HandOut, OpenSession
 from mta.traffic.connections import Connections
-from mta.traffic.counters import Counters, Held, Limit, Path, counts_bytes
+from mta.traffic.counters import Counters, Held, Limit, counts_bytes
 from mta.traffic.effects import Effect, Target
 from mta.traffic.egress import EgressChooser
 from mta.traffic.gates import Gate, Turns
@@ -30,6 +30,7 @@ from mta.traffic.host_facts import HostFacts, Learnt
 from mta.traffic.host_sessions import connections_beside
 from mta.traffic.lanes import Lane, LaneKey, Look
 from mta.traffic.machine_faults import FaultBook
+from mta.traffic.path import Path
 from mta.traffic.reach import SiteReach
 from mta.traffic.ready import Run, Stream
 from mta.traffic.refusals import NOTHING_AVOIDED, Avoided, PathRefusal, RestChange
@@ -433,15 +434,6 @@ class Schedule(Generic[PartT]):
         if path.waiting:
             self._turns.alarms.set(path, path.opens_at_s())
 
-    def last_refusal(self, lane: Lane[PartT]) -> PathRefusal | None:
-        """Why a lane cannot go, where refusals of its paths keep it: of those that rest, the one that rests longest."""
-        found: Path | None = None
-        for group in lane.groups.values():
-            for hop in group.hops:
-                if found is None or hop.path.refusals.until_s > found.refusals.until_s:
-                    found = hop.path
-        return None if found is None or found.refusals.until_s <= found.backoff.until_s else found.refusals.last
-
     def take_rest_changes(self) -> list[RestChange]:
         """Paths that began to rest after refusals, or are good again, since the last call."""
         changes, self._connections.rest_changes = self._connections.rest_changes, []
@@ -525,8 +517,7 @@ class Schedule(Generic[PartT]):
 
     def take_forgotten(self) -> list[Learnt]:
         """Facts that sessions did without since this was asked last: they hold no more."""
-        forgotten = self._connections.forgotten
-        self._connections.forgotten = []
+        forgotten, self._connections.forgotten = self._connections.forgotten, []
         return forgotten
 
     def suspension(self, group: Group, now_s: float) -> Effect | None:
@@ -600,8 +591,7 @@ class Schedule(Generic[PartT]):
         }
         for key in [key for key, group in self._groups.items() if not group.sessions and key not in needed]:
             del self._groups[key]
-        sites = {key[0] for key in self._groups}
-        for site in [site for site in self._reaches if site not in sites]:
+        for site in self._reaches.keys() - {key[0] for key in self._groups}:
             del self._reaches[site]
         # A hop holds its counters; a second object for the same key would count apart.
         hops = [hop for group in self._groups.values() for hop in group.hops]

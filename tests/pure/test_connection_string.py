@@ -21,7 +21,7 @@ OF_LIBPQ = {
     "channel_binding": "prefer",
     "connect_timeout": "5",
     "client_encoding": "auto",
-    "options": "-c geqo=off",
+    "options": "-c%20geqo=off",
     "application_name": "x",
     "fallback_application_name": "x",
     "keepalives": "1",
