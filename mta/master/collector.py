@@ -10,17 +10,17 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator
-from datetime import datetime
-from typing import Final, NamedTuple
+from typing import Final
 
 from mta.failure.scope import Rest
 from mta.failure.triage import NOT_JUDGED
 from mta.master.books import BatchBook, DeliveryBook, LeasedPart, Refused
+from mta.master.new_parts import Later, new_parts
 from mta.model.outcome import InDoubtPolicy, Reason, Status
 from mta.model.reply import Reply
 from mta.outcomes.line import escaped, log_line, session_columns, timestamp, volume_of
 from mta.outcomes.replay import Told
-from mta.queue.settle import IN_DOUBT_MAX, TRAFFIC_AT, Doubt, NewPart, Row, Settlement
+from mta.queue.settle import IN_DOUBT_MAX, TRAFFIC_AT, Doubt, Row, Settlement
 from mta.traffic.counters import BYTES_SUFFIX, OPENINGS_SUFFIX
 from mta.traffic.lanes import Lane
 from mta.traffic.quota import BUCKET_S
@@ -33,21 +33,6 @@ from mta.wire import Outcome, PathRefused, Report
 SURPLUS_STEP_S: Final = 5  # surplus of one site that is due at about the same time shares parts
 _BYTES_DELIVERED, _BYTES_OTHER = TRAFFIC_AT["bytes_delivered"], TRAFFIC_AT["bytes_other"]
 _random: Final = random.SystemRandom()
-SITE_PART_MIN: Final = 8  # deferrals of one site in a flush that make a part of their own
-
-
-class _Later(NamedTuple):
-    """What recipients must share to come back in one part."""
-
-    delivery_id: int
-    fields: tuple[str, ...]
-    attempt: int
-    held: bool
-    appended_at: datetime
-    due_in_s: int
-    site: str
-    egress: str = ""  # that they are to leave from
-    in_doubt: bool = False
 
 
 class Collector:
@@ -65,7 +50,7 @@ class Collector:
         self.batches: dict[int, BatchBook] = {}
         self._settlement = Settlement(in_doubt_max=in_doubt_max)
         self._lines_bytes = 0
-        self._later: dict[_Later, tuple[list[int], list[Row]]] = {}
+        self._later: dict[Later, tuple[list[int], list[Row]]] = {}
         self._reported: dict[int, int] = {}  # child -> last report in the settlement
         self._rates: dict[str, list[int]] = {}  # recipient domain -> attempted, and of them failed or deferred
         self.on_attempted: Callable[[dict[str, list[int]]], None] | None = None  # told of each report's
@@ -374,9 +359,7 @@ class Collector:
         in_doubt: bool = False,
     ) -> None:
         appended_at = part.claimed.appended_at
-        key = _Later(
-            part.delivery.id, part.fields, attempt, held, appended_at, max(0, due_in_s), site, egress, in_doubt
-        )
+        key = Later(part.delivery.id, part.fields, attempt, held, appended_at, max(0, due_in_s), site, egress, in_doubt)
         numbers, rows = self._later.setdefault(key, ([], []))
         numbers.append(part.number(position))
         rows.append(part.rows[position])
@@ -495,38 +478,5 @@ class Collector:
         reported, self._reported = self._reported, {}
         self._lines_bytes = 0
         self._dice = _random.random()
-        settlement.new_parts.extend(_new_parts(later))
+        settlement.new_parts.extend(new_parts(later))
         return settlement, reported
-
-
-def _new_parts(later: dict[_Later, tuple[list[int], list[Row]]]) -> list[NewPart]:
-    """Parts for what comes back: one a site where there are enough, the rest of a kind together."""
-    merged: dict[_Later, tuple[list[int], list[Row]]] = {}
-    for key, (numbers, rows) in later.items():
-        own = key if len(rows) >= SITE_PART_MIN else key._replace(site="")
-        into = merged.setdefault(own, ([], []))
-        into[0].extend(numbers)
-        into[1].extend(rows)
-    parts = []
-    for key, (numbers, rows) in merged.items():
-        for start in range(0, len(rows), NEW_PART_RECIPIENTS_MAX):
-            end = start + NEW_PART_RECIPIENTS_MAX
-            parts.append(
-                NewPart(
-                    key.delivery_id,
-                    key.site or None,
-                    key.attempt,
-                    key.held,
-                    key.appended_at,
-                    key.fields,
-                    numbers[start:end],
-                    rows[start:end],
-                    float(key.due_in_s),
-                    key.egress or None,
-                    key.in_doubt,
-                )
-            )
-    return parts
-
-
-NEW_PART_RECIPIENTS_MAX: Final = 2_000  # what a node takes into memory at once when it comes back

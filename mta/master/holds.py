@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from mta.master.collector import SITE_PART_MIN
+from mta.master.new_parts import SITE_PART_MIN
 
 # What is put off until an event ends is due no later than after this, whatever the event says: so a node that died
 # between the end of the event and the word of it costs an hour, not the days that an event may have left.

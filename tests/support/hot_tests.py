@@ -48,7 +48,7 @@ EXERCISED_BY: Final[dict[str, tuple[str, ...]]] = {
     "mta/traffic/line.py": ("pure/test_line",),
     "mta/traffic/gates.py": ("pure/test_gates",),
     "mta/traffic/limit.py": _SCHEDULE,
-    "mta/traffic/path.py": ("pure/test_path_refusals", *_SCHEDULE),
+    "mta/traffic/path.py": _SCHEDULE,
     "mta/traffic/sources.py": _MACHINE,
     "mta/traffic/capacity.py": _MACHINE,
     "mta/traffic/machine_rests.py": _MACHINE,
