@@ -84,7 +84,10 @@ async def test_a_daemon_that_waits_for_the_first_answer_ends_at_a_signal(tmp_pat
         assert await _end(node, starting) == 0
 
 
-HOLDS_LEASE = "INSERT INTO mta.node (name, boot_id, alive_until) VALUES ('one', 'elsewhere', now() + interval '1 hour')"
+HOLDS_LEASE = """
+INSERT INTO mta.node (name, boot_id, alive_until, epoch)
+SELECT 'one', 'elsewhere', now() + interval '1 hour', max(id) FROM mta.epoch
+"""
 WAITS_FOR_LOCK = """
 SELECT count(*) FROM pg_stat_activity
 WHERE datname = current_database() AND application_name = 'mta one' AND wait_event_type = 'Lock'
@@ -150,7 +153,7 @@ async def test_a_daemon_whose_database_falls_silent_ends_at_a_signal(
         delivery = await world.deliver(to)
         await world.wait_for(delivery, lambda shown: shown.delivered > 50)
         forwarder.fall_silent()
-        await until("it has noticed", lambda: node.said("lease cannot be renewed"))
+        await until("it has noticed", lambda: node.said("database is away"))
         node.signal(signal.SIGTERM)
         if signals == 2:
             await until("it drains", lambda: node.said("draining"))
@@ -183,7 +186,7 @@ async def test_a_database_that_is_silent_for_a_while_is_missed_and_found_again(
         shown = await world.wait_for(delivery)
         assert (shown.delivered, shown.in_doubt) == (len(to), 0)
         assert world.record().recipients() == dict.fromkeys(to, 1)
-        assert node.said("lease is certain again")
+        assert node.said("database is back")
         assert await node.stop() == 0
 
 
