@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from mta.keeper.keeper import LOCK
 from tests.support.forwarder import Forwarder, silent_listener
 from tests.support.launch import launch
 from tests.support.node import Node, World, addresses, until
@@ -212,10 +213,12 @@ async def test_a_drain_waits_for_a_server_that_hangs_says_so_and_a_second_signal
         assert await _end(node, bound_s=SECOND_S) == 0
 
 
-_SESSIONS = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND "
-SERVES = {  # statements that they repeat
-    "keep": _SESSIONS + "query LIKE '%delivery_log%' AND application_name = 'mta one'",
-    "inbound": _SESSIONS + "application_name = 'mta one'",
+SERVES = {
+    # It is the one that keeps: from then on it repeats its look at the log.
+    "keep": f"SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = {LOCK} AND granted AND database ="
+    " (SELECT oid FROM pg_database WHERE datname = current_database())",
+    "inbound": "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'mta one'"
+    " AND datname = current_database()",
 }
 SERVICE = """
 [inbound]
