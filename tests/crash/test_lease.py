@@ -163,14 +163,17 @@ async def test_a_child_that_is_silent_for_too_long_is_killed_and_its_work_goes_o
     tmp_path: Path, database: Database
 ) -> None:
     async with World(tmp_path, database, script=SLOW_SINK) as world:
-        node = world.node(rules=FEW_CONNECTIONS, settings="silence_s = 2.0")
+        node = world.node(rules=FEW_CONNECTIONS, settings="silence_s = 4.0")
         await node.start()
         everyone = addresses(RECIPIENTS)
         delivery = await world.deliver(everyone, retry=QUICK_RETRY)
         await world.wait_for(delivery, lambda d: d.delivered > 100)
         stopped = node.child_pids()[0]
         with _stopped([stopped]):
-            await until("the silent child is killed", lambda: node.said("child is silent and is killed"))
+            await until(
+                "the silent child is killed",  # and not another, that had to wait for a processor
+                lambda: any(entry["pid"] == stopped for entry in node.said("child is silent and is killed")),
+            )
         shown = await world.wait_for(delivery)
         seen = await hold_formula(world, delivery, everyone)
         assert shown.delivered == RECIPIENTS
