@@ -152,13 +152,13 @@ def test_an_address_is_tried_on_the_machine() -> None:
     assert address_fault("2001:db8::1") != ""
 
 
-def test_config_check_warns_of_addresses_and_does_not_fail_for_them(tmp_path: Path) -> None:
+def test_config_check_warns_of_addresses_that_another_machine_has(tmp_path: Path) -> None:
     config = tmp_path / "mta.toml"
     config.write_text(
         '[[egress]]\nname = "away"\nid = 2\nhelo = "b.example"\nsource_ipv4 = "192.0.2.1"\n'
         '[pools]\ndefault = ["away"]\n'
     )
-    result = CliRunner().invoke(config_app, ["check", str(config), "--json"])
+    result = CliRunner().invoke(config_app, ["check", str(config), "--for-another-machine", "--json"])
     assert result.exit_code == 0
     assert [one["check"] for one in json.loads(result.stdout)["warnings"]] == ["address-not-here"]
 
