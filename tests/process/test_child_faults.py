@@ -66,7 +66,7 @@ if "mta.child" in sys.orig_argv:
 
     complete = Judge.complete
 
-    def broken(self, decision, stage, mx_host):
+    def broken(self, decision, stage, mx_host, **named):
         if "provoke" in decision.reply.text:
             try:
                 os.close(os.open({marker!r}, os.O_CREAT | os.O_EXCL))
@@ -74,7 +74,7 @@ if "mta.child" in sys.orig_argv:
                 pass
             else:
                 raise ZeroDivisionError("provoked")
-        return complete(self, decision, stage, mx_host)
+        return complete(self, decision, stage, mx_host, **named)
 
     Judge.complete = broken
 """

@@ -82,7 +82,7 @@ async def test_a_daemon_that_waits_for_its_database_says_so_and_can_be_stopped(
             assert process.stderr is not None
             said = json.loads(await asyncio.wait_for(process.stderr.readline(), WAIT_S))
             assert said["event"] == "waiting for the database"
-            assert (said["host"], "refused" in said["error"]) == ("127.0.0.1", True)
+            assert (said["database"], "refused" in said["error"]) == ("127.0.0.1:1/nothing", True)
             process.send_signal(signal.SIGTERM)
             assert await asyncio.wait_for(process.wait(), WAIT_S) == 0
         finally:

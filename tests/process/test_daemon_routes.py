@@ -66,7 +66,7 @@ async def test_far_more_domains_than_are_looked_up_at_a_time_get_their_routes(
 async def test_loopback_is_refused_unless_the_configuration_allows_it(tmp_path: Path, database: Database) -> None:
     async with World(tmp_path, database, zones=ZONES) as world:
         node = world.node(children=1)
-        node.config.write_text(node.config.read_text().replace('allow_networks = ["127.0.0.0/8"]', ""))
+        node.config.write_text(node.config.read_text().replace('allow_networks = ["127.0.0.0/8", "::1/128"]', ""))
         await node.start()
         delivery = await world.deliver(["ann@good.test"])
         assert (await world.wait_for(delivery)).failed == 1
