@@ -5,9 +5,10 @@ None of these recipients was attempted: the session ends, they go back uncharged
 When a session that was opened afterwards delivers to the same host, that proves that it was a number, and the master is
 told. Until then nothing is learnt.
 
-A recipient goes back so at most twice, unless the session has reached the number that was proved: then it was the number
-again, which strikes whoever stands there (with `learn_hosts = false`, session after session). A session whose first message is refused has a refusal like any other. But where
-one says that there are too many connections, that session ends, and the path rests as after a failure to connect.
+A recipient goes back so at most twice, unless the session has reached the number that was proved: then it was the
+number again, which strikes whoever stands there (with `learn_hosts = false`, session after session). A session whose
+first message is refused has a refusal like any other. But where one says that there are too many connections, that
+session ends, and the path rests as after a failure to connect.
 """
 
 from __future__ import annotations
