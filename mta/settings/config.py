@@ -271,8 +271,8 @@ def _database(source: TomlSource, database: DatabaseSettings, environment: Mappi
     except BadInput as error:
         if is_from_environment:
             raise
-        parameter = error.where.partition(", ")[2]
-        raise source.fault(("database", "dsn"), f"{parameter} {error.what}".strip()) from None
+        _, of_parameter, parameter = error.where.partition(", ")
+        raise source.fault(("database", "dsn"), f"{parameter}: {error.what}" if of_parameter else error.what) from None
     return msgspec.structs.replace(database, dsn=dsn)
 
 
