@@ -32,7 +32,7 @@ _PARAMETER_LINE_OCTETS_MAX: Final = 60  # of a value; " filename*99*=;" stands b
 _QUOTED_VALUE_CHARS_MAX: Final = 78
 
 _ATOMS: Final = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]++(?: [A-Za-z0-9!#$%&'*+/=?^_`{|}~-]++)*+")
-# RFC 2047 §5 (3): what "Q" may leave as it is even in a phrase.
+# RFC 2047 §5 (3): what "Q" may leave as it is anywhere.
 _Q_SAFE: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789!*+-/"
 _Q_ONE_OCTET: Final = _Q_SAFE + b" "
 _Q_ONE_CHARACTER: Final = frozenset(_Q_ONE_OCTET.decode("ascii"))
@@ -213,14 +213,15 @@ def _phrase(name: str, column: int) -> str:
         literal = name if _ATOMS.fullmatch(name) is not None else _quoted_string(name)
         if column + len(literal) <= HEADER_LINE_OCTETS_AIM:
             return literal
-    return _encoded_words(name, column)
+    # Some readers split the words of a phrase at the characters that "Q" leaves as they are.
+    return _encoded_words(name, column, only_base64=True)
 
 
-def _encoded_words(text: str, column: int) -> str:
+def _encoded_words(text: str, column: int, *, only_base64: bool = False) -> str:
     """``text`` as encoded words on a line that has ``column`` octets already; a fold between each two."""
     octets = text.encode()
     # "Q" where it is not much longer: people read logs and raw headers.
-    in_base64 = 3 * _base64_size(octets) < 2 * _quoted_size(octets)
+    in_base64 = only_base64 or 3 * _base64_size(octets) < 2 * _quoted_size(octets)
     size_of, encoded = (_base64_size, _base64_word) if in_base64 else (_quoted_size, _quoted_word)
     room = min(_ENCODED_WORD_OCTETS_MAX, _ENCODED_LINE_OCTETS_MAX - column) - _ENCODED_WORD_FRAME
     if size_of(octets) <= room:

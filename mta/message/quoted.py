@@ -11,6 +11,8 @@ Why it holds whatever the values are:
   which leaves the 76th for the "=" of a soft line break;
 - text after a field, and each value, starts with no dot (it is written ``=2E``), so a line can start with
   one neither when values are empty nor after a soft line break;
+- likewise both start with no ``From `` (``=46rom``), nor with what the next piece may make one of, so no line can:
+  who stores messages one after the other (mbox) puts a ``>`` before it, and breaks signatures;
 - neither a value nor static text ends with a space (it is written ``=20``), so no line can, nor lose it.
 """
 
@@ -25,7 +27,9 @@ from mta.message.fields import Field, Piece
 
 VALUE_OCTETS_RESERVED: Final = 40  # a UUID or a hexadecimal SHA-1 fits
 _LINE_OCTETS_MAX: Final = 75  # 76, less the "=" of a soft line break
+_FROM: Final = "From "
 _SOFT_BREAK: Final = "=\r\n"
+_ESCAPED: Final = {".": "=2E", "F": "=46"}
 _LINE_END: Final = re.compile(r"\r\n|\r|\n")
 
 
@@ -36,9 +40,10 @@ def with_line_ends(text: str) -> str:
 
 
 def is_plain_body(text: str) -> bool:
-    """Whether ``text`` (lines ending in CRLF) can go as 7bit: ASCII, lines of 78 at most, no dot at their start."""
+    """Whether ``text`` (lines ending in CRLF) can go as 7bit: ASCII, lines of 78, none that others alter."""
     return text.isascii() and all(
-        len(line) <= 78 and line[:1] != "." and line[-1:] not in (" ", "\t") for line in text.split("\r\n")
+        len(line) <= 78 and line[:1] != "." and line[:5] != _FROM and line[-1:] not in (" ", "\t")
+        for line in text.split("\r\n")
     )
 
 
@@ -63,7 +68,7 @@ def encode_body(pieces: Sequence[Piece]) -> list[Piece]:
 
 
 def encode_value(text: str) -> str:
-    """What is put for a field whose escaped value is ``text``: no line longer than 76, none starting with a dot."""
+    """What is put for a field whose escaped value is ``text``: no line over 76, none starting with . or ``From ``."""
     quoted = text if text.isascii() and "=" not in text else _quoted_line(text)
     if quoted[-1:] == " ":
         quoted = f"{quoted[:-1]}=20"
@@ -72,14 +77,21 @@ def encode_value(text: str) -> str:
 
 def fit_value(quoted: str) -> str:
     """``encode_value`` for a value that needs no quoting any more, and does not end in a space."""
-    if quoted[:1] == ".":
-        quoted = f"=2E{quoted[1:]}"
+    if _must_not_start(quoted, 0):
+        quoted = f"{_ESCAPED[quoted[0]]}{quoted[1:]}"
     if len(quoted) <= VALUE_OCTETS_RESERVED:
         return quoted
     if len(quoted) <= _LINE_OCTETS_MAX:
         return f"{_SOFT_BREAK}{quoted}{_SOFT_BREAK}"
     wrapped, _ = _wrapped(quoted, 0)
     return f"{_SOFT_BREAK}{wrapped}{_SOFT_BREAK}"
+
+
+def _must_not_start(quoted: str, at: int) -> bool:
+    """Whether what stands ``at`` there may be at the start of a line only if its first character is escaped."""
+    head = quoted[at : at + len(_FROM)]
+    # Shorter than that, a value or the text after it may complete it.
+    return head[:1] == "." or (head != "" and _FROM.startswith(head))
 
 
 def _quoted(text: str) -> str:
@@ -99,8 +111,8 @@ def _wrapped_lines(text: str, column: int, *, follows_field: bool) -> tuple[str,
     lines = text.split("\r\n")
     wrapped = []
     for number, line in enumerate(lines):
-        if line[:1] == "." and (number > 0 or column == 0 or follows_field):
-            line = f"=2E{line[1:]}"
+        if (number > 0 or column == 0 or follows_field) and _must_not_start(line, 0):
+            line = f"{_ESCAPED[line[0]]}{line[1:]}"
         line, column = _wrapped(line, column if number == 0 else 0)
         wrapped.append(line)
     return "\r\n".join(wrapped), column
@@ -118,8 +130,8 @@ def _wrapped(line: str, column: int) -> tuple[str, int]:
         chunks.append(line[start:cut] + _SOFT_BREAK)
         start = cut
         column = 0
-        if line[start : start + 1] == ".":
-            chunks.append("=2E")
+        if _must_not_start(line, start):
+            chunks.append(_ESCAPED[line[start]])
             start += 1
             column = 3
     chunks.append(line[start:])

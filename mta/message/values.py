@@ -38,8 +38,8 @@ ESCAPES: Final = tuple(Escape)
 
 
 def _short_plain(characters: str) -> str:
-    # No "=", so no escape; no dot at the start; no space at the end (see mta.message.quoted).
-    return rf"(?!\.)[{characters}]{{0,{VALUE_OCTETS_RESERVED}}}+(?<! )"
+    # No "=", so no escape; no dot, nor "From " or its beginning, at the start; no space at the end: mta.message.quoted.
+    return rf"(?!\.|From |F(?:r(?:om?)?)?(?:\n|\Z))[{characters}]{{0,{VALUE_OCTETS_RESERVED}}}+(?<! )"
 
 
 # Values that stand in a body as they are: nothing to escape, nothing to quote, short enough for the room left.

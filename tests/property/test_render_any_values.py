@@ -49,6 +49,7 @@ awkward = st.sampled_from(
         "\x85",
         "\U0001f600",
         "%s%(a)s{0}",
+        *("F", "Fro", "From", "rom ", "From ", "From x", "From " * 20),
     ]
 )
 values = st.lists(
@@ -56,6 +57,7 @@ values = st.lists(
         awkward,
         st.text(value_characters, max_size=20),
         st.text(alphabet='.= aé"<', max_size=120),
+        st.text(alphabet="From ", max_size=6),
         st.lists(awkward, max_size=4).map("".join),
     ),
     min_size=3,
@@ -69,7 +71,22 @@ static_body = st.text(
         st.characters(blacklist_categories=("Cs", "Cc"), blacklist_characters="{}\\"),
     ),
     max_size=60,
-) | st.sampled_from([".", "\n.\n", " ", " \n", "x" * 74, "y" * 76 + ".", "=" * 40, "\r\r\n.\r", "ab." * 30])
+) | st.sampled_from(
+    [
+        ".",
+        "\n.\n",
+        " ",
+        " \n",
+        "x" * 74,
+        "y" * 76 + ".",
+        "=" * 40,
+        "\r\r\n.\r",
+        "ab." * 30,
+        "x" * 75 + "From ",
+        "From " * 40,
+    ]
+)
+static_body |= st.lists(st.sampled_from(["\n", "F", "rom", " ", "From ", "From", "x" * 75]), max_size=8).map("".join)
 static_header = st.text(
     st.characters(blacklist_categories=("Cs", "Cc"), blacklist_characters="{}\\"), max_size=30
 ) | st.sampled_from(["Hello", " ", "  ", "=?", "?=", "word " * 20, "é", "x" * 80])
@@ -121,6 +138,7 @@ def assert_transparent(raw: bytes) -> None:
     assert not re.search(rb"\r(?!\n)|(?<!\r)\n", raw)
     assert b"\n." not in raw
     assert not raw.startswith(b".")
+    assert b"\nFrom " not in raw  # a writer of mbox files puts a ">" before it
     assert max(map(len, raw.split(b"\r\n"))) <= 998
     assert raw.isascii()
     body = raw.partition(b"\r\n\r\n")[2]
@@ -136,6 +154,9 @@ BASE_HEADERS = ["Date", "From", "To", "Subject", "Message-ID", "X-Note", "MIME-V
     template_of(static_header), template_of(static_header), template_of(static_body), template_of(static_body), values
 )
 @example([("a", "")], [("b", "")], [("", ".\n"), ("a", ""), ("", "."), ("b", "")], [("a", "")], ["", ".", ""])
+@example(
+    [("", "From")], [], [("a", ""), ("b", "")], [("", "F"), ("a", ""), ("", "\nFrom"), ("c", "")], ["From", " x", " "]
+)
 def test_any_message_reads_back_as_meant(
     subject: list[tuple[str, str]],
     note: list[tuple[str, str]],

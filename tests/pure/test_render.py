@@ -102,6 +102,26 @@ def test_text_and_html_are_alternatives_in_that_order() -> None:
     assert parsed(render(text=None, html="<p>")).get_content_type() == "text/html"
 
 
+@pytest.mark.parametrize(
+    ("text", "merged", "sent"),
+    [
+        ("From us\r\nFrom: x\r\nFromage", "", b"=46rom us\r\nFrom: x\r\nFromage\r\n"),
+        ("a\nFrom {{a}}", "Rome", b"a\r\nFrom=20Rome\r\n"),
+        ("{{a}}", "From Rome", b"=46rom Rome\r\n"),
+        ("{{a}} here", "From", b"=46rom here\r\n"),
+        ("Fr{{a}}om here", "", b"=46rom here\r\n"),
+        ("Fr{{a}}om here", "anz", b"=46ranzom here\r\n"),
+        ("{{a}}From here", "", b"=46rom here\r\n"),
+        ("{{a}}", "Frida", b"Frida\r\n"),
+        ("x" * 75 + "From here", "", b"x" * 75 + b"=\r\n=46rom here\r\n"),
+    ],
+)
+def test_no_line_begins_as_one_that_parts_messages_in_an_mbox_file(text: str, merged: str, sent: bytes) -> None:
+    rendered = render({"a": merged}, text=text)
+    assert raw(rendered).partition(b"\r\n\r\n")[2] == sent
+    assert text_of(rendered).rstrip("\r\n") == text.replace("{{a}}", merged).replace("\r\n", "\n").replace("\n", "\r\n")
+
+
 def test_values_in_html_are_escaped_also_in_attributes() -> None:
     rendered = render({"n": """'"><script>alert(1)</script>&"""}, text=None, html="<a title='{{n}}'>")
     assert text_of(rendered) == ("<a title='&#x27;&quot;&gt;&lt;script&gt;alert(1)&lt;/script&gt;&amp;'>\r\n")
@@ -182,7 +202,7 @@ def test_values_must_match_the_fields_bound() -> None:
 def test_a_local_part_beyond_ascii_stands_raw_in_to_and_asks_for_smtputf8() -> None:
     rendered = render({"n": "Jörg"}, address="jörg@example.com", to_name="{{n}}", text="{{address}}")
     assert rendered.needs_smtputf8
-    assert header_of(rendered, b"To") == b"=?utf-8?q?J=C3=B6rg?= <j\xc3\xb6rg@example.com>"
+    assert header_of(rendered, b"To") == b"=?utf-8?b?SsO2cmc=?= <j\xc3\xb6rg@example.com>"
     assert text_of(rendered) == "jörg@example.com\r\n"
     assert rendered.size_bytes == len(raw(rendered))
 
@@ -197,8 +217,8 @@ def test_a_local_part_beyond_ascii_stands_raw_in_to_and_asks_for_smtputf8() -> N
         ("<eve@example.com>,", b'"<eve@example.com>," <ann@example.com>'),
         ("", b"ann@example.com"),
         ("  Ann   Lee ", b"Ann Lee <ann@example.com>"),
-        ("Müller", b"=?utf-8?q?M=C3=BCller?= <ann@example.com>"),
-        ("=?utf-8?q?x?=", b"=?utf-8?q?=3D=3Futf-8=3Fq=3Fx=3F=3D?= <ann@example.com>"),
+        ("Müller", b"=?utf-8?b?TcO8bGxlcg==?= <ann@example.com>"),
+        ("=?utf-8?q?x?=", b"=?utf-8?b?PT91dGYtOD9xP3g/PQ==?= <ann@example.com>"),
         ("x" * 60, b"x" * 60 + b"\r\n <ann@example.com>"),
         ("日本" * 20, b"=?utf-8?b?" + b"5pel5pys" * 7 + b"5pel?=\r\n =?utf-8?b?5pys"),
     ],
