@@ -10,7 +10,7 @@ from typing import Final
 
 import msgspec
 
-from mta.message.fields import RenderError, fault_in_value, percent_encoded
+from mta.message.fields import RenderError, fault_in_value, percent_encoded, percent_encoded_in_header
 from mta.message.headers import fault_in_structured_value, header_line
 from mta.message.layout import picker
 from mta.message.quoted import VALUE_OCTETS_RESERVED, encode_value, fit_value
@@ -155,7 +155,7 @@ class BoundHeader:
         checked = []
         for value, text in zip(self._values, merged, strict=True):
             if value.is_url:
-                text = percent_encoded(text)
+                text = percent_encoded_in_header(text)
             elif self._is_structured and (fault := fault_in_structured_value(text)) is not None:
                 raise RenderError(value.name, f"{fault}, in the header {self._name}")
             checked.append(text)

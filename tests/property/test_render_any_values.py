@@ -101,9 +101,15 @@ def written(template: list[tuple[str, str]]) -> str:
     return "".join(text if not name else f"{{{{{name}{text}}}}}" for name, text in template)
 
 
-def meant(template: list[tuple[str, str]], merged: list[str], *, is_html: bool = False) -> str:
-    """What the reader shall see, made by other means than the product's."""
-    return "".join(text if not name else shown_value(name, text, merged, is_html) for name, text in template)
+def meant(template: list[tuple[str, str]], merged: list[str]) -> str:
+    """What the reader of a header shall see, made by other means than the product's: URLs with ``%ab``."""
+    shown = [(name, text, shown_value(name, text, merged, is_html=False)) for name, text in template if name]
+    in_header = iter([value if text != "|url" else _small_escapes(value) for _, text, value in shown])
+    return "".join(text if not name else next(in_header) for name, text in template)
+
+
+def _small_escapes(url: str) -> str:
+    return re.sub("%[0-9A-F]{2}", lambda escape: escape[0].lower(), url)
 
 
 def shown_value(name: str, chosen_filter: str, merged: list[str], is_html: bool) -> str:

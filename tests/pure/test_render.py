@@ -245,7 +245,7 @@ def test_structured_headers_keep_their_items_apart() -> None:
     headers = {"List-Unsubscribe": "<https://shop.example/u/{{id|url}}>, <{{link}}>"}
     rendered = render({"id": "a>,<b", "link": "https://shop.example/x?a=1,2"}, headers=headers)
     assert header_of(rendered, b"List-Unsubscribe") == (
-        b"<https://shop.example/u/a%3E%2C%3Cb>,\r\n <https://shop.example/x?a=1,2>"
+        b"<https://shop.example/u/a%3e%2c%3cb>,\r\n <https://shop.example/x?a=1,2>"
     )
     for link in ("https://x.example>,<https://eve.example", "https://é.example", '"'):
         with pytest.raises(RenderError) as refused:

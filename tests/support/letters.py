@@ -133,15 +133,27 @@ def mailboxes(header: AddressHeader) -> list[tuple[str, str]]:
     return [(mailbox.display_name, mailbox.addr_spec) for mailbox in header.addresses]
 
 
+<<<<<<< HEAD
 def meant_text(template: str, row: dict[str, str], *, is_html: bool = False) -> str:
     """``template`` with its values in place, each escaped for where it stands."""
+=======
+def date_of(message: bytes) -> int:
+    """The Date of a stored message; 0 when it has none."""
+    found = re.search(rb"^Date: (.*?)\r\n", message, re.MULTILINE)
+    return int(email.utils.parsedate_to_datetime(found[1].decode()).timestamp()) if found else 0
+
+
+def meant_text(template: str, row: dict[str, str], *, is_body: bool = False, is_html: bool = False) -> str:
+    """``template`` with its values in place, each escaped for where it stands: headers have ``%ab``."""
+>>>>>>> 070dd20 (URLs in headers are percent-encoded with small digits)
 
     def put(match: re.Match[str]) -> str:
         if match[1] is None:
             return "{{"
         value = row[match[1]]
         if match[2] == "url":
-            return quote(value, safe="")
+            quoted = quote(value, safe="")
+            return quoted if is_body else re.sub("%[0-9A-F]{2}", lambda escape: escape[0].lower(), quoted)
         return html.escape(value) if is_html and match[2] != "raw" else value
 
     return _FIELD.sub(put, template)
@@ -149,7 +161,7 @@ def meant_text(template: str, row: dict[str, str], *, is_html: bool = False) -> 
 
 def meant_body(template: str, row: dict[str, str], *, is_html: bool) -> bytes:
     lines = "\r\n".join(re.split(r"\r\n|\r|\n", template))
-    return meant_text(lines if lines.endswith("\r\n") else f"{lines}\r\n", row, is_html=is_html).encode()
+    return meant_text(lines if lines.endswith("\r\n") else f"{lines}\r\n", row, is_body=True, is_html=is_html).encode()
 
 
 # -- the samples ---------------------------------------------------------------------------------------------------
