@@ -19,9 +19,10 @@ from mta.model.outcome import Reason, Status
 from tests.interop import result
 from tests.interop.place import DOMAIN, REFUSED, UNKNOWN, USERS, Place
 from tests.interop.remote import RemoteServer, StoredMessage
-from tests.interop.sending import RemoteWorld, Sent, date_of, recipients
+from tests.interop.sending import RemoteWorld, Sent, recipients
 from tests.interop.servers import SERVERS
 from tests.support.keys import ed25519_signer, is_verified, records, rsa_signer
+from tests.support.letters import date_of
 from tests.support.postgres import Database
 
 MANY = 8

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import email.utils
 import itertools
 import json
-import re
 import time
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -163,9 +161,3 @@ class Sent:
         [(at, values)] = [(at, values) for at, (one, values) in enumerate(recipients()) if one == name]
         rendered = self.renderer.render(f"{name}@{DOMAIN}", None, values, self.first_number + at, date_unix_s)
         return b"".join(rendered.segments)
-
-
-def date_of(message: bytes) -> int:
-    """The Date of a stored message; 0 when it has none."""
-    found = re.search(rb"^Date: (.*?)\r\n", message, re.MULTILINE)
-    return int(email.utils.parsedate_to_datetime(found[1].decode()).timestamp()) if found else 0

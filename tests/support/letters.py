@@ -9,6 +9,7 @@ from __future__ import annotations
 import email
 import email.message
 import email.policy
+import email.utils
 import html
 import random
 import re
@@ -133,10 +134,6 @@ def mailboxes(header: AddressHeader) -> list[tuple[str, str]]:
     return [(mailbox.display_name, mailbox.addr_spec) for mailbox in header.addresses]
 
 
-<<<<<<< HEAD
-def meant_text(template: str, row: dict[str, str], *, is_html: bool = False) -> str:
-    """``template`` with its values in place, each escaped for where it stands."""
-=======
 def date_of(message: bytes) -> int:
     """The Date of a stored message; 0 when it has none."""
     found = re.search(rb"^Date: (.*?)\r\n", message, re.MULTILINE)
@@ -145,7 +142,6 @@ def date_of(message: bytes) -> int:
 
 def meant_text(template: str, row: dict[str, str], *, is_body: bool = False, is_html: bool = False) -> str:
     """``template`` with its values in place, each escaped for where it stands: headers have ``%ab``."""
->>>>>>> 070dd20 (URLs in headers are percent-encoded with small digits)
 
     def put(match: re.Match[str]) -> str:
         if match[1] is None:
