@@ -29,7 +29,7 @@ from mta.cli.terminal import (
     warn,
     with_database,
 )
-from mta.cli.waves import print_waves, too_late, waves_from
+from mta.cli.waves import CalendarWaves, WaveEvery, WaveShare, print_waves, too_late, waves_from
 from mta.message import load_content
 from mta.message.advice import one_click_advice
 from mta.model.duplicates import DeliveryKind, Duplicates
@@ -53,6 +53,17 @@ SettingsFile = Annotated[
     typer.Option(help="The node's mta.toml: will it be signed?", exists=True, dir_okay=False, show_default=False),
 ]
 InputFile = Annotated[Path | None, typer.Option(exists=True, dir_okay=False, readable=True, show_default=False)]
+
+Kind = Annotated[DeliveryKind, typer.Option(help="An audience, or events, each a message: what becomes of duplicates.")]
+OfDuplicates = Annotated[
+    Duplicates | None,
+    typer.Option(
+        "--duplicates",
+        help="Recipients whose address was there before; else a campaign excludes them.",
+        show_default=False,
+    ),
+]
+IgnoreCase = Annotated[bool, typer.Option("--duplicates-ignore-case", help="Ann@ and ann@ are duplicates too.")]
 
 
 @app.command()
@@ -79,16 +90,9 @@ def create(
     keep_quarantined: Annotated[
         bool, typer.Option("--keep-quarantined", help="A proof: also who is in quarantine is mailed.")
     ] = False,
-    kind: Annotated[
-        DeliveryKind, typer.Option(help="An audience, or events: decides whether duplicates are kept.")
-    ] = DeliveryKind.CAMPAIGN,
-    duplicates: Annotated[
-        Duplicates | None,
-        typer.Option(help="Of an address; else excluded from a campaign, and kept in others.", show_default=False),
-    ] = None,
-    duplicates_ignore_case: Annotated[
-        bool, typer.Option("--duplicates-ignore-case", help="Ann@ and ann@ are duplicates too.")
-    ] = False,
+    kind: Kind = DeliveryKind.CAMPAIGN,
+    duplicates: OfDuplicates = None,
+    duplicates_ignore_case: IgnoreCase = False,
     deadline: Annotated[
         str | None,
         typer.Option(help="To be done by (ISO 8601 with zone): goes before others then.", show_default=False),
@@ -97,16 +101,9 @@ def create(
         str | None, typer.Option(help="Retry schedule: a preset's name, or JSON.", show_default=False)
     ] = None,
     part_recipients: Annotated[int, typer.Option(help="Recipients a part; 0: automatic.")] = 0,
-    wave_share: Annotated[
-        str | None, typer.Option(help="Equal waves of so much: 30%, or a number.", show_default=False)
-    ] = None,
-    wave_every: Annotated[
-        str | None, typer.Option(help="Between equal waves: 30m, 12h, 1d.", show_default=False)
-    ] = None,
-    wave: Annotated[
-        list[str] | None,
-        typer.Option(help="A wave of a calendar, WHEN=SHARE: 2h=10%; may be repeated.", show_default=False),
-    ] = None,
+    wave_share: WaveShare = None,
+    wave_every: WaveEvery = None,
+    wave: CalendarWaves = None,
     simulate: Annotated[bool, typer.Option("--simulate", help="Ask for each recipient, and send nothing.")] = False,
     config: SettingsFile = None,
     dsn: Dsn = "",
