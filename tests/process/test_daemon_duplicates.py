@@ -1,4 +1,4 @@
-"""A delivery that is sent while it is still appended to: nobody gets it twice, whenever and wherever the double comes."""
+"""A delivery that is sent while it is appended to: nobody gets it twice, whenever and wherever the double comes."""
 
 from __future__ import annotations
 
