@@ -36,9 +36,9 @@ class AppendOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AppendFigures(msgspec.Struct, frozen=True, kw_only=True):
-    """The line of ``--json``, of the quickest rounds. ``seconds`` is all of ``mta delivery append`` where duplicates are
-    excluded; ``start_seconds`` what it takes to do nothing, and ``recipients_per_second`` is without it. Memory is what
-    no other process shares, of the largest process of PostgreSQL while it seals."""
+    """The line of ``--json``, of the quickest rounds. ``seconds`` is all of ``mta delivery append`` where duplicates
+    are excluded; ``start_seconds`` what it takes to do nothing, and ``recipients_per_second`` is without it. Memory is
+    what no other process shares, of the largest process of PostgreSQL while it seals."""
 
     recipients: int
     csv_mbytes: float
