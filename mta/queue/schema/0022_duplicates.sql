@@ -14,14 +14,16 @@ ALTER TABLE mta.delivery_part ADD due_when_checked timestamptz;
 CREATE INDEX delivery_part_unchecked ON mta.delivery_part (delivery_id) WHERE due_when_checked IS NOT NULL;
 
 -- Addresses of a delivery that were looked at while more could be appended, as they are compared; gone when it is sealed
--- or over. Each look adds a row for each bucket that it has addresses of; a bucket is 12 bits of an address's SHA-256, so
--- that a small append reads a small part of a large delivery.
+-- or over. Each look adds a row for each bucket that it has addresses of; a bucket is 12 bits of an address's hash, so that a
+-- small append reads a small part of a large delivery.
 CREATE TABLE mta.delivery_address (
     id          bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     delivery_id bigint NOT NULL,
     bucket      smallint NOT NULL,
     addresses   text[] NOT NULL
 );
+-- Stored as it is, like parts.
+ALTER TABLE mta.delivery_address ALTER COLUMN addresses SET STORAGE EXTERNAL;
 CREATE INDEX delivery_address_bucket ON mta.delivery_address (delivery_id, bucket);
 
 -- As before, but that a part of a delivery that excludes duplicates is due when it was looked at for them.
