@@ -5,8 +5,10 @@ None of these recipients was attempted: the session ends, they go back uncharged
 When a session that was opened afterwards delivers to the same host, that proves that it was a number, and the master is
 told. Until then nothing is learnt.
 
-A recipient goes back so at most twice. A session whose first message is refused has a refusal like any other. But where
-one says that there are too many connections, that session ends, and the path rests as after a failure to connect.
+A recipient goes back so at most twice, unless the session has reached the number that was proved: then it was the
+number again, which strikes whoever stands there (with `learn_hosts = false`, session after session). A session whose
+first message is refused has a refusal like any other. But where one says that there are too many connections, that
+session ends, and the path rests as after a failure to connect.
 """
 
 from __future__ import annotations
@@ -63,6 +65,7 @@ class SessionWatch:
 
     def __init__(self) -> None:
         self.suspicions: dict[Host, _Suspicion] = {}
+        self._proved: dict[Host, int] = {}  # messages a session, whether or not the master obeys it
         self._returned: dict[tuple[int, int], int] = {}  # (delivery, number) -> how often it went back
         self.observed: list[tuple[int, HostFact, int, str]] = []
 
@@ -78,6 +81,9 @@ class SessionWatch:
         if suspicion is not None and session.opened_s > suspicion.at_s:
             del self.suspicions[session.host]
             self.observed.append((session.session, HostFact.MESSAGES_PER_SESSION, suspicion.messages, suspicion.cause))
+            self._proved[session.host] = suspicion.messages
+            if len(self._proved) > SUSPICIONS_MAX:
+                del self._proved[next(iter(self._proved))]
 
     def is_about_session(
         self, session: SessionCounts, stage: Stage, reply: Reply, recipient: tuple[int, int], now_s: float
@@ -99,15 +105,20 @@ class SessionWatch:
             return False
         if fact is None and not _may_be_about_session(session, stage, reply, recipient):
             return False
+        if session.decided != self._proved.get(session.host) and not self._may_return(recipient):
+            return False
+        if not session.leaving:
+            session.leaving = f"refused after {session.decided} messages: {reply}"
+            self._suspect(session, str(reply), now_s)
+        return True
+
+    def _may_return(self, recipient: tuple[int, int]) -> bool:
         returns = self._returned.get(recipient, 0)
         if returns >= RETURNS_MAX:
             return False
         self._returned[recipient] = returns + 1
         if len(self._returned) > RETURNED_MAX:
             del self._returned[next(iter(self._returned))]
-        if not session.leaving:
-            session.leaving = f"refused after {session.decided} messages: {reply}"
-            self._suspect(session, str(reply), now_s)
         return True
 
     def _suspect(self, session: SessionCounts, said: str, now_s: float) -> None:

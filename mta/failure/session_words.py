@@ -57,11 +57,16 @@ def session_limit(stage: Stage, reply: Reply, accepted_in_session: int) -> HostF
     text = reply.text
     if accepted_in_session and _MESSAGES.search(text):
         return HostFact.MESSAGES_PER_SESSION
-    if _CONNECTIONS.search(text) and not _RATE.search(text):
+    if says_too_many_connections(text):
         return HostFact.CONNECTIONS
     if accepted_in_session and stage is not Stage.RCPT and reply.enhanced[2:] in _HINTS:
         return HostFact.MESSAGES_PER_SESSION
     return None
+
+
+def says_too_many_connections(text: str) -> bool:
+    """True of words for a limit on how many connections are open at a time: the host is busy, and refuses nobody."""
+    return _CONNECTIONS.search(text) is not None and _RATE.search(text) is None
 
 
 def may_end_session(stage: Stage, reply: Reply) -> bool:

@@ -11,6 +11,7 @@ import msgspec
 
 from mta.failure.judge import Judge, judged
 from mta.failure.scope import rest_of, scope_of
+from mta.failure.session_words import says_too_many_connections
 from mta.master.books import BatchBook, DeliveryBook, LeasedPart
 from mta.master.children import Child, Children
 from mta.master.collector import Collector
@@ -196,8 +197,9 @@ class Dispatch:
             Evidence(failed.code, failed.enhanced, failed.text, stage.name.lower(), host.mx_host)
         )
         scope = scope_of(stage, reply, verdict)
-        if not scope.is_of_path or not (reply.is_permanent or verdict.category is Category.IP_BLOCKED):
-            return  # busy, or in trouble: it is tried again soon
+        is_busy = not (reply.is_permanent or verdict.category is Category.IP_BLOCKED)
+        if not scope.is_of_path or is_busy or says_too_many_connections(failed.text):
+            return  # busy, or in trouble: it is tried again soon, beside the sessions that are open
         refusal = PathRefusal(
             scope,
             rest_of(scope, stage, reply, verdict),

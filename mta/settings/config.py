@@ -22,6 +22,7 @@ from mta.model.egress import Egress, EgressPool
 from mta.model.errors import BadInput
 from mta.model.masks import mask_fault
 from mta.model.tls import TlsSettings
+from mta.queue.connection_string import parse_connection_string
 from mta.queue.dsn import check_dsn, place_of
 from mta.queue.faults import FaultBounds
 from mta.settings.alarms import AlarmsTable, alarm_settings
@@ -266,10 +267,12 @@ def _database(source: TomlSource, database: DatabaseSettings, environment: Mappi
     dsn = dsn or database.dsn
     try:
         check_dsn(dsn, DATABASE_URL_VARIABLE)
+        parse_connection_string(dsn)
     except BadInput as error:
         if is_from_environment:
             raise
-        raise source.fault(("database", "dsn"), error.what) from None
+        _, of_parameter, parameter = error.where.partition(", ")
+        raise source.fault(("database", "dsn"), f"{parameter}: {error.what}" if of_parameter else error.what) from None
     return msgspec.structs.replace(database, dsn=dsn)
 
 

@@ -406,6 +406,9 @@ class Dialogue(SMTP):
     async def _may_send_body(self, recipients: list[str]) -> bool:
         action = self._far.script.for_message(Step.DATA, self._situation, recipients)
         reply = None if action is None else await self._act(Step.DATA, action, tuple(recipients))
+        if reply is None and self._far.keeper is not None:
+            refused = await self._far.keeper.data(self._name)
+            reply = None if refused is None else await self._refuse(Step.DATA, refused, tuple(recipients))
         if self._has_more:
             self._record_violation("pipelining-data")  # RFC 2920 §3.1: DATA ends a group
         await self.push(reply or _GO_ON)

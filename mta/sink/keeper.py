@@ -30,6 +30,7 @@ class Keeper(Protocol):
     async def connect(self, connection: str, client: str, local: str) -> Refusal | None: ...
     async def mail(self, connection: str, sender: str) -> Refusal | None: ...
     async def rcpt(self, connection: str, recipient: str) -> Refusal | None: ...
+    async def data(self, connection: str) -> Refusal | None: ...
     async def dot(self, connection: str) -> Refusal | None: ...
     async def closed(self, connection: str) -> None: ...
 
@@ -48,6 +49,9 @@ class OwnKeeper:
 
     async def rcpt(self, connection: str, recipient: str) -> Refusal | None:
         return self.provider.rcpt(connection, recipient, time.monotonic())
+
+    async def data(self, connection: str) -> Refusal | None:
+        return self.provider.data(connection, time.monotonic())
 
     async def dot(self, connection: str) -> Refusal | None:
         return self.provider.dot(connection, time.monotonic())
@@ -97,6 +101,8 @@ def _decide(provider: Provider, question: _Question) -> Refusal | None:
             return provider.mail(question.connection, question.first, now)
         case "rcpt":
             return provider.rcpt(question.connection, question.first, now)
+        case "data":
+            return provider.data(question.connection, now)
         case "dot":
             return provider.dot(question.connection, now)
         case "closed":
@@ -157,6 +163,9 @@ class LinkedKeeper(asyncio.Protocol):
 
     async def rcpt(self, connection: str, recipient: str) -> Refusal | None:
         return await self._ask(_Question("rcpt", connection, recipient))
+
+    async def data(self, connection: str) -> Refusal | None:
+        return await self._ask(_Question("data", connection))
 
     async def dot(self, connection: str) -> Refusal | None:
         return await self._ask(_Question("dot", connection))

@@ -12,6 +12,7 @@ Limits come from a TOML file; what is absent or 0 is not enforced::
     connections_reply = "451 busy"      # to each MAIL of one too many, which stays open; else 421 at once, and the end
     messages_per_connection_max = 20    # accepted on one connection
     messages_reply = "452 4.4.5 full"   # to each further MAIL on it, which stays open; else 421, and the end
+    reply_at = "data"                   # where these two come: "mail", "rcpt" or "data"; "connect" ends it at once
     messages_per_period_max = 1000      # accepted in any period_s seconds
     period_s = 3600
     recipients_per_message_max = 100
@@ -59,6 +60,7 @@ class ProviderLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     connections_reply: str = ""
     messages_per_connection_max: int = 0
     messages_reply: str = ""
+    reply_at: Literal["connect", "mail", "rcpt", "data"] = "mail"
     messages_per_period_max: int = 0
     period_s: float = 3600.0
     recipients_per_message_max: int = 0
@@ -123,10 +125,12 @@ class Provider:
             return _block(Violation.BLOCK_IGNORED)
         limit = self._limits.connections_max
         if limit and client.open > limit:
-            if self._limits.connections_reply:
+            reply = self._limits.connections_reply
+            if reply and self._limits.reply_at != "connect":
                 self._connections[connection].is_surplus = True
                 return None
-            return self._violated(client, Violation.CONNECTIONS, now, "421 4.7.0 too many connections from you")
+            reply = reply or "421 4.7.0 too many connections from you"
+            return self._violated(client, Violation.CONNECTIONS, now, reply)
         return None
 
     def mail(self, connection: str, sender: str, now: float) -> Refusal | None:
@@ -135,21 +139,17 @@ class Provider:
         state.sender, state.recipients = sender, 0
         if now < state.client.blocked_until:
             return _block(None)
-        if state.is_surplus:
-            return self._violated(
-                state.client, Violation.CONNECTIONS, now, self._limits.connections_reply, closes=False
-            )
-        limit = self._limits.messages_per_connection_max
-        if limit and state.messages >= limit:
-            if reply := self._limits.messages_reply:
-                return self._violated(state.client, Violation.MESSAGES_PER_CONNECTION, now, reply, closes=False)
+        if self._is_full(state) and not self._limits.messages_reply:
             text = "421 4.7.0 too many messages on this connection"
             return self._violated(state.client, Violation.MESSAGES_PER_CONNECTION, now, text)
-        return self._check_period(state.client, now)
+        return self._refused_at("mail", state, now) or self._check_period(state.client, now)
 
     def rcpt(self, connection: str, recipient: str, now: float) -> Refusal | None:
         """RCPT: one more recipient for the current message?"""
         state = self._connections[connection]
+        refusal = self._refused_at("rcpt", state, now)
+        if refusal is not None:
+            return refusal
         limit = self._limits.recipients_per_message_max
         if limit and state.recipients >= limit:
             self.violations[Violation.RECIPIENTS_PER_MESSAGE] += 1
@@ -159,6 +159,10 @@ class Provider:
             return Refusal(self._limits.greylist_reply, False, None)
         state.recipients += 1
         return None
+
+    def data(self, connection: str, now: float) -> Refusal | None:
+        """DATA: may the content come?"""
+        return self._refused_at("data", self._connections[connection], now)
 
     def dot(self, connection: str, now: float) -> Refusal | None:
         """The final dot: None counts the message as accepted."""
@@ -176,6 +180,22 @@ class Provider:
     def closed(self, connection: str) -> None:
         """The connection is gone, by whoever's will."""
         self._connections.pop(connection).client.open -= 1
+
+    def _is_full(self, state: _Connection) -> bool:
+        limit = self._limits.messages_per_connection_max
+        return limit > 0 and state.messages >= limit
+
+    def _refused_at(self, step: str, state: _Connection, now: float) -> Refusal | None:
+        """The replies of the file, at the step that it names; the connection stays open."""
+        if step != self._limits.reply_at:
+            return None
+        if state.is_surplus:
+            reply = self._limits.connections_reply
+            return self._violated(state.client, Violation.CONNECTIONS, now, reply, closes=False)
+        if self._is_full(state):
+            reply = self._limits.messages_reply
+            return self._violated(state.client, Violation.MESSAGES_PER_CONNECTION, now, reply, closes=False)
+        return None
 
     def _client(self, key: str) -> _Client:
         client = self._clients.get(key)
@@ -245,6 +265,8 @@ def read_provider(path: Path) -> ProviderLimits:
         reply = getattr(limits, key)
         if reply and not (_REPLY.fullmatch(reply) and reply.isascii() and reply.isprintable()):
             raise BadInput(f"{path}: {key}", f"{reply!a} is no refusal in one line, such as '452 4.4.5 no more here'")
+    if limits.reply_at == "connect" and limits.messages_reply:
+        raise BadInput(f"{path}: messages_reply", "nobody has sent a message at connect")
     if not _GREYLIST_REPLY.fullmatch(limits.greylist_reply):
         raise BadInput(f"{path}: greylist_reply", f"{limits.greylist_reply!a} is no reply 4yz of one line")
     if not 8 <= limits.greylist_bits <= 32:

@@ -50,10 +50,10 @@ def test_each_choice_is_named_and_the_default_marked(key: str, choices: type[Sco
     assert f'`"{getattr(Rule("r", "*"), key)}"` (default)' in SECTIONS[key]
 
 
-@pytest.mark.parametrize("key", ["pipelining", "chunking"])
-def test_switches_are_on_by_default(key: str) -> None:
-    assert getattr(Rule("r", "*"), key) is True
-    assert "`true` (default)" in SECTIONS[key]
+@pytest.mark.parametrize(("key", "default"), [("pipelining", True), ("chunking", False), ("learn_hosts", True)])
+def test_the_default_of_each_switch_is_marked(key: str, default: bool) -> None:
+    assert getattr(Rule("r", "*"), key) is default
+    assert f"`{str(default).lower()}` (default)" in SECTIONS[key]
 
 
 def test_recipients_that_share_a_transaction_have_their_bounds_and_default() -> None:

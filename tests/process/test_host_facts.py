@@ -86,12 +86,12 @@ async def test_connections_that_are_too_many_end_and_the_rest_goes_on(
         delivery = await world.deliver(addresses(200))
         await world.wait_for(delivery)
         await nothing_was_charged(world, delivery, 200)
-        assert await learnt(world) == {"connections": 2}
+        assert await learnt(world) in ({"connections": 2}, {"connections": 1})  # 1: the other was not known to be open
         refused = len(world.record().refused)
         again = await world.deliver(addresses(200))
         await world.wait_for(again)
         assert len(world.record().refused) - refused <= 2  # where the far end has not noticed that one has ended
-        assert await learnt(world) == {"connections": 2}
+        assert await learnt(world) in ({"connections": 2}, {"connections": 1})
         assert await node.stop() == 0
 
 

@@ -148,9 +148,18 @@ def test_another_sender_is_not_the_session() -> None:
 
 def test_nobody_goes_back_for_ever() -> None:
     sessions = Sessions()
-    answers = [sessions.refuse(sessions.open(10), NO_WORDS, number=7) for _ in range(RETURNS_MAX + 2)]
+    answers = [sessions.refuse(sessions.open(20 - place), NO_WORDS, number=7) for place in range(RETURNS_MAX + 2)]
     assert answers == [True] * RETURNS_MAX + [False] * 2
     assert sessions.refuse(sessions.open(10), NO_WORDS, number=8)
+
+
+def test_whoever_stands_at_the_proved_number_goes_back_however_often() -> None:
+    sessions = Sessions()
+    assert sessions.refuse(sessions.open(10), NO_WORDS, number=1)
+    answers = [sessions.refuse(sessions.open(10), NO_WORDS, number=7) for _ in range(RETURNS_MAX + 3)]
+    assert answers == [True] * (RETURNS_MAX + 3)  # each time ten others were delivered
+    answers = [sessions.refuse(sessions.open(9 - place), NO_WORDS, number=7) for place in range(RETURNS_MAX + 1)]
+    assert answers == [True] * RETURNS_MAX + [False]  # at other numbers it may be the recipient
 
 
 def test_too_many_connections_are_told_once_a_session_and_go_back_each_time() -> None:
@@ -170,3 +179,9 @@ def test_memory_is_bounded() -> None:
         sessions.refuse(session, NO_WORDS, number)
     assert len(sessions.watch.suspicions) == SUSPICIONS_MAX
     assert len(sessions.watch._returned) == RETURNED_MAX
+    for number in range(2 * SUSPICIONS_MAX):
+        refused = SessionCounts(number, (f"p{number}", 25), 1.0)
+        refused.delivery_id, refused.accepted, refused.accepted_alike, refused.decided = 1, 5, 5, 5
+        sessions.refuse(refused, NO_WORDS, number)
+        sessions.watch.accepted(SessionCounts(number, refused.host, sessions.now_s + 1), 1)
+    assert len(sessions.watch._proved) == SUSPICIONS_MAX

@@ -158,6 +158,8 @@ def test_two_addresses_behind_one_public_address_share_its_id_and_name(tmp_path:
         ("[smtp]\nport = 65536\n", ":2: smtp.port: 65536 is not allowed; expected an integer from 1 to 65,535"),
         ("[node]\nname = 'a b'\n", ":2: node.name: 'a b' is not allowed; expected 1 to 64 letters"),
         ("[node]\njournal_dir = ''\n", ":2: node.journal_dir: '' is no path"),
+        ("[database]\ndsn = 'postgresql://h/d?sslcompression=1'\n", ":2: database.dsn: sslcompression: "),
+        ("[database]\ndsn = 'postgresql://h/d?connect_timeout=x'\n", ":2: database.dsn: connect_timeout: "),
         ("[database]\ndsn = 'secret'\n", ":2: database.dsn: expected postgresql://user@host:port/name"),
         ("[dns]\ntimeout_s = 0\n", ":2: dns.timeout_s: 0.0 is out of range"),
         ("[dns]\nttl_max_s = 60\n\nttl_min_s = 61\n", ":4: dns.ttl_min_s: 61 is more than"),

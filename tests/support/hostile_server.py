@@ -28,6 +28,9 @@ class Peer:
         self.address: str = writer.get_extra_info("peername")[0]
 
     async def say(self, *lines: str, end: str = "\r\n") -> None:
+        """Raises ConnectionError when the client has left, of which uvloop's transport makes a RuntimeError."""
+        if self._writer.transport.is_closing():
+            raise ConnectionResetError
         self._writer.write("".join(line + end for line in lines).encode("latin-1"))
         await self._writer.drain()
 
