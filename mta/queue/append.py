@@ -44,7 +44,7 @@ ON CONFLICT DO NOTHING RETURNING key, append_id
 # Who is not to be mailed was settled as the parts came (mta.exclude_appended).
 _EXCLUDED: Final = "SELECT append_id, excluded FROM mta.delivery_append WHERE append_id = ANY($1) AND excluded > 0"
 _NOTIFY: Final = "SELECT pg_notify('mta', $1)"
-# Of a part that waits to be looked at for duplicates; the same time stands in schema/0022_duplicates.sql.
+# Of a part that waits to be looked at for duplicates; the same time stands in schema/0023_duplicates.sql.
 NOT_BEFORE_CHECKED: Final = datetime.datetime(9999, 1, 1, tzinfo=datetime.UTC)
 _COLUMNS: Final = ("delivery_id", "append_id", "fields", "count", "recipients")
 
