@@ -29,9 +29,11 @@ TIMEOUT_S: Final = 24 * 3600.0
 FEW_RECIPIENTS: Final = 5_000
 REPLY: Final = "duplicate"
 
-# An aggregate by hash keeps its groups in memory, however large they become.
+# An aggregate by hash keeps its groups in memory, however large they become. What is kept is joined by
+# hash, whatever the planner thinks of it: others sort all of it, or go through it again and again.
 _SETTINGS: Final = f"""
 SELECT set_config('work_mem', '{WORK_MEM}', true), set_config('enable_hashagg', 'off', true),
+       set_config('enable_mergejoin', 'off', true), set_config('enable_nestloop', 'off', true),
        set_config('statement_timeout', '0', true)
 """
 _LOCK: Final = "SELECT pg_advisory_xact_lock(20181, ($1::bigint & 2147483647)::int)"
@@ -61,21 +63,25 @@ WHERE p.delivery_id = $1 AND p.id = ANY ($2::bigint[])
 # The hash of hash-partitioned tables, so an upgrade of the server keeps it. It only says where to look.
 _BUCKET: Final = "(hashtextextended(address, 0) & 4095)"
 _BUCKETS: Final = f"SELECT DISTINCT {_BUCKET}::smallint FROM ({_OCCURRENCES}) occurrence"  # noqa: S608
-# $5: the buckets to compare with; null: all of them.
-_SEARCH: Final = f"""
+_LATER: Final = """
 SELECT number >> 16 AS append_id, array_agg((number & 65535)::smallint)::text AS positions
 FROM (
     SELECT number, is_open, row_number() OVER (PARTITION BY address ORDER BY is_open, number) AS nth
-    FROM (
-        {_OCCURRENCES}
-        UNION ALL
-        SELECT -1, false, known.address COLLATE "C"
-        FROM mta.delivery_address k, unnest(k.addresses) AS known (address)
-        WHERE k.delivery_id = $1 AND ($5::smallint[] IS NULL OR k.bucket = ANY ($5))
-    ) occurrence
+    FROM ({}) occurrence
 ) numbered
 WHERE nth > 1 AND is_open GROUP BY 1
-"""  # noqa: S608 - a text of this file
+"""
+_SEARCH: Final = _LATER.format(_OCCURRENCES)
+# $5: the buckets to compare with; null: all of them. Of what was kept only those are sorted that come again.
+_SEARCH_WITH_KEPT: Final = f"WITH one AS MATERIALIZED ({_OCCURRENCES})" + _LATER.format("""
+    SELECT number, is_open, address FROM one
+    UNION ALL
+    SELECT -1, false, kept.address COLLATE "C"
+    FROM mta.delivery_address k, unnest(k.addresses) AS kept (address)
+    WHERE k.delivery_id = $1 AND ($5::smallint[] IS NULL OR k.bucket = ANY ($5))
+      AND kept.address COLLATE "C" IN (SELECT address FROM one)
+""")  # noqa: S608 - a text of this file
+_HAS_KEPT: Final = "SELECT EXISTS (SELECT FROM mta.delivery_address WHERE delivery_id = $1)"
 _STILL_WAITING: Final = """
 SELECT count(*) FROM (
     SELECT id FROM mta.delivery_part
@@ -172,10 +178,13 @@ async def _search(conn: Conn, delivery_id: int) -> _Found | None:
             return None
         part_ids = [row["id"] for row in waiting]
         of_parts = (delivery_id, part_ids, delivery["duplicates_ignore_case"], delivery["created_at"])
-        buckets = None
-        if sum(row["count"] for row in waiting) <= FEW_RECIPIENTS:
-            buckets = [row[0] for row in await conn.fetch(_BUCKETS, *of_parts)]
-        rows = await conn.fetch(_SEARCH, *of_parts, buckets, timeout=TIMEOUT_S)
+        if await conn.fetchval(_HAS_KEPT, delivery_id):
+            buckets = None
+            if sum(row["count"] for row in waiting) <= FEW_RECIPIENTS:
+                buckets = [row[0] for row in await conn.fetch(_BUCKETS, *of_parts)]
+            rows = await conn.fetch(_SEARCH_WITH_KEPT, *of_parts, buckets, timeout=TIMEOUT_S)
+        else:
+            rows = await conn.fetch(_SEARCH, *of_parts, timeout=TIMEOUT_S)
     return _Found(part_ids, [row["append_id"] for row in rows], [row["positions"] for row in rows], *of_parts[2:])
 
 
