@@ -186,9 +186,14 @@ def longtail_(
 
 
 @app.command("append")
-def append_(recipients: Recipients = 1_000_000, as_json: AsJson = False) -> None:
-    """From a CSV into the queue, by the command that an operator would type."""
-    options = AppendOptions(recipients=recipients)
+def append_(
+    recipients: Recipients = 1_000_000,
+    double_every: Annotated[int, typer.Option(help="One row in so many is a duplicate.", min=2)] = 50,
+    rounds: Annotated[int, typer.Option(help="The quickest of so many counts.", min=1, max=100)] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """From a CSV into the queue, by the command that an operator would type; with duplicates kept and excluded."""
+    options = AppendOptions(recipients=recipients, double_every=double_every, rounds=rounds)
     _print("Append", _run(lambda step: append(options, step), as_json), as_json)
 
 

@@ -13,6 +13,7 @@ import msgspec
 from bench.content import FIELDS, content_of, row_of
 from bench.world import PREFIX, SUFFIX, BenchFailed, database
 from mta.demo.stage import own_directory
+from mta.model.duplicates import Duplicates
 from mta.queue import claim as taking
 from mta.queue import deliveries, nodes
 from mta.queue.append import append_parts
@@ -73,7 +74,9 @@ async def claim(options: ClaimOptions, on_step: Callable[[str], None]) -> ClaimF
 
 async def _fill(conn: Conn, waiting: int) -> tuple[int, int]:
     """A started delivery, and how many parts it has. All parts hold the same people: a claim does not look at them."""
-    delivery_id = await deliveries.create(conn, NewDelivery(name="bench", content=content_of(1_000)))
+    delivery_id = await deliveries.create(
+        conn, NewDelivery(name="bench", content=content_of(1_000), duplicates=Duplicates.KEEP)
+    )
     rows = [row_of(f"user{number}@d{number % 10}.{SUFFIX}", number) for number in range(PART_RECIPIENTS)]
     packed = pack_part(Part("0", FIELDS, rows))
     parts = max(1, waiting // PART_RECIPIENTS)

@@ -93,6 +93,11 @@ def rss_mb(pid: int) -> float:
     return _status_kb(pid, "VmRSS") / 1000
 
 
+def own_mb(pid: int) -> float:
+    """Resident memory now that is no file's and no other process's (RssAnon), MB."""
+    return _status_kb(pid, "RssAnon") / 1000
+
+
 def children_of(pid: int) -> list[int]:
     """Its living children, and those it has still to wait for."""
     return [

@@ -29,9 +29,10 @@ from mta.cli.terminal import (
     warn,
     with_database,
 )
-from mta.cli.waves import print_waves, too_late, waves_from
+from mta.cli.waves import CalendarWaves, WaveEvery, WaveShare, print_waves, too_late, waves_from
 from mta.message import load_content
 from mta.message.advice import one_click_advice
+from mta.model.duplicates import DeliveryKind, Duplicates
 from mta.model.errors import BadInput
 from mta.model.outcome import InDoubtPolicy
 from mta.queue import audit as audits
@@ -52,6 +53,17 @@ SettingsFile = Annotated[
     typer.Option(help="The node's mta.toml: will it be signed?", exists=True, dir_okay=False, show_default=False),
 ]
 InputFile = Annotated[Path | None, typer.Option(exists=True, dir_okay=False, readable=True, show_default=False)]
+
+Kind = Annotated[DeliveryKind, typer.Option(help="An audience, or events, each a message: what becomes of duplicates.")]
+OfDuplicates = Annotated[
+    Duplicates | None,
+    typer.Option(
+        "--duplicates",
+        help="Recipients whose address was there before; else a campaign excludes them.",
+        show_default=False,
+    ),
+]
+IgnoreCase = Annotated[bool, typer.Option("--duplicates-ignore-case", help="Ann@ and ann@ are duplicates too.")]
 
 
 @app.command()
@@ -78,6 +90,9 @@ def create(
     keep_quarantined: Annotated[
         bool, typer.Option("--keep-quarantined", help="A proof: also who is in quarantine is mailed.")
     ] = False,
+    kind: Kind = DeliveryKind.CAMPAIGN,
+    duplicates: OfDuplicates = None,
+    duplicates_ignore_case: IgnoreCase = False,
     deadline: Annotated[
         str | None,
         typer.Option(help="To be done by (ISO 8601 with zone): goes before others then.", show_default=False),
@@ -86,16 +101,9 @@ def create(
         str | None, typer.Option(help="Retry schedule: a preset's name, or JSON.", show_default=False)
     ] = None,
     part_recipients: Annotated[int, typer.Option(help="Recipients a part; 0: automatic.")] = 0,
-    wave_share: Annotated[
-        str | None, typer.Option(help="Equal waves of so much: 30%, or a number.", show_default=False)
-    ] = None,
-    wave_every: Annotated[
-        str | None, typer.Option(help="Between equal waves: 30m, 12h, 1d.", show_default=False)
-    ] = None,
-    wave: Annotated[
-        list[str] | None,
-        typer.Option(help="A wave of a calendar, WHEN=SHARE: 2h=10%; may be repeated.", show_default=False),
-    ] = None,
+    wave_share: WaveShare = None,
+    wave_every: WaveEvery = None,
+    wave: CalendarWaves = None,
     simulate: Annotated[bool, typer.Option("--simulate", help="Ask for each recipient, and send nothing.")] = False,
     config: SettingsFile = None,
     dsn: Dsn = "",
@@ -117,6 +125,9 @@ def create(
         waves=waves_from(wave_share, wave_every, wave or []),
         is_simulated=simulate,
         keeps_quarantined=keep_quarantined,
+        kind=kind,
+        duplicates=duplicates,
+        duplicates_ignore_case=duplicates_ignore_case,
         deadline=None if deadline is None else parse_time(deadline, "--deadline"),
     )
     warn(_advice(new.content, config))
@@ -189,7 +200,7 @@ def append(
             parts = source.read_parts(rows, key_prefix or name, size, on_bad_row)
             summary = await append_source(conn, delivery_id, parts, on_progress)
         if seal_anyway or (seal and summary.is_complete):
-            await deliveries.seal(conn, delivery_id)
+            summary.duplicates = await deliveries.seal(conn, delivery_id)
         return summary
 
     summary = with_database(dsn, work)
@@ -289,11 +300,12 @@ def cancel(delivery_id: DeliveryId, dsn: Dsn = "", as_json: AsJson = False) -> N
 @app.command()
 def seal(delivery_id: DeliveryId, dsn: Dsn = "", as_json: AsJson = False) -> None:
     """Nothing more will be appended: it finishes when all of it is settled."""
-    with_database(dsn, lambda conn: deliveries.seal(conn, delivery_id))
+    found = with_database(dsn, lambda conn: deliveries.seal(conn, delivery_id))
     if as_json:
-        print_json({"id": delivery_id, "sealed": True})
+        print_json({"id": delivery_id, "sealed": True, "duplicates": found})
     else:
         out.print(f"delivery {delivery_id} is sealed")
+        _print_duplicates(found)
 
 
 @app.command()
@@ -433,6 +445,7 @@ def _print_summary(summary: LoadSummary, *, is_unsealed: bool) -> None:
     )
     if summary.excluded:
         out.print(f"{summary.excluded:,} of them are not mailed: in quarantine or denylisted")
+    _print_duplicates(summary.duplicates)
     if summary.queue_bytes:
         # What the outcomes will add, by the figures of docs/operating.md, "Sizing".
         log_bytes = summary.appended * LOG_BYTES_PER_RECIPIENT
@@ -444,6 +457,11 @@ def _print_summary(summary: LoadSummary, *, is_unsealed: bool) -> None:
         refused = f", with the parts {', '.join(summary.refused_parts[:20])}" if summary.refused_parts else ""
         why = f"{summary.bad:,} bad rows were left out{refused}: mend them and append again, or use --seal-anyway"
         err.print(f"not sealed: {why}", soft_wrap=True)
+
+
+def _print_duplicates(found: int) -> None:
+    if found:
+        out.print(f"{found:,} recipients are not mailed: their addresses were in the delivery before")
 
 
 def _print_audit(found: audits.Audit) -> None:

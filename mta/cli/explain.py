@@ -275,6 +275,8 @@ def _why_queued(queued: Queued, told: dict[str, Any]) -> str:
     if wait is not None and wait["reason"]:
         return f"{wait['reason']}: {wait['detail']}; goes on {when(wait['until_unix_s'], wait['event'])}"
     due = when(queued.due_at.timestamp())
+    if queued.is_unchecked:
+        return f"not looked at for duplicates yet; then due {due}"
     if queued.due_in_s <= 0:
         return "due now, and not claimed yet: no node has room for it, or none lives (mta queue show)"
     if queued.site and queued.site.startswith("@"):

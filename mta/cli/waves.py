@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+import typer
 
 from mta.cli.terminal import parse_duration, parse_time, print_table, shown
 from mta.model.errors import BadInput
 from mta.queue.deliveries import Delivery
 from mta.traffic.waves import Wave
+
+WaveShare = Annotated[str | None, typer.Option(help="Equal waves of so much: 30%, or a number.", show_default=False)]
+WaveEvery = Annotated[str | None, typer.Option(help="Between equal waves: 30m, 12h, 1d.", show_default=False)]
+CalendarWaves = Annotated[
+    list[str] | None,
+    typer.Option("--wave", help="A wave of a calendar, WHEN=SHARE: 2h=10%; may be repeated.", show_default=False),
+]
 
 
 def waves_from(share: str | None, every: str | None, calendar: Sequence[str]) -> str | None:

@@ -21,6 +21,7 @@ from mta.failure.judge import judged
 from mta.master.books import DeliveryBook, LeasedPart
 from mta.master.collector import Collector
 from mta.master.dispatch import Dispatch
+from mta.master.duplicates import DuplicateChecks
 from mta.master.keys import KeyStore
 from mta.master.routing import Routing, Waiting
 from mta.message.keyring import sender_domain_of
@@ -86,6 +87,7 @@ class Intake:
         self._news = asyncio.Event()
         self._unknown_pools: set[str] = set()
         self._keys = keys
+        self._duplicates = DuplicateChecks(pool, self.notify)
         self.waits: dict[int, Wait] = {}  # deliveries of which nothing is claimed, though it is due
         self.deliveries: dict[int, DeliveryBook] = {}
         self.due_views: dict[int, DeliveryView] = {}
@@ -151,7 +153,9 @@ class Intake:
                         await self._release_strays(conn)
                         self.trouble = ""
                         DATABASE.answered("claim")
-                    self._refresh(await claims.active_deliveries(conn))
+                    views = await claims.active_deliveries(conn)
+                    self._refresh(views)
+                    self._duplicates.look(views)
                     self._quarantined_at = await quarantine.latest(conn)
                     await self._cancel_cancelled(conn)
                     await self._finish_ended(conn)
@@ -483,4 +487,5 @@ class Intake:
         self._news.set()
         for expiry in self._expiries.values():
             expiry.cancel()
+        await self._duplicates.stop()
         await self._routing.stop()

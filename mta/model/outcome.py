@@ -20,7 +20,7 @@ class Status(enum.IntEnum):
     EXPIRED = 3
     CANCELLED = 4
     SIMULATED = 5  # of a simulated delivery: the server accepted RCPT, and nothing was sent
-    EXCLUDED = 6  # not to be mailed: quarantined or denylisted, when it was appended or was to be sent
+    EXCLUDED = 6  # not to be mailed: quarantined or denylisted, when it was appended or was to be sent; or a duplicate
     DEFERRED = 10  # not final: due again in a new part
     IN_DOUBT = 11  # not final: the final dot went out, no reply came; the delivery's policy decides
     BOUNCED = 20  # came back by mail

@@ -11,6 +11,7 @@ import functools
 from collections.abc import Sequence
 from typing import Final
 
+import asyncpg
 import msgspec
 
 from mta.message.content import Content, check_content, load_content
@@ -25,7 +26,8 @@ _LOCK: Final = "SELECT pg_advisory_xact_lock_shared(20180, ($1::bigint & 2147483
 # FOR KEY SHARE conflicts with sealing and the start of waves only (index delivery_seal): pause and cancel never wait
 # for an append.
 _DELIVERY: Final = """
-SELECT state, sealed, content, CASE WHEN last_wave_at > now() THEN last_wave_at END AS wave_at
+SELECT state, sealed, content, duplicates = 'exclude' AS is_checked,
+       CASE WHEN last_wave_at > now() THEN last_wave_at END AS wave_at, now() AS now
 FROM mta.delivery WHERE id = $1 FOR KEY SHARE
 """
 _FIND: Final = """
@@ -42,6 +44,8 @@ ON CONFLICT DO NOTHING RETURNING key, append_id
 # Who is not to be mailed was settled as the parts came (mta.exclude_appended).
 _EXCLUDED: Final = "SELECT append_id, excluded FROM mta.delivery_append WHERE append_id = ANY($1) AND excluded > 0"
 _NOTIFY: Final = "SELECT pg_notify('mta', $1)"
+# Of a part that waits to be looked at for duplicates; the same time stands in schema/0023_duplicates.sql.
+NOT_BEFORE_CHECKED: Final = datetime.datetime(9999, 1, 1, tzinfo=datetime.UTC)
 _COLUMNS: Final = ("delivery_id", "append_id", "fields", "count", "recipients")
 
 
@@ -85,16 +89,25 @@ async def append_parts(
                 state = delivery["state"] if delivery["state"] not in APPENDABLE else "sealed"
                 raise BadInput(f"delivery {delivery_id}", f"is {state}: nothing can be appended")
             _check_fields_against_content(delivery_id, delivery["content"], fresh)
-            results |= await _insert(conn, delivery_id, fresh, due_at, delivery["wave_at"])
+            results |= await _insert(conn, delivery_id, fresh, _times(delivery, due_at))
     return [results[part.key] for part in packed]
 
 
+def _times(delivery: asyncpg.Record, due_at: datetime.datetime | None) -> dict[str, object]:
+    """When new parts are due, by columns. What is not in it is as the table says: now, by the database's clock."""
+    wave_at = delivery["wave_at"]
+    times = [time for time in (due_at, wave_at) if time is not None]
+    columns: dict[str, object] = {"due_at": max(times)} if times else {}
+    if wave_at is not None:
+        columns["appended_at"] = wave_at
+    if delivery["is_checked"]:
+        columns["due_when_checked"] = columns.get("due_at", delivery["now"])
+        columns["due_at"] = NOT_BEFORE_CHECKED
+    return columns
+
+
 async def _insert(
-    conn: Conn,
-    delivery_id: int,
-    fresh: Sequence[PackedPart],
-    due_at: datetime.datetime | None,
-    wave_at: datetime.datetime | None,
+    conn: Conn, delivery_id: int, fresh: Sequence[PackedPart], times: dict[str, object]
 ) -> dict[str, AppendResult]:
     rows = await conn.fetch(
         _RESERVE,
@@ -105,15 +118,9 @@ async def _insert(
     )
     append_ids = {row["key"]: row["append_id"] for row in rows}
     new = [part for part in fresh if part.key in append_ids]
-    # What is not set is as the table says: now, by the database's clock.
-    set_: dict[str, object] = {}
-    if due_at is not None or wave_at is not None:
-        set_["due_at"] = max(time for time in (due_at, wave_at) if time is not None)
-    if wave_at is not None:
-        set_["appended_at"] = wave_at
-    more = tuple(set_.values())
+    more = tuple(times.values())
     records = [(delivery_id, append_ids[part.key], part.fields, part.count, part.recipients, *more) for part in new]
-    columns = (*_COLUMNS, *set_)
+    columns = (*_COLUMNS, *times)
     await conn.copy_records_to_table("delivery_part", schema_name="mta", columns=columns, records=records)
     await conn.execute(_NOTIFY, f"append {delivery_id}")
     rows = await conn.fetch(_EXCLUDED, list(append_ids.values()))

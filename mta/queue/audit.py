@@ -35,8 +35,8 @@ _FINALS = "SELECT number FROM mta.delivery_log WHERE delivery_id = $1 AND status
 _LOG_COUNTS = "SELECT status, count(*) FROM mta.delivery_log WHERE delivery_id = $1 GROUP BY status"
 _STATS = """
 SELECT delivered, failed, expired, cancelled, simulated, deferrals, in_doubt, bounced, complaints, unsubscribed,
-       excluded + (SELECT coalesce(sum(a.excluded), 0)::bigint FROM mta.delivery_append a WHERE a.delivery_id = $1)
-           AS excluded
+       excluded + (SELECT coalesce(sum(a.excluded + a.duplicates), 0)::bigint FROM mta.delivery_append a
+                   WHERE a.delivery_id = $1) AS excluded
 FROM mta.delivery_stats WHERE delivery_id = $1
 """
 _PARTS = """

@@ -12,6 +12,7 @@ import msgspec
 
 from mta.model.limits import PART_INDEX_BITS
 from mta.model.outcome import InDoubtPolicy
+from mta.queue import duplicates
 from mta.queue.connection import Conn
 
 
@@ -33,6 +34,7 @@ class DeliveryView(msgspec.Struct, frozen=True):
     deadline: datetime | None = None
     keeps_quarantined: bool = False  # a proof: it excludes nobody
     has_waves: bool = False  # then its parts are dated by their waves, not by when they were appended
+    has_unchecked: bool = False  # parts wait to be looked at for duplicates
 
 
 class ClaimedPart(msgspec.Struct, frozen=True):
@@ -63,7 +65,8 @@ class ClaimedPart(msgspec.Struct, frozen=True):
 _ACTIVE = """
 SELECT d.id, d.state, d.sealed, d.priority, d.weight, d.egress_pool, d.in_doubt_policy, d.retry::text,
        d.started_at, d.valid_until, extract(epoch FROM p.due_at - clock_timestamp())::float8 AS due_in_s,
-       d.is_simulated, d.deadline, d.keeps_quarantined, d.waves IS NOT NULL AS has_waves
+       d.is_simulated, d.deadline, d.keeps_quarantined, d.waves IS NOT NULL AS has_waves,
+       EXISTS (SELECT FROM mta.delivery_part WHERE delivery_id = d.id AND due_when_checked IS NOT NULL) AS has_unchecked
 FROM mta.delivery d
 LEFT JOIN LATERAL (
     SELECT due_at FROM mta.delivery_part
@@ -188,5 +191,6 @@ async def finish_ended_deliveries(conn: Conn) -> list[int]:
     for row in await conn.fetch(_ENDED):
         async with conn.transaction():
             if await conn.fetchval(_NO_APPENDS, row["id"]) and await conn.fetchval(_FINISH, row["id"]):
+                await duplicates.forget(conn, row["id"])
                 finished.append(row["id"])
     return finished

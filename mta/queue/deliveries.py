@@ -14,9 +14,11 @@ import asyncpg
 import msgspec
 
 from mta.message.content import check_content, load_content
+from mta.model.duplicates import DeliveryKind, Duplicates
 from mta.model.errors import BadInput
 from mta.model.limits import PART_RECIPIENTS_MAX
 from mta.model.outcome import InDoubtPolicy
+from mta.queue import duplicates
 from mta.queue import waves as waves_of
 from mta.queue.connection import Conn
 from mta.queue.states import Action, DeliveryState, next_state
@@ -40,9 +42,15 @@ SELECT d.id, d.name, d.state, d.sealed, d.priority, d.weight, d.egress_pool, d.i
        coalesce(s.cancelled, 0) AS cancelled, coalesce(s.simulated, 0) AS simulated,
        coalesce(s.deferrals, 0) AS deferrals, coalesce(s.in_doubt, 0) AS in_doubt,
        coalesce(s.excluded, 0)
-       + (SELECT coalesce(sum(excluded), 0)::bigint FROM mta.delivery_append WHERE delivery_id = d.id) AS excluded,
+       + (SELECT coalesce(sum(excluded + duplicates), 0)::bigint FROM mta.delivery_append WHERE delivery_id = d.id)
+           AS excluded,
+       (SELECT coalesce(sum(duplicates), 0)::bigint FROM mta.delivery_append WHERE delivery_id = d.id)
+           AS excluded_duplicates,
+       (SELECT coalesce(sum(count), 0)::bigint FROM mta.delivery_part
+        WHERE delivery_id = d.id AND due_when_checked IS NOT NULL) AS unchecked,
        coalesce(s.bounced, 0) AS bounced, coalesce(s.complaints, 0) AS complaints,
-       coalesce(s.unsubscribed, 0) AS unsubscribed, d.keeps_quarantined
+       coalesce(s.unsubscribed, 0) AS unsubscribed, d.keeps_quarantined,
+       d.kind, d.duplicates, d.duplicates_ignore_case
 FROM mta.delivery d LEFT JOIN mta.delivery_stats s ON s.delivery_id = d.id
 """
 _SHOW = _COLUMNS + "WHERE d.id = $1"
@@ -50,8 +58,10 @@ _LIST = _COLUMNS + "WHERE $1::text IS NULL OR d.state = $1 ORDER BY d.id DESC LI
 _CREATE = """
 WITH made AS (
     INSERT INTO mta.delivery (name, content, priority, weight, egress_pool, in_doubt_policy, part_recipients,
-                              starts_at, validity, retry, waves, is_simulated, deadline, keeps_quarantined)
-    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10::text::jsonb, $11::text::jsonb, $12, $13, $14) RETURNING id
+                              starts_at, validity, retry, waves, is_simulated, deadline, keeps_quarantined,
+                              kind, duplicates, duplicates_ignore_case)
+    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10::text::jsonb, $11::text::jsonb, $12, $13, $14, $15, $16, $17)
+    RETURNING id
 )
 INSERT INTO mta.delivery_stats (delivery_id) SELECT id FROM made RETURNING delivery_id
 """
@@ -59,9 +69,9 @@ INSERT INTO mta.delivery_stats (delivery_id) SELECT id FROM made RETURNING deliv
 _DUPLICATE = """
 WITH made AS (
     INSERT INTO mta.delivery (name, content, priority, weight, egress_pool, in_doubt_policy, validity, retry, waves,
-                              is_simulated)
+                              is_simulated, kind, duplicates, duplicates_ignore_case)
     SELECT coalesce($2, name), content, priority, weight, egress_pool, in_doubt_policy, validity, retry, waves,
-           coalesce($3, is_simulated)
+           coalesce($3, is_simulated), kind, duplicates, duplicates_ignore_case
     FROM mta.delivery WHERE id = $1 RETURNING id
 )
 INSERT INTO mta.delivery_stats (delivery_id) SELECT id FROM made RETURNING delivery_id
@@ -109,6 +119,13 @@ class NewDelivery(msgspec.Struct, frozen=True, kw_only=True):
     is_simulated: bool = False  # MAIL and RCPT are asked, nothing is sent
     deadline: datetime.datetime | None = None  # aware; it goes before others as it nears, see mta.traffic.fair
     keeps_quarantined: bool = False  # a proof: also who is in quarantine or denylisted is mailed
+    kind: DeliveryKind = DeliveryKind.CAMPAIGN
+    duplicates: Duplicates | None = None  # None: as the kind has it
+    duplicates_ignore_case: bool = False  # Ann@ and ann@ are one mailbox too
+
+    @property
+    def excludes_duplicates(self) -> bool:
+        return (self.duplicates or self.kind.duplicates) is Duplicates.EXCLUDE
 
 
 class Delivery(msgspec.Struct, frozen=True):
@@ -142,11 +159,16 @@ class Delivery(msgspec.Struct, frozen=True):
     simulated: int
     deferrals: int
     in_doubt: int
-    excluded: int  # not mailed: in quarantine, or denylisted
+    excluded: int  # not mailed: in quarantine, denylisted, or a duplicate
+    excluded_duplicates: int  # of those
+    unchecked: int  # wait to be looked at for duplicates
     bounced: int  # of those delivered, came back by mail
     complaints: int
     unsubscribed: int
     keeps_quarantined: bool  # a proof: it excludes nobody
+    kind: DeliveryKind
+    duplicates: Duplicates
+    duplicates_ignore_case: bool
 
     @property
     def final(self) -> int:
@@ -185,6 +207,9 @@ async def create(conn: Conn, new: NewDelivery) -> int:
         new.is_simulated,
         new.deadline,
         new.keeps_quarantined,
+        new.kind.value,
+        (new.duplicates or new.kind.duplicates).value,
+        new.duplicates_ignore_case,
     )
     await announce(conn, made)
     return made
@@ -236,11 +261,14 @@ async def start(
     if at is not None and at.tzinfo is None:
         raise BadInput("at", "has no time zone")
     waves = parse_waves(await conn.fetchval(_WAVES, delivery_id), "waves")
+    if waves is not None:
+        await duplicates.check(conn, delivery_id)  # nearly all of it, while appends go on
     transaction = conn.transaction() if waves is None else _without_appends(conn, delivery_id, timeout_ms, "started")
     async with transaction:
         if await _may_start(conn, delivery_id, at):
             last_wave_at = None
             if waves is not None:
+                await duplicates.check(conn, delivery_id)
                 begins_at = await conn.fetchval(_BEGINS_AT, delivery_id)
                 last_wave_at = await waves_of.assign(conn, delivery_id, waves, begins_at)
             await conn.execute(_START, delivery_id, last_wave_at)
@@ -288,13 +316,18 @@ async def _change_state(conn: Conn, delivery_id: int, action: Action) -> Deliver
     return after
 
 
-async def seal(conn: Conn, delivery_id: int, *, timeout_ms: int = SEAL_TIMEOUT_MS) -> None:
-    """Nothing more will be appended: waits for appends that are open, at most ``timeout_ms``. Idempotent."""
+async def seal(conn: Conn, delivery_id: int, *, timeout_ms: int = SEAL_TIMEOUT_MS) -> int:
+    """Nothing more will be appended: waits for appends that are open, at most ``timeout_ms``. Idempotent.
+
+    Then looks for duplicates, some seconds for a million recipients; answers how many it excluded. If it is cut short
+    there, the delivery is sealed all the same, and is looked at when it runs.
+    """
     async with _without_appends(conn, delivery_id, timeout_ms, "sealed"):
         if await conn.fetchval(_STATE_FOR_CHANGE, delivery_id) is None:
             raise no_such_delivery(delivery_id)
         await conn.execute(_SEAL, delivery_id)
         await announce(conn, delivery_id)
+    return await duplicates.check(conn, delivery_id)
 
 
 @contextlib.asynccontextmanager
@@ -346,3 +379,7 @@ def _check_new(new: NewDelivery) -> None:
         raise BadInput("validity", "must be longer than nothing")
     parse_retry(new.retry, "retry")
     parse_waves(new.waves, "waves")
+    if new.duplicates_ignore_case and not new.excludes_duplicates:
+        raise BadInput(
+            "duplicates_ignore_case", "compares addresses of duplicates, and those of this delivery are kept"
+        )

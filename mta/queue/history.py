@@ -23,7 +23,8 @@ _TOO_FAST = r"too many|too fast|slow down|throttl|rate.?limit|connections|unusua
 _IS_REFUSAL = f"""(code = 421 OR (code BETWEEN 400 AND 499 AND (enhanced LIKE '4.7.%' OR reply ~* '{_TOO_FAST}'))
     OR (code = 0 AND status = 10 AND reply ~* '421|{_TOO_FAST}'))"""
 _PARTS = """
-SELECT p.id, p.delivery_id, greatest(extract(epoch FROM p.due_at - now()), 0)::float8 AS due_in_s, p.recipients,
+SELECT p.id, p.delivery_id, p.recipients,
+       greatest(extract(epoch FROM coalesce(p.due_when_checked, p.due_at) - now()), 0)::float8 AS due_in_s,
        coalesce((SELECT array_agg(x) FROM mta.part_settled s, unnest(s.positions) x
                  WHERE s.part_id = p.id), '{}')::int4[] AS settled
 FROM mta.delivery_part p WHERE p.delivery_id = ANY($1::bigint[]) AND NOT p.held AND p.id > $2 ORDER BY p.id LIMIT $3

@@ -29,6 +29,7 @@ class LoadSummary(msgspec.Struct):
     appended: int = 0  # by this run
     already_there: int = 0  # by an earlier run with the same keys
     excluded: int = 0  # of both: in quarantine or denylisted, not to be mailed
+    duplicates: int = 0  # excluded by the seal, of all that was appended since the last look
     bad: int = 0
     refused: int = 0  # good rows that were refused with a bad one of their part
     queue_bytes: int = 0  # what was appended takes in the queue, as stored

@@ -18,8 +18,9 @@ PARTS_MAX: Final = 100  # an address is in few deliveries at a time
 # Recipients are packed, so this reads the queue's parts from one end to the other: seconds for ten million recipients,
 # for a person who asks. The text is at the beginning of a row; what else may look like it is sorted out afterwards.
 _COLUMNS: Final = """
-SELECT p.id, p.delivery_id, d.name, d.state, d.egress_pool, d.starts_at, d.valid_until, p.site, p.attempt, p.due_at,
-       p.held, extract(epoch FROM p.due_at - clock_timestamp())::float8 AS due_in_s,
+SELECT p.id, p.delivery_id, d.name, d.state, d.egress_pool, d.starts_at, d.valid_until, p.site, p.attempt,
+       coalesce(p.due_when_checked, p.due_at) AS due_at, p.held, p.due_when_checked IS NOT NULL AS is_unchecked,
+       extract(epoch FROM coalesce(p.due_when_checked, p.due_at) - clock_timestamp())::float8 AS due_in_s,
        p.owner, n.name AS node, coalesce(n.ended_at IS NULL AND n.alive_until > now(), false) AS node_lives,
        p.append_id, p.numbers, p.recipients,
        coalesce((SELECT array_agg(x) FROM mta.part_settled s, unnest(s.positions) x
@@ -63,6 +64,7 @@ class Queued(msgspec.Struct, frozen=True):
     owner: int | None
     node: str | None
     node_lives: bool
+    is_unchecked: bool = False  # waits to be looked at for duplicates
 
 
 async def by_address(conn: Conn, address: str, delivery_id: int | None = None) -> list[Queued]:
@@ -127,6 +129,7 @@ def _queued(row: asyncpg.Record) -> list[Queued]:
                 owner=row["owner"],
                 node=row["node"],
                 node_lives=row["node_lives"],
+                is_unchecked=row["is_unchecked"],
             )
         )
     return found

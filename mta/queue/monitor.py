@@ -224,7 +224,8 @@ SELECT d.id, d.name, d.state, d.ended_at IS NOT NULL AS has_ended,
        extract(epoch FROM d.valid_until - greatest(d.started_at, d.starts_at))::float8 AS valid_s,
        coalesce(s.delivered + s.simulated, 0) AS good, coalesce(s.failed, 0) AS failed,
        coalesce(s.expired, 0) AS expired, coalesce(s.deferrals, 0) AS deferrals,
-       (SELECT coalesce(sum(recipients), 0)::bigint FROM mta.delivery_append a WHERE a.delivery_id = d.id)
+       (SELECT coalesce(sum(recipients - excluded - duplicates), 0)::bigint FROM mta.delivery_append a
+        WHERE a.delivery_id = d.id)
        - (SELECT coalesce(sum(w.recipients), 0)::bigint FROM mta.delivery_wave w
           WHERE w.delivery_id = d.id AND w.due_at > now()) AS due
 FROM mta.delivery d LEFT JOIN mta.delivery_stats s ON s.delivery_id = d.id

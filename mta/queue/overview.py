@@ -18,7 +18,8 @@ SELECT p.delivery_id, d.name, d.state, p.site, count(*) AS parts, sum(p.count)::
        coalesce(sum(p.count) FILTER (WHERE p.held), 0)::bigint AS held,
        -- Of a wave to come it lies ahead.
        greatest(extract(epoch FROM now() - min(p.appended_at)), 0)::float8 AS oldest_age_s,
-       extract(epoch FROM min(p.due_at) FILTER (WHERE p.owner IS NULL AND NOT p.held) - now())::float8 AS next_due_in_s
+       extract(epoch FROM min(coalesce(p.due_when_checked, p.due_at)) FILTER (WHERE p.owner IS NULL AND NOT p.held)
+               - now())::float8 AS next_due_in_s
 FROM mta.delivery_part p JOIN mta.delivery d ON d.id = p.delivery_id
 GROUP BY p.delivery_id, d.name, d.state, p.site ORDER BY p.delivery_id, recipients DESC LIMIT $1
 """
@@ -37,7 +38,7 @@ TOGETHER = datetime.timedelta(hours=1)
 _LARGE_BESIDE = """
 WITH running AS (
     SELECT d.id, d.name, greatest(d.started_at, now()) AS begins_at,
-           (SELECT sum(recipients)::bigint FROM mta.delivery_append WHERE delivery_id = d.id)
+           (SELECT sum(recipients - excluded - duplicates)::bigint FROM mta.delivery_append WHERE delivery_id = d.id)
            - coalesce(s.delivered + s.failed + s.expired + s.cancelled + s.simulated + s.excluded, 0) AS waiting
     FROM mta.delivery d LEFT JOIN mta.delivery_stats s ON s.delivery_id = d.id
     WHERE d.state = 'running' AND d.ended_at IS NULL

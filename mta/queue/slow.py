@@ -16,8 +16,9 @@ UNTIL_S_MAX: Final = 1e9  # of what lasts until an operator lifts it
 
 _DELIVERY: Final = """
 SELECT d.state, coalesce(extract(epoch FROM d.starts_at - now()), 0)::float8 AS starts_in_s,
-       (SELECT coalesce(sum(recipients), 0)::bigint FROM mta.delivery_append WHERE delivery_id = d.id) AS recipients,
-       coalesce(s.delivered + s.failed + s.expired + s.cancelled + s.simulated, 0)::bigint AS ended,
+       (SELECT coalesce(sum(recipients - excluded - duplicates), 0)::bigint FROM mta.delivery_append
+        WHERE delivery_id = d.id) AS recipients,
+       coalesce(s.delivered + s.failed + s.expired + s.cancelled + s.simulated + s.excluded, 0)::bigint AS ended,
        p.*, (SELECT count(*) FROM mta.node WHERE ended_at IS NULL AND alive_until > now()) AS nodes_living
 FROM mta.delivery d LEFT JOIN mta.delivery_stats s ON s.delivery_id = d.id
 CROSS JOIN LATERAL (
@@ -27,8 +28,9 @@ CROSS JOIN LATERAL (
            coalesce(sum(count) FILTER (WHERE is_free AND due_at > now() AND attempt > 0), 0)::bigint AS deferred,
            coalesce(sum(count) FILTER (WHERE is_free AND due_at > now() AND attempt = 0 AND site <> ''),
                     0)::bigint AS surplus,
-           coalesce(sum(count) FILTER (WHERE is_free AND due_at > now() AND attempt = 0 AND site IS NULL),
-                    0)::bigint AS later_waves
+           coalesce(sum(count) FILTER (WHERE is_free AND due_at > now() AND attempt = 0 AND site IS NULL
+                                       AND due_when_checked IS NULL), 0)::bigint AS later_waves,
+           coalesce(sum(count) FILTER (WHERE is_free AND due_when_checked <= now()), 0)::bigint AS unchecked
     FROM (SELECT *, owner IS NULL AND NOT held AS is_free FROM mta.delivery_part WHERE delivery_id = d.id) AS part
 ) p
 WHERE d.id = $1

@@ -47,6 +47,7 @@ class CauseKind(enum.StrEnum):
     MEMORY = "memory"  # what the node may hold is held
     HELD = "held"  # in doubt, and waits for an operator
     WAVES = "waves"
+    DUPLICATES = "duplicates"  # it is not looked at for them yet
     NONE = "none"  # nothing holds it up
 
 
@@ -127,6 +128,7 @@ class Facts(msgspec.Struct, frozen=True):
     nodes_living: int
     node: NodeFacts | None  # None: none answers here
     suspensions: tuple[Suspension, ...] = ()
+    unchecked: int = 0  # would be due, but were not looked at for duplicates yet
 
 
 class Cause(msgspec.Struct, frozen=True):
@@ -190,6 +192,10 @@ def _of_delivery(facts: Facts) -> list[Cause]:
     if facts.later_waves:
         what = f"{facts.later_waves:,} are of later waves"
         found.append(Cause(CauseKind.WAVES, _share(facts, facts.later_waves), what, "nothing: so it was planned"))
+    if facts.unchecked:
+        what = f"{facts.unchecked:,} wait until duplicates were looked for"
+        do = "nothing: two seconds a million; if it stays, the log of the nodes says why"
+        found.append(Cause(CauseKind.DUPLICATES, _share(facts, facts.unchecked), what, do))
     if facts.suspensions:
         held = sum(one.recipients for one in facts.suspensions)
         worst = "; ".join(

@@ -18,11 +18,11 @@ from mta.outcomes.line import log_line, session_columns, timestamp
 from mta.queue import audit, claim, deliveries, epochs, nodes
 from mta.queue.append import append_parts
 from mta.queue.connection import Conn
-from mta.queue.deliveries import Delivery, NewDelivery
+from mta.queue.deliveries import Delivery
 from mta.queue.epochs import DatabaseBehind
 from mta.queue.nodes import NodeRun
 from mta.queue.part import Part
-from tests.support.content import content_json
+from tests.support.content import new_delivery
 from tests.support.postgres import Database
 
 BOOT = "00000000-boot"
@@ -103,7 +103,7 @@ class Forgetful:
 
 
 async def _append(conn: Conn, policy: InDoubtPolicy) -> tuple[int, list[int]]:
-    delivery = await deliveries.create(conn, NewDelivery(name="d", content=content_json(), in_doubt_policy=policy))
+    delivery = await new_delivery(conn, in_doubt_policy=policy)
     rows = [(f"u{at}@d.test", None, []) for at in range(PER_PART)]
     await append_parts(conn, delivery, [Part("1", (), rows), Part("2", (), rows)])
     await deliveries.start(conn, delivery)

@@ -18,12 +18,11 @@ from mta.outcomes.kept import mark_run, marked_runs
 from mta.outcomes.line import log_line, session_columns, timestamp
 from mta.queue import audit, claim, deliveries, nodes
 from mta.queue.append import append_parts
-from mta.queue.deliveries import NewDelivery
 from mta.queue.nodes import Fenced, NodeRun
 from mta.queue.part import Part
 from mta.traffic.retry import RetrySchedule
 from mta.traffic.rules import Rule, RuleSet
-from tests.support.content import content_json
+from tests.support.content import new_delivery
 from tests.support.postgres import Database
 
 BOOT = "00000000-boot"
@@ -89,8 +88,7 @@ def _write_journal(directory: Path, delivery: int, run: NodeRun, parts: list[cla
 def died(database: Database, tmp_path: Path) -> Callable[[int], Awaitable[Dead]]:
     async def die(parts: int) -> Dead:
         async with database.pool.acquire() as conn:
-            new = NewDelivery(name="d", content=content_json(), in_doubt_policy=InDoubtPolicy.HOLD)
-            delivery = await deliveries.create(conn, new)
+            delivery = await new_delivery(conn, in_doubt_policy=InDoubtPolicy.HOLD)
             rows = [Part(f"{n}", (), [(f"u{n}x{i}@d.test", None, []) for i in range(PER_PART)]) for n in range(parts)]
             await append_parts(conn, delivery, rows)
             await deliveries.start(conn, delivery)

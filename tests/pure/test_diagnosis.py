@@ -84,6 +84,7 @@ def test_nothing_holds_up_what_goes_at_full_speed() -> None:
         (CauseKind.MACHINE, waits(WaitReason.MACHINE), {}),
         (CauseKind.MACHINE, {"reason": "machine", "waiting": (), "out": 0}, {"leased": 0, "due": 900}),
         (CauseKind.SIGNING, {"reason": "no-signing-key", "waiting": (), "out": 0}, {"leased": 0, "due": 900}),
+        (CauseKind.DUPLICATES, {"waiting": (), "out": 0}, {"leased": 0, "unchecked": 900}),
         (CauseKind.RULE, waits(WaitReason.RULE_MESSAGES_PER_HOUR), {}),
         (CauseKind.RULE, waits(WaitReason.RULE_MESSAGES_PER_HOUR, 50), {"surplus": 800, "leased": 50}),
         (CauseKind.RULE, waits(WaitReason.RULE_BYTES), {"mean_bytes": 90_000.0}),

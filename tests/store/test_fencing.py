@@ -9,17 +9,16 @@ from mta.model.outcome import Status
 from mta.outcomes.line import COLUMNS
 from mta.queue import claim, deliveries, nodes
 from mta.queue.append import append_parts
-from mta.queue.deliveries import NewDelivery
 from mta.queue.nodes import Fenced, NodeRun
 from mta.queue.part import Part
 from mta.queue.settle import Settlement, commit
-from tests.support.content import content_json
+from tests.support.content import new_delivery
 
 LEASE_S = 15.0
 
 
 async def _run_with_a_part(conn: asyncpg.Connection) -> tuple[NodeRun, int]:
-    delivery_id = await deliveries.create(conn, NewDelivery(name="d", content=content_json()))
+    delivery_id = await new_delivery(conn)
     await deliveries.start(conn, delivery_id)
     await append_parts(conn, delivery_id, [Part("k", (), [("ann@example.com", None, [])])])
     run = await nodes.register(conn, "a", "boot", LEASE_S)

@@ -6,6 +6,7 @@ import json
 
 import asyncpg
 
+from mta.model.duplicates import Duplicates
 from mta.queue import deliveries
 
 
@@ -14,5 +15,6 @@ def content_json(subject: str = "News", text: str = "Hello", **more: object) -> 
 
 
 async def new_delivery(conn: asyncpg.Connection, **fields: object) -> int:
-    values: dict[str, object] = {"name": "test", "content": content_json(), **fields}
+    """A delivery whose parts can be claimed when they are appended: nobody looks for duplicates before."""
+    values: dict[str, object] = {"name": "test", "content": content_json(), "duplicates": Duplicates.KEEP, **fields}
     return await deliveries.create(conn, deliveries.NewDelivery(**values))  # type: ignore[arg-type]
