@@ -12,7 +12,7 @@ from typing import Final
 
 from mta.bounces.letter import Recipient
 from mta.bounces.words import PARTICULARS, RETURNED
-from mta.failure.reply_text import parse_reply_text
+from mta.failure.reply_text import parse_reply_text, stage_in
 from mta.model.failure import Evidence
 
 RECIPIENTS_MAX: Final = 1_000
@@ -70,7 +70,9 @@ _BECAUSE: Final = re.compile(
     r"[^:：\n]{0,30}[:：]\s{0,20}(?=\S)",
     re.IGNORECASE | re.MULTILINE,
 )
-_STAGE: Final = re.compile(r">>> ?(RCPT|DATA|MAIL|EHLO|HELO|\.)", re.IGNORECASE)
+_STAGE: Final = re.compile(
+    r"(?:>>> ?|^-{0,40} ?SMTP command:?[ -]{0,40}\n\s{0,20})(RCPT|DATA|MAIL|EHLO|HELO|\.)", re.IGNORECASE | re.MULTILINE
+)
 _STAGES: Final = {"rcpt": "rcpt", "data": "data", "mail": "mail", "ehlo": "ehlo", "helo": "ehlo", ".": "dot"}
 
 
@@ -147,7 +149,7 @@ def evidence_in(text: str) -> Evidence:
 
 def _stage(text: str) -> str:
     found = _STAGE.findall(text)
-    return _STAGES[found[-1].lower()] if found else ""
+    return _STAGES[found[-1].lower()] if found else stage_in(text)
 
 
 def _places(lines: list[str], ignored: frozenset[str], is_loose: bool) -> list[tuple[int, str]]:

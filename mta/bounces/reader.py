@@ -48,6 +48,7 @@ _AUTOMATIC: Final = (
     "x-vacation",
     "x-mail-autoreply",
 )
+_HOST_NAME: Final = re.compile(r"\.[A-Za-z]")  # an IP address has none
 _TITLE_CHARS: Final = 300
 _FAILURE_MIN: Final = 400
 _REFUSAL: Final = re.compile(r"(?<![\d.])[45]\d\d(?=[ -])")
@@ -79,11 +80,20 @@ def read_letter(raw: bytes, *, is_of_feedback_loop: bool = False) -> Letter:
             return msgspec.structs.replace(
                 letter,
                 kind=kind,
-                recipients=tuple(recipients[:RECIPIENTS_MAX]),
+                recipients=tuple(_with_host(one) for one in recipients[:RECIPIENTS_MAX]),
                 feedback_type=feedback_type,
                 is_challenge=kind is Kind.AUTOREPLY and _is_challenge(mail, said.text),
             )
     return letter
+
+
+def _with_host(recipient: Recipient) -> Recipient:
+    """Where no host is named that refused, the recipient's domain stands for it: rules may ask who speaks."""
+    evidence = recipient.evidence
+    if _HOST_NAME.search(evidence.provider) is not None or "@" not in recipient.address:
+        return recipient
+    domain = recipient.address.rpartition("@")[2].lower()
+    return msgspec.structs.replace(recipient, evidence=evidence._replace(provider=domain))
 
 
 class _Said:

@@ -28,7 +28,7 @@ _PASSED_ON: Final = re.compile(
     re.IGNORECASE,
 )
 _WORDS_CHARS_MIN: Final = 4  # less is no text of a reply
-_IN_TEXT: Final = re.compile(rf"(?:[(\[]?#|[(\[])({_ENHANCED})\b")
+_IN_TEXT: Final = re.compile(rf"(?:[(\[]?#|[(\[]|(?:code|status)\s?[:=]\s?)({_ENHANCED})\b", re.IGNORECASE)
 _STAGES: Final = (
     ("dot", re.compile(r"(?:in reply to|after) (?:the )?end of (?:data|message)|after end of data", re.IGNORECASE)),
     ("data", re.compile(r"in reply to DATA|after (?:pipelined )?(?:sending )?DATA\b", re.IGNORECASE)),
@@ -64,10 +64,18 @@ def parse_reply_text(line: str) -> Evidence:
         text = _joined(text, head[1])
     if not enhanced and (inner := _IN_TEXT.search(text)) is not None:
         enhanced = inner[1]
-    stage = ""
-    if "after" in line or "reply" in line or "refused to" in line:
-        stage = next((name for name, said in _STAGES if said.search(line)), "")
-    return Evidence(code, enhanced, text.strip(), stage)
+    return Evidence(code, enhanced, text.strip(), next(iter(_stages_in(line)), ""))
+
+
+def stage_in(text: str) -> str:
+    """The stage of a session that a text for people names; empty where it names none, or several."""
+    stages = list(_stages_in(text))
+    return stages[0] if len(stages) == 1 else ""
+
+
+def _stages_in(text: str) -> Iterator[str]:
+    if "after" in text or "reply" in text or "refused to" in text:
+        yield from (name for name, said in _STAGES if said.search(text))
 
 
 def _joined(text: str, code: str) -> str:

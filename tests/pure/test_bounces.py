@@ -68,6 +68,39 @@ def test_bounces_in_their_own_words(name: str) -> None:
     assert (recipient.evidence.code, recipient.evidence.enhanced) == codes
 
 
+@pytest.mark.parametrize(
+    ("text", "stage"),
+    [
+        (
+            "  ann@d.example\n    SMTP error from remote mail server after end of data:\n    host mx: 550 No user\n",
+            "dot",
+        ),
+        ("  ann@d.example\n    The server answered after EHLO mx.example.net:\n    550 Refused\n", "ehlo"),
+        ("<ann@d.example>\n\n--- server message\n550 No such user\n\n--- SMTP command\nDATA\n", "data"),
+        ("<ann@d.example>\n\n550 No such user\n\nIt comes after RCPT or after DATA, we cannot say.\n", ""),
+    ],
+)
+def test_the_stage_stands_beside_the_reply_or_anywhere_when_it_is_the_only_one(text: str, stage: str) -> None:
+    [one] = read_letter(letter("failure notice", "It could not be delivered to:\n\n" + text)).recipients
+    assert (one.evidence.code, one.evidence.stage) == (550, stage)
+
+
+@pytest.mark.parametrize(
+    ("remote", "host"),
+    [
+        ("dns; mx.d.example", "mx.d.example"),
+        ("dns; [192.0.2.1]", "d.example"),
+        ("192.0.2.1", "d.example"),
+        ("", "d.example"),
+    ],
+)
+def test_where_no_host_is_named_the_domain_stands_for_it(remote: str, host: str) -> None:
+    fields = "Final-Recipient: rfc822; ann@D.example\nAction: failed\nStatus: 5.0.0\n"
+    fields += f"Remote-MTA: {remote}\n" if remote else ""
+    [one] = read_letter(report("message/delivery-status", f"Reporting-MTA: dns; mx.example.net\n\n{fields}")).recipients
+    assert one.evidence.provider == host
+
+
 def test_a_report_of_several_recipients_has_one_for_each() -> None:
     blocks = "\r\n\r\n".join(
         f"Final-Recipient: rfc822; {name}@d.example\r\nAction: {action}\r\nStatus: {status}\r\n"

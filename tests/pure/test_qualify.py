@@ -210,6 +210,8 @@ def test_stages_are_those_of_a_session_and_two_more() -> None:
         ("5.2.3 Message too large", Evidence(0, "5.2.3", "Message too large")),
         ("550 #5.1.0 Address rejected.", Evidence(550, "5.1.0", "Address rejected.")),
         ("Mailbox gone (#5.1.1)", Evidence(0, "5.1.1", "Mailbox gone (#5.1.1)")),
+        ("Bad, ERR_CODE :5.2.1 gone", Evidence(0, "5.2.1", "Bad, ERR_CODE :5.2.1 gone")),
+        ("version: 5.2.1", Evidence(0, "", "version: 5.2.1")),
         ("No such user", Evidence(0, "", "No such user")),
         ("smtp; 550 5.1.1 Gone", Evidence(550, "5.1.1", "Gone")),
         ("<<< 421 4.3.0 Later", Evidence(421, "4.3.0", "Later")),
