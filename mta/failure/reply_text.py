@@ -1,8 +1,8 @@
 """Replies written as lines of text, as logs, bounces and operators have them: taken apart, and qualified.
 
 Understood are ``550 5.1.1 text``, ``550-5.1.1 of more lines 550 5.1.1 joined``, ``5.2.3 text``, ``#5.1.1 text``, text
-alone, and what programs put around a reply that they pass on: ``smtp; 550 text``, ``host mx said: 550 text (in
-reply to RCPT TO command)``, ``SMTP error from remote mail server after RCPT TO:<...>: host ...: 550 text``.
+alone, and what programs put around a reply that they pass on: ``smtp; 550 text``, ``RCPT 550 text``, ``host mx said:
+550 text (in reply to RCPT TO command)``, ``SMTP error from remote mail server after RCPT TO:<...>: host ...: 550 text``.
 """
 
 from __future__ import annotations
@@ -27,6 +27,19 @@ _PASSED_ON: Final = re.compile(
     rf"([45][0-7]\d)[\s-]{{1,3}}#?(?:({_ENHANCED})\b[\s:]*)?",
     re.IGNORECASE,
 )
+# A reply behind the command that it was to; behind several where a program sends them together.
+_COMMAND: Final = r"(?:EHLO|HELO|STARTTLS|MAIL|RCPT|DATA|BDAT)"
+_TO_COMMAND: Final = re.compile(
+    rf"(?:[Ss][Mm][Tt][Pp]\s*;\s*)?({_COMMAND}(?:\+{_COMMAND})*)(?: [a-z]{{1,20}})?:?\s{{1,4}}(?=[45]\d\d[ -])"
+)
+_COMMAND_STAGES: Final = {
+    "EHLO": "ehlo",
+    "HELO": "ehlo",
+    "MAIL": "mail",
+    "RCPT": "rcpt",
+    "DATA": "data",
+    "BDAT": "data",
+}
 _WORDS_CHARS_MIN: Final = 4  # less is no text of a reply
 _IN_TEXT: Final = re.compile(rf"(?:[(\[]?#|[(\[]|(?:code|status)\s?[:=]\s?)({_ENHANCED})\b", re.IGNORECASE)
 _STAGES: Final = (
@@ -54,6 +67,9 @@ def parse_reply_text(line: str) -> Evidence:
     Never raises; looks at the first 64 Ki characters.
     """
     line = line[:BOUNCE_CHARS_MAX].strip()
+    command = _TO_COMMAND.match(line)
+    if command is not None:
+        line = line[command.end() :]
     head = _HEAD.match(line)
     assert head is not None
     code, enhanced, text = int(head[1] or 0), head[2] or "", line[head.end() :]
@@ -64,7 +80,8 @@ def parse_reply_text(line: str) -> Evidence:
         text = _joined(text, head[1])
     if not enhanced and (inner := _IN_TEXT.search(text)) is not None:
         enhanced = inner[1]
-    return Evidence(code, enhanced, text.strip(), next(iter(_stages_in(line)), ""))
+    stage = _COMMAND_STAGES.get(command[1], "") if command is not None else next(_stages_in(line), "")
+    return Evidence(code, enhanced, text.strip(), stage)
 
 
 def stage_in(text: str) -> str:
