@@ -2,7 +2,7 @@
 
 Understood are ``550 5.1.1 text``, ``550-5.1.1 of more lines 550 5.1.1 joined``, ``5.2.3 text``, ``#5.1.1 text``, text
 alone, and what programs put around a reply that they pass on: ``smtp; 550 text``, ``RCPT 550 text``, ``host mx said:
-550 text (in reply to RCPT TO command)``, ``SMTP error from remote mail server after RCPT TO:<...>: host ...: 550 text``.
+550 text (in reply to RCPT TO command)``, ``SMTP error from remote mail server after RCPT TO:<...>: 550 text``.
 """
 
 from __future__ import annotations

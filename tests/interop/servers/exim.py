@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import ClassVar
 
 from tests.interop.layer import WORK, Layer
-from tests.interop.place import DOMAIN, HOST, REFUSE, REFUSE_HEADER, Place
+from tests.interop.place import DOMAIN, HOST, REFUSE, REFUSE_HEADER, SENDER_ADDRESS, Place
 from tests.interop.remote import DebianServer, StoredMessage, mbox_messages
 
 
@@ -29,7 +29,7 @@ dc_local_interfaces='0.0.0.0'
 dc_readhost=''
 dc_relay_domains=''
 dc_minimaldns='false'
-dc_relay_nets=''
+dc_relay_nets='{SENDER_ADDRESS if place.is_relay else ""}'
 dc_smarthost=''
 CFILEMODE='644'
 dc_use_split_config='false'
@@ -45,7 +45,8 @@ MAIN_TLS_ENABLE = true
 MAIN_TLS_CERTIFICATE = /etc/exim4/cert.pem
 MAIN_TLS_PRIVATEKEY = /etc/exim4/key.pem
 CHECK_DATA_LOCAL_ACL_FILE = /etc/exim4/refuse
-""",
+"""
+            + ("delay_warning = 2s\n" if place.is_relay else ""),
         )
         place.write(
             "refuse",
