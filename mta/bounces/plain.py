@@ -56,7 +56,7 @@ _ENDING: Final = re.compile(
     re.IGNORECASE,
 )
 _CODE_LINE: Final = re.compile(
-    r"(?:^|said: ?|<<< ?|: |\"|'|\(|=> ?|response: ?|error: ?)(?:#?[45]\d\d)(?:[ -]|$)", re.IGNORECASE
+    r"(?:^|said: ?|<<< ?|: |\"|'|\(|=> ?|response:? ?|error:? ?)(?:#?[45]\d\d)(?:[ -]|: |$)", re.IGNORECASE
 )
 _AT_START: Final = (_HEAD, _ENDING)
 # What stands before it are the particulars of the message, not of those whom it did not reach.

@@ -18,13 +18,13 @@ from mta.model.failure import Evidence, Verdict
 
 _ENHANCED: Final = r"[245]\.\d{1,3}\.\d{1,3}"
 _HEAD: Final = re.compile(
-    rf"\s*(?:(?:smtp|x-[a-z-]{{1,30}})\s*;\s*)?(?:<<<\s*)?(?:([2-5]\d\d)(?=[\s#-]|$)[\s-]*)?"
+    rf"\s*(?:(?:smtp|x-[a-z-]{{1,30}})\s*;\s*)?(?:<<<\s*)?(?:([2-5]\d\d)(?=[\s#-]|:\s|$)[\s:-]*)?"
     rf"(?:[#(]{{0,2}}({_ENHANCED})(?=[\s:;,)\]\"']|$)[\s:;,)]*)?",
     re.IGNORECASE,
 )
 _PASSED_ON: Final = re.compile(
     rf"(?:said|says|responded(?: with)?|response|replied|reply|error|<<<|->|[:'\"(])[\s:'\"(]{{1,4}}"
-    rf"([45][0-7]\d)[\s-]{{1,3}}#?(?:({_ENHANCED})\b[\s:]*)?",
+    rf"([45][0-7]\d)(?:[\s-]|:\s){{1,3}}#?(?:({_ENHANCED})\b[\s:]*)?",
     re.IGNORECASE,
 )
 # A reply behind the command that it was to; behind several where a program sends them together.

@@ -4,7 +4,9 @@ Not collected by ``make test``: ``make interop-bounces`` runs it, in a network o
 Each server relays three messages to a host that refuses their recipients: one is unknown, one has a full mailbox, one
 is refused for now. Their return paths lead to the same host, which keeps what comes back. A report is right when it is
 read as one about that recipient, with the status that the host gave, and with the type and category that such a reply
-has in a session. ``MTA_INTEROP_REPORTS`` names a folder to keep the reports and the log in.
+has in a session. What its words alone say, without the part for programs, may be less, and never worse.
+
+``MTA_INTEROP_REPORTS`` names a folder to keep the reports and the log in.
 """
 
 from __future__ import annotations
@@ -21,8 +23,9 @@ from typing import Final, NamedTuple
 import pytest
 
 from mta.bounces import Kind, read_letter
+from mta.bounces.mime import opened
 from mta.failure.qualify import Qualifier
-from mta.model.failure import Category, FailureType
+from mta.model.failure import OUR_FAULT, Category, FailureType
 from mta.settings.bounce_rules import load_bounce_rules
 from mta.settings.config import load_settings
 from mta.sink.nameserver import ThreadedNameserver
@@ -79,7 +82,9 @@ def test_what_it_writes_is_read(server: RemoteServer, tmp_path: Path) -> None:
     found, faults = {}, []
     for case in cases:
         raw = reports.get(case.name)
-        found[case.name] = _form(raw, f"{case.name}@{FAR_DOMAIN}") if raw else {"form": "none came"}
+        if raw:
+            found[case.name] = _form(raw, f"{case.name}@{FAR_DOMAIN}")
+            faults += _faults_of_words(case, _words_alone(raw))
         faults += _faults(server, case, raw, is_delayed=case.name == "later" and server.warns)
     about = {"title": server.title, "version": server.version(), "bounces date": f"{datetime.now(UTC):%Y-%m-%d}"}
     result.record(server.name, "bounces", "reports", found, **about)
@@ -131,6 +136,26 @@ def _faults(server: RemoteServer, case: Case, raw: bytes | None, *, is_delayed: 
     return [f"{case.name}: {one}; {evidence}" for one in told]
 
 
+def _words_alone(raw: bytes) -> bytes:
+    """The report as it would be of a program that knows no RFC 3464: words, and what is returned."""
+    mail = message_from_bytes(raw)
+    parts = [part for part in mail.get_payload() if isinstance(part, Message)]
+    mail.set_payload([part for part in parts if not part.get_content_type().endswith("delivery-status")])
+    mail.replace_header("Content-Type", f'multipart/mixed; boundary="{mail.get_boundary()}"')
+    return mail.as_bytes()
+
+
+def _faults_of_words(case: Case, raw: bytes) -> list[str]:
+    """Words may say too little. They never give up an address that nobody gave up, or blame us."""
+    told = []
+    for one in read_letter(raw).recipients:
+        verdict = _qualifier().qualify(one.evidence)
+        is_harder = verdict.type is FailureType.HARD and case.type is not FailureType.HARD
+        if is_harder or verdict.category in OUR_FAULT - case.categories:
+            told.append(f"{case.name}: its words alone are {verdict}; {one.evidence}")
+    return told
+
+
 def _qualifier() -> Qualifier:
     return Qualifier(load_bounce_rules(load_settings(None).failures.rules_files))
 
@@ -138,7 +163,9 @@ def _qualifier() -> Qualifier:
 def _form(raw: bytes, address: str) -> dict[str, object]:
     """How a report is made, without its words: its parts, fields that stand in it, and what they say in codes."""
     mail = message_from_bytes(raw)
-    fields = {name.lower(): str(value) for part in mail.walk() for name, value in _status_fields(part)}
+    fields: dict[str, str] = {}
+    for block in opened(raw).status:
+        fields |= block
     recipient = _qualified(raw)
     return {
         "form": mail.get_content_type()
@@ -151,17 +178,6 @@ def _form(raw: bytes, address: str) -> dict[str, object]:
         else fields.get("final-recipient", ""),
         "read": recipient,
     }
-
-
-def _status_fields(part: Message) -> list[tuple[str, str]]:
-    if part.get_content_type() != "message/delivery-status":
-        return []
-    return [
-        (name, str(value))
-        for block in part.get_payload()
-        if isinstance(block, Message)
-        for name, value in block.items()
-    ]
 
 
 def _qualified(raw: bytes) -> str:

@@ -92,7 +92,7 @@ def bounces_table(results: Mapping[str, Any]) -> str:
 def _report_cell(report: Mapping[str, Any] | None) -> str:
     """Action and status as written; and as read."""
     if report is None:
-        return "nothing within a minute"
+        return "not in the time of a run"
     return f"{report['action']} {report['status']}: {report['read'].removeprefix('bounce: ')}"
 
 

@@ -68,6 +68,29 @@ def test_bounces_in_their_own_words(name: str) -> None:
     assert (recipient.evidence.code, recipient.evidence.enhanced) == codes
 
 
+def test_advice_is_no_reason() -> None:
+    text = (
+        "Your mail could not be delivered. The usual cause of this is an address that does not exist.\n\n"
+        "Delivery to ann@d.example failed with error: SMTP error {}: mx.d.example said: {}\n"
+    )
+    [one] = read_letter(letter("Undelivered mail", text.format(451, "the disk is broken"))).recipients
+    assert (one.address, one.evidence.code) == ("ann@d.example", 451)
+    assert "cause" not in one.evidence.text
+
+
+def test_a_warning_may_say_first_what_is_delayed() -> None:
+    text = "DELAYS IN DELIVERY\n\nYour mail has been delayed.\n\n<ann@d.example>:\n <<< 451 4.3.0 Not now\n"
+    found = read_letter(letter("WARNING: delayed mail", text))
+    assert [(one.address, one.is_delayed) for one in found.recipients] == [("ann@d.example", True)]
+
+
+def test_the_returned_message_begins_with_any_field_of_its_trace() -> None:
+    text = "It could not be delivered to:\n\nann@d.example: 550 5.1.1 No such user\n\n"
+    text += "Authentication-Results: mx.example.net; spf=fail\nReceived: from a.example\nTo: bob@d.example\n"
+    [one] = read_letter(letter("Undelivered mail", text)).recipients
+    assert "spf" not in one.evidence.text
+
+
 @pytest.mark.parametrize(
     ("text", "stage"),
     [

@@ -218,6 +218,8 @@ def test_stages_are_those_of_a_session_and_two_more() -> None:
         ("smtp; MAIL+RCPT 550 5.1.1 Gone", Evidence(550, "5.1.1", "Gone")),
         ("RCPT: 450 4.2.1 Busy", Evidence(450, "4.2.1", "Busy", "rcpt")),
         ("DATA closing 554 5.7.1 No", Evidence(554, "5.7.1", "No", "data")),
+        ("550: Gone", Evidence(550, "", "Gone")),
+        ("SMTP error 451: mx.d.example said: not now", Evidence(451, "", "mx.d.example said: not now")),
         ("Mail 500 users at most", Evidence(0, "", "Mail 500 users at most")),
         ("550", Evidence(550, "", "")),
         ("", Evidence(0, "", "")),
