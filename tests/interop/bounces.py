@@ -1,10 +1,11 @@
 """What a server writes when it cannot deliver on somebody's behalf, read as the product reads it.
 
 Not collected by ``make test``: ``make interop-bounces`` runs it, in a network of its own (`tests.interop.__main__`).
-Each server relays three messages to a host that refuses their recipients: one is unknown, one has a full mailbox, one
-is refused for now. Their return paths lead to the same host, which keeps what comes back. A report is right when it is
-read as one about that recipient, with the status that the host gave, and with the type and category that such a reply
-has in a session. What its words alone say, without the part for programs, may be less, and never worse.
+Each server relays messages to a host that refuses their recipients: one is unknown, one has a full mailbox, one is
+refused for now; and to a domain that is not there, and a host that is closed. Their return paths lead to the first
+host, which keeps what comes back. A report is right when it is read as one about that recipient, with the status that
+the host gave, and with the type and category that such a reply has in a session. What its words alone say, without
+the part for programs, may be less, and never worse.
 
 ``MTA_INTEROP_REPORTS`` names a folder to keep the reports and the log in.
 """
@@ -31,7 +32,17 @@ from mta.settings.config import load_settings
 from mta.sink.nameserver import ThreadedNameserver
 from tests.interop import result
 from tests.interop.mail_sink import MailSink, far_network
-from tests.interop.place import FAR_ADDRESS, FAR_DOMAIN, HOST_ADDRESS, PORT, Place, dns_zones
+from tests.interop.place import (
+    CLOSED_ADDRESS,
+    CLOSED_DOMAIN,
+    FAR_ADDRESS,
+    FAR_DOMAIN,
+    HOST_ADDRESS,
+    NO_DOMAIN,
+    PORT,
+    Place,
+    dns_zones,
+)
 from tests.interop.remote import RemoteServer
 from tests.interop.sending import DNS_PORT
 from tests.interop.servers import SERVERS
@@ -41,20 +52,31 @@ class Case(NamedTuple):
     """A recipient's local part, what the next host says of it, and how a report of that is to be read."""
 
     name: str
+    domain: str
     reply: str
-    type: FailureType
+    types: frozenset[FailureType]
     categories: frozenset[Category]
     status: str  # how it begins
+    is_later: bool = False  # a report comes only of servers that warn, or give up
+
+    @property
+    def address(self) -> str:
+        return f"{self.name}@{self.domain}"
 
 
 # What a server says at last of a recipient that was refused for now is up to it.
 _FOR_NOW: Final = frozenset({Category.SYSTEM_ERROR, Category.UNREACHABLE, Category.RATE_LIMITED})
+_HARD: Final = frozenset({FailureType.HARD})
+_SOFT: Final = frozenset({FailureType.SOFT})
+# The last two are told in the server's own words, as no host said anything.
 CASES: Final = (
     Case(
-        "unknown", "550 5.1.1 Nobody has that name here", FailureType.HARD, frozenset({Category.USER_UNKNOWN}), "5.1.1"
+        "unknown", FAR_DOMAIN, "550 5.1.1 Nobody has that name here", _HARD, frozenset({Category.USER_UNKNOWN}), "5.1.1"
     ),
-    Case("full", "552 5.2.2 This mailbox is full", FailureType.SOFT, frozenset({Category.MAILBOX_FULL}), "5.2.2"),
-    Case("later", "451 4.3.0 The store is not here at the moment", FailureType.SOFT, _FOR_NOW, "4."),
+    Case("full", FAR_DOMAIN, "552 5.2.2 This mailbox is full", _SOFT, frozenset({Category.MAILBOX_FULL}), "5.2.2"),
+    Case("later", FAR_DOMAIN, "451 4.3.0 The store is not here at the moment", _SOFT, _FOR_NOW, "4.", is_later=True),
+    Case("nowhere", NO_DOMAIN, "", _HARD | _SOFT, frozenset({Category.INVALID_DOMAIN, Category.UNREACHABLE}), ""),
+    Case("closed", CLOSED_DOMAIN, "", _SOFT, frozenset({Category.UNREACHABLE}), "", is_later=True),
 )
 
 
@@ -66,16 +88,16 @@ def test_what_it_writes_is_read(server: RemoteServer, tmp_path: Path) -> None:
     if not server.is_installed:
         pytest.skip(f"{server.name} is not installed")
     place = Place.make(tmp_path, is_relay=True)
-    cases = [case for case in CASES if case.name != "later" or server.warns or server.gives_up]
-    replies = {case.name: case.reply for case in CASES}
+    cases = [case for case in CASES if not case.is_later or server.warns or server.gives_up]
+    replies = {case.name: case.reply for case in CASES if case.reply}
     with (
         ThreadedNameserver(dns_zones(), port=DNS_PORT),
-        far_network(FAR_ADDRESS, HOST_ADDRESS) as network,
+        far_network([FAR_ADDRESS, CLOSED_ADDRESS], HOST_ADDRESS) as network,
         MailSink(network, FAR_ADDRESS, PORT, replies) as sink,
         server.running(place),
     ):
         for case in cases:
-            server.submit(place, case.name, f"{case.name}@{FAR_DOMAIN}")
+            server.submit(place, case.name, case.address)
         reports = _reports(server, place, sink, [case.name for case in cases])
         log = server.log(place)
     _keep(server.name, reports, log)
@@ -83,9 +105,9 @@ def test_what_it_writes_is_read(server: RemoteServer, tmp_path: Path) -> None:
     for case in cases:
         raw = reports.get(case.name)
         if raw:
-            found[case.name] = _form(raw, f"{case.name}@{FAR_DOMAIN}")
+            found[case.name] = _form(raw, case.address)
             faults += _faults_of_words(case, _words_alone(raw))
-        faults += _faults(server, case, raw, is_delayed=case.name == "later" and server.warns)
+        faults += _faults(server, case, raw, is_delayed=case.is_later and server.warns)
     about = {"title": server.title, "version": server.version(), "bounces date": f"{datetime.now(UTC):%Y-%m-%d}"}
     result.record(server.name, "bounces", "reports", found, **about)
     result.record(server.name, "bounces", "faults", faults)
@@ -125,9 +147,9 @@ def _faults(server: RemoteServer, case: Case, raw: bytes | None, *, is_delayed: 
     evidence = recipient.evidence
     verdict = _qualifier().qualify(evidence)
     told = []
-    if recipient.address.lower() != f"{case.name}@{FAR_DOMAIN}":
+    if recipient.address.lower() != case.address:
         told.append(f"the recipient is {recipient.address!r}")
-    if verdict.type is not case.type or verdict.category not in case.categories:
+    if verdict.type not in case.types or verdict.category not in case.categories:
         told.append(f"it is {verdict.type.name}, {verdict.category.label} by {verdict.rule!r}")
     if not (server.loses_status or evidence.enhanced.startswith(case.status)):
         told.append(f"its status is {evidence.enhanced!r}")
@@ -150,7 +172,7 @@ def _faults_of_words(case: Case, raw: bytes) -> list[str]:
     told = []
     for one in read_letter(raw).recipients:
         verdict = _qualifier().qualify(one.evidence)
-        is_harder = verdict.type is FailureType.HARD and case.type is not FailureType.HARD
+        is_harder = verdict.type is FailureType.HARD and FailureType.HARD not in case.types
         if is_harder or verdict.category in OUR_FAULT - case.categories:
             told.append(f"{case.name}: its words alone are {verdict}; {one.evidence}")
     return told

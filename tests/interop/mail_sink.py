@@ -11,7 +11,7 @@ import re
 import socketserver
 import subprocess
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import NamedTuple, Self
 
@@ -27,8 +27,8 @@ class KeptMail(NamedTuple):
 
 
 @contextlib.contextmanager
-def far_network(address: str, near_address: str) -> Iterator[int]:
-    """A network in which ``address`` is, reached from ``near_address``; the process that it belongs to."""
+def far_network(addresses: Sequence[str], near_address: str) -> Iterator[int]:
+    """A network in which ``addresses`` are, reached from ``near_address``; the process that it belongs to."""
     holder = subprocess.Popen(["unshare", "--net", "sh", "-c", "echo; exec sleep infinity"], stdout=subprocess.PIPE)
     try:
         assert holder.stdout is not None
@@ -39,10 +39,10 @@ def far_network(address: str, near_address: str) -> Iterator[int]:
             f"ip link add near type veth peer name far netns {holder.pid}",
             "ip link set near up",
             f"{inside} link set lo up",
-            f"{inside} address add {address}/32 dev far",
+            *(f"{inside} address add {address}/32 dev far" for address in addresses),
             f"{inside} link set far up",
             f"{inside} route add default dev far",
-            f"ip route add {address}/32 dev near src {near_address}",
+            *(f"ip route add {address}/32 dev near src {near_address}" for address in addresses),
         ):
             subprocess.run(command.split(), check=True)
         yield holder.pid

@@ -30,6 +30,9 @@ FAR_DOMAIN: Final = "far.example"
 RETURN_DOMAIN: Final = "return.example"
 FAR_HOST: Final = "mx.far.example"
 FAR_ADDRESS: Final = "203.0.113.25"
+CLOSED_DOMAIN: Final = "closed.example"  # nothing listens there
+CLOSED_ADDRESS: Final = "203.0.113.26"
+NO_DOMAIN: Final = "nowhere.example"  # there is no such name
 ADDRESSES: Final = (HOST_ADDRESS, SENDER_ADDRESS)
 
 # A message with this in its header X-Interop is refused at the dot by each server, as each does that.
@@ -53,6 +56,8 @@ def dns_zones() -> dict[str, object]:
         FAR_DOMAIN: {"MX": [(10, FAR_HOST)]},
         RETURN_DOMAIN: {"MX": [(10, FAR_HOST)]},
         FAR_HOST: {"A": [FAR_ADDRESS]},
+        CLOSED_DOMAIN: {"MX": [(10, f"mx.{CLOSED_DOMAIN}")]},
+        f"mx.{CLOSED_DOMAIN}": {"A": [CLOSED_ADDRESS]},
         SENDER_HOST: {"A": [SENDER_ADDRESS], "TXT": [_strings(sender)]},
         "7.100.51.198.in-addr.arpa": {"PTR": [f"{SENDER_HOST}."]},
         "25.2.0.192.in-addr.arpa": {"PTR": [f"{HOST}."]},

@@ -13,7 +13,7 @@ from tests.interop.servers import SERVERS
 
 DOCUMENT: Final = Path(__file__).parents[2] / "docs" / "interoperation.md"
 RUNS: Final = ("plain, one session", "plain, 8 sessions", "TLS, one session", "TLS, 8 sessions")
-CASES: Final = ("unknown", "full", "later")
+CASES: Final = ("unknown", "full", "later", "nowhere", "closed")
 _RETURNED: Final = {
     "message/rfc822": "the whole message",
     "text/rfc822-headers": "its header",

@@ -45,7 +45,7 @@ Postmaster:
 	Mailbox: Postmaster
 """
 
-_USERS_OF_CASES = dict(zip(("unknown", "full", "later"), USERS, strict=False))
+_USERS_OF_CASES = dict(zip(("unknown", "full", "later", "nowhere", "closed"), USERS, strict=False))
 
 
 class Mox(GoServer):
