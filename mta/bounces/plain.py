@@ -70,6 +70,12 @@ _BECAUSE: Final = re.compile(
     r"[^:：\n]{0,30}[:：]\s{0,20}(?=\S)",
     re.IGNORECASE | re.MULTILINE,
 )
+# The subject of the message, which a report may tell: its sender's words.
+_SUBJECT: Final = re.compile(
+    r"^\W{0,20}(?:the |your )?(?:message )?(?:subject|betreff|objet|asunto|oggetto|assunto)"
+    r"(?: of (?:the|your) (?:message|e-?mail))?(?: is| was)?\s{0,8}:.*$",
+    re.IGNORECASE | re.MULTILINE,
+)
 _STAGE: Final = re.compile(
     r"(?:>>> ?|^-{0,40} ?SMTP command:?[ -]{0,40}\n\s{0,20})(RCPT|DATA|MAIL|EHLO|HELO|\.)", re.IGNORECASE | re.MULTILINE
 )
@@ -125,6 +131,7 @@ def recipients_in(text: str, ignored: frozenset[str], *, is_loose: bool = False)
 
 def evidence_in(text: str) -> Evidence:
     """What a text says is wrong: the last reply of a server in it, or else all of it."""
+    text = _SUBJECT.sub("", text)
     lines = [line.strip() for line in text.splitlines()]
     hits = {at for at, line in enumerate(lines) if _CODE_LINE.search(line)}
     stage = _stage(text)

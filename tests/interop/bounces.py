@@ -88,7 +88,7 @@ def test_what_it_writes_is_read(server: RemoteServer, tmp_path: Path) -> None:
     if not server.is_installed:
         pytest.skip(f"{server.name} is not installed")
     place = Place.make(tmp_path, is_relay=True)
-    cases = [case for case in CASES if not case.is_later or server.warns or server.gives_up]
+    cases = [case for case in CASES if _is_reported_soon(server, case)]
     replies = {case.name: case.reply for case in CASES if case.reply}
     with (
         ThreadedNameserver(dns_zones(), port=DNS_PORT),
@@ -112,6 +112,12 @@ def test_what_it_writes_is_read(server: RemoteServer, tmp_path: Path) -> None:
     result.record(server.name, "bounces", "reports", found, **about)
     result.record(server.name, "bounces", "faults", faults)
     assert not faults, (faults, reports, log[-3000:])
+
+
+def _is_reported_soon(server: RemoteServer, case: Case) -> bool:
+    """A server that neither warns nor gives up in the time of a run has nothing to say of what it tries again."""
+    is_later = case.is_later or (case.name == "nowhere" and server.waits_for_domains)
+    return not is_later or server.warns or server.gives_up
 
 
 def _reports(server: RemoteServer, place: Place, sink: MailSink, names: Sequence[str]) -> dict[str, bytes]:

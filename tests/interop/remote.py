@@ -59,6 +59,7 @@ class RemoteServer(ABC):
     reports_s: ClassVar[float] = 40.0  # within which it has reported what it could not relay
     warns: ClassVar[bool] = True  # reports that it is still trying,
     gives_up: ClassVar[bool] = False  # or at least that it tries no more, within ``reports_s``
+    waits_for_domains: ClassVar[bool] = False  # takes a domain that is not there for one that is not there now
     loses_status: ClassVar[bool] = False  # reports codes of its own in the place of the next host's
     no_bounces: ClassVar[str] = ""  # why it has nothing to report
 

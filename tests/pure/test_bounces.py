@@ -68,6 +68,17 @@ def test_bounces_in_their_own_words(name: str) -> None:
     assert (recipient.evidence.code, recipient.evidence.enhanced) == codes
 
 
+@pytest.mark.parametrize(
+    ("diagnostic", "text"),
+    [("", "It did not work. each host was tried"), ("smtp; 550 Everything is lost", "Everything is lost")],
+)
+def test_a_reason_in_parentheses_counts_where_there_is_no_other(diagnostic: str, text: str) -> None:
+    fields = "Final-Recipient: rfc822; ann@d.example\nAction: failed\nStatus: 5.1.2 (each host was tried)\n"
+    fields += f"Diagnostic-Code: {diagnostic}\n" if diagnostic else ""
+    [one] = read_letter(report("message/delivery-status", f"Reporting-MTA: dns; mx.example\n\n{fields}")).recipients
+    assert one.evidence.text == text
+
+
 def test_advice_is_no_reason() -> None:
     text = (
         "Your mail could not be delivered. The usual cause of this is an address that does not exist.\n\n"
@@ -76,6 +87,15 @@ def test_advice_is_no_reason() -> None:
     [one] = read_letter(letter("Undelivered mail", text.format(451, "the disk is broken"))).recipients
     assert (one.address, one.evidence.code) == ("ann@d.example", 451)
     assert "cause" not in one.evidence.text
+
+
+@pytest.mark.parametrize("subject", ["The subject of the message is: {}", "  Subject:  {}", "Betreff: {}"])
+def test_the_subject_that_a_report_tells_is_its_senders_word(subject: str) -> None:
+    told = subject.format("No such user? Relaying denied!")
+    text = f"Your mail could not be delivered to:\n\n  ann@d.example\n\n{told}\n"
+    [one] = read_letter(letter("Undelivered mail", text)).recipients
+    assert "user" not in one.evidence.text
+    assert "could not be delivered" in one.evidence.text
 
 
 def test_a_warning_may_say_first_what_is_delayed() -> None:

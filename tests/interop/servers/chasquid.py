@@ -43,6 +43,7 @@ class Chasquid(DebianServer):
         "writes what it is given to a file"
     )
     warns: ClassVar = False
+    waits_for_domains: ClassVar = True
     layer: ClassVar = Layer("chasquid", ["chasquid"])
 
     def script(self, place: Place) -> str:

@@ -56,6 +56,7 @@ class Mox(GoServer):
         "refuses at the dot for an account without room"
     )
     warns: ClassVar = False
+    waits_for_domains: ClassVar = True
     outcomes_s: ClassVar = 400.0  # it takes its time for each unknown recipient
     package: ClassVar = "github.com/mjl-/mox"
     pinned: ClassVar = "v0.0.15"
