@@ -18,10 +18,10 @@ COMPILE := $(UV) pip compile pyproject.toml --generate-hashes --no-emit-index-ur
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup compile demo test lint bench interop wheel lock clean
+.PHONY: help setup compile demo test lint bench interop interop-bounces wheel lock clean
 
 help: ## Say what each target does
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(STAMP) $(COMPILED) ## Install into .venv/, as locked in requirements/dev.lock, and compile; again only what changed
 
@@ -66,6 +66,9 @@ bench: setup ## Measure this machine, every scenario: a quarter of an hour; BENC
 
 interop: setup ## Deliver to real mail servers, SERVERS="postfix mox" or all ten: needs root on Linux, takes a quarter of an hour
 	$(BIN)/python -m tests.interop $(SERVERS)
+
+interop-bounces: setup ## Read what real mail servers write when they cannot deliver, SERVERS="postfix mox" or all ten: as interop, in two minutes
+	$(BIN)/python -m tests.interop --bounces $(SERVERS)
 
 wheel: setup ## Build dist/mta-*.whl for a node, compiled where this checkout is
 	MTA_COMPILE=$$(ls mta/compiled__mypyc* >/dev/null 2>&1 && echo 1 || echo 0) \

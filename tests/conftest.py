@@ -53,6 +53,16 @@ def _turn(item: pytest.Item) -> tuple[int, int]:
     return long, _DIRECTORIES.index(directory) if directory in _DIRECTORIES else len(_DIRECTORIES)
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What was skipped, and what a test has measured: neither is seen in a row of dots."""
+    for report in terminalreporter.getreports("skipped"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+        terminalreporter.write_line(f"SKIPPED {report.nodeid}: {reason}", yellow=True)
+    for report in terminalreporter.getreports("passed"):
+        for name, value in report.user_properties:
+            terminalreporter.write_line(f"{report.nodeid}: {name} {value}")
+
+
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[EmbeddedPostgres]:
     """One server for the whole run, with a migrated template database in it."""

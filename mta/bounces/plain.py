@@ -12,7 +12,7 @@ from typing import Final
 
 from mta.bounces.letter import Recipient
 from mta.bounces.words import PARTICULARS, RETURNED
-from mta.failure.reply_text import parse_reply_text
+from mta.failure.reply_text import parse_reply_text, stage_in
 from mta.model.failure import Evidence
 
 RECIPIENTS_MAX: Final = 1_000
@@ -56,7 +56,7 @@ _ENDING: Final = re.compile(
     re.IGNORECASE,
 )
 _CODE_LINE: Final = re.compile(
-    r"(?:^|said: ?|<<< ?|: |\"|'|\(|=> ?|response: ?|error: ?)(?:#?[45]\d\d)(?:[ -]|$)", re.IGNORECASE
+    r"(?:^|said: ?|<<< ?|: |\"|'|\(|=> ?|response:? ?|error:? ?)(?:#?[45]\d\d)(?:[ -]|: |$)", re.IGNORECASE
 )
 _AT_START: Final = (_HEAD, _ENDING)
 # What stands before it are the particulars of the message, not of those whom it did not reach.
@@ -70,7 +70,15 @@ _BECAUSE: Final = re.compile(
     r"[^:：\n]{0,30}[:：]\s{0,20}(?=\S)",
     re.IGNORECASE | re.MULTILINE,
 )
-_STAGE: Final = re.compile(r">>> ?(RCPT|DATA|MAIL|EHLO|HELO|\.)", re.IGNORECASE)
+# The subject of the message, which a report may tell: its sender's words.
+_SUBJECT: Final = re.compile(
+    r"^\W{0,20}(?:the |your )?(?:message )?(?:subject|betreff|objet|asunto|oggetto|assunto)"
+    r"(?: of (?:the|your) (?:message|e-?mail))?(?: is| was)?\s{0,8}:.*$",
+    re.IGNORECASE | re.MULTILINE,
+)
+_STAGE: Final = re.compile(
+    r"(?:>>> ?|^-{0,40} ?SMTP command:?[ -]{0,40}\n\s{0,20})(RCPT|DATA|MAIL|EHLO|HELO|\.)", re.IGNORECASE | re.MULTILINE
+)
 _STAGES: Final = {"rcpt": "rcpt", "data": "data", "mail": "mail", "ehlo": "ehlo", "helo": "ehlo", ".": "dot"}
 
 
@@ -123,6 +131,7 @@ def recipients_in(text: str, ignored: frozenset[str], *, is_loose: bool = False)
 
 def evidence_in(text: str) -> Evidence:
     """What a text says is wrong: the last reply of a server in it, or else all of it."""
+    text = _SUBJECT.sub("", text)
     lines = [line.strip() for line in text.splitlines()]
     hits = {at for at, line in enumerate(lines) if _CODE_LINE.search(line)}
     stage = _stage(text)
@@ -147,7 +156,7 @@ def evidence_in(text: str) -> Evidence:
 
 def _stage(text: str) -> str:
     found = _STAGE.findall(text)
-    return _STAGES[found[-1].lower()] if found else ""
+    return _STAGES[found[-1].lower()] if found else stage_in(text)
 
 
 def _places(lines: list[str], ignored: frozenset[str], is_loose: bool) -> list[tuple[int, str]]:

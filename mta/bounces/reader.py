@@ -35,6 +35,7 @@ from mta.failure.reply_text import parse_reply_text
 from mta.model.failure import Evidence
 
 _STATUS: Final = re.compile(r"\b([245]\.\d{1,3}\.\d{1,3})\b")
+_COMMENT: Final = re.compile(r"\(([^()]{4,500})\)")  # of a field: the reason, where there is no other
 # Addresses of a report beyond ASCII (RFC 6533 §3): as they are, or with such characters as \x{1F600}.
 _TYPED_ADDRESS: Final = re.compile(r"(?:utf-8|rfc822)\s*;\s*<?([^\s<>@;]{1,256}@[^\s<>@;]{1,256})>?\s*$", re.IGNORECASE)
 _ESCAPED_ADDRESS: Final = re.compile(r"utf-8\s*;\s*<?((?:[!-:=?-~]|\\x\{[0-9A-F]{2,6}\}){1,512})>?\s*$", re.IGNORECASE)
@@ -48,6 +49,7 @@ _AUTOMATIC: Final = (
     "x-vacation",
     "x-mail-autoreply",
 )
+_HOST_NAME: Final = re.compile(r"\.[A-Za-z]")  # an IP address has none
 _TITLE_CHARS: Final = 300
 _FAILURE_MIN: Final = 400
 _REFUSAL: Final = re.compile(r"(?<![\d.])[45]\d\d(?=[ -])")
@@ -79,11 +81,20 @@ def read_letter(raw: bytes, *, is_of_feedback_loop: bool = False) -> Letter:
             return msgspec.structs.replace(
                 letter,
                 kind=kind,
-                recipients=tuple(recipients[:RECIPIENTS_MAX]),
+                recipients=tuple(_with_host(one) for one in recipients[:RECIPIENTS_MAX]),
                 feedback_type=feedback_type,
                 is_challenge=kind is Kind.AUTOREPLY and _is_challenge(mail, said.text),
             )
     return letter
+
+
+def _with_host(recipient: Recipient) -> Recipient:
+    """Where no host is named that refused, the recipient's domain stands for it: rules may ask who speaks."""
+    evidence = recipient.evidence
+    if _HOST_NAME.search(evidence.provider) is not None or "@" not in recipient.address:
+        return recipient
+    domain = recipient.address.rpartition("@")[2].lower()
+    return msgspec.structs.replace(recipient, evidence=evidence._replace(provider=domain))
 
 
 class _Said:
@@ -176,6 +187,8 @@ def _evidence_of(block: dict[str, str], said: _Said, address: str, recipients: i
         # The reason is in the words for people; of several recipients in those beside the address.
         told = (said.by_address.get(address.lower()) if recipients > 1 else None) or said.evidence
         evidence = told._replace(code=evidence.code or told.code, enhanced=evidence.enhanced or told.enhanced)
+    if not diagnostic and (comment := _COMMENT.search(block.get("status", ""))) is not None:
+        evidence = evidence._replace(text=f"{evidence.text} {comment[1]}".strip())
     if status is not None and status[1][0] != "2" and (not evidence.enhanced or evidence.enhanced.endswith(".0.0")):
         evidence = evidence._replace(enhanced=status[1])
     host = block.get("remote-mta", "").rpartition(";")[2].strip().split(" ")[0]

@@ -103,6 +103,7 @@ BOUNCE_SUBJECT: Final = _any(
     r"недостав|(ошибка|сбой|отказ)( при| в)? ?доставк",
     r"не доставлен",
     r"deliver\w*.{0,30}warn",
+    r"delayed (mail|message|e-?mail|delivery)",
     r"メール.{0,10}エラー",
     r"postponed",
     r"rejected",
@@ -123,6 +124,7 @@ BOUNCE_SUBJECT: Final = _any(
 # What a text says that is a bounce; one of these is needed where neither report nor header says so.
 BOUNCE_TEXT: Final = _any(
     r"(could|can|was|were|is|has)( ?n.t| not)( \w+){0,2} (be )?(deliver|sent|send|transmit|reach|complet|relay)",
+    r"delays? (in|of) (the |your )?deliver",
     r"un(able|successful)( \w+){0,4} (to )?(deliver|relay|send|transmit|reach|complete)",
     r"undeliver",
     r"non[- ]?deliver",
@@ -280,6 +282,7 @@ RETURNED: Final = re2.compile(
     r"-{2,} ?(?:original|ursprüngliche|mensaje original|message d.origine|messaggio originale"
     r"|begin|start|forwarded|returned)\b.{0,80}"
     r"|return-path: ?<|received: ?(?:from|by|\()|message-id: ?<|x-mailer: |mime-version: 1"
+    r"|dkim-signature: ?[a-z]=|authentication-results: ?[^\s;]+;"
     r"|content-type: (?:message/rfc822|text/rfc822-headers)"
     r")"
 )

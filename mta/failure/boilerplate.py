@@ -1,8 +1,8 @@
 """What mail programs write around a diagnosis, taken away: it says that something failed, never what.
 
-A mailer's prefix ("Recipient address rejected:"), its introduction ("Delivery to the following recipients failed") and
-the footers of scanners and queues stand in bounces of every kind. Left in place, each was taken for the reason.
-Where nothing else is said, the text stays as it is, and codes decide.
+A mailer's prefix ("Recipient address rejected:"), its introduction ("Delivery to the following recipients failed"),
+the footers of scanners and queues, and advice ("The usual cause is ...") stand in bounces of every kind. Left in
+place, each was taken for the reason. Where nothing else is said, the text stays as it is, and codes decide.
 """
 
 from __future__ import annotations
@@ -40,12 +40,22 @@ _FOOTERS: Final = (
     r"(?:scanned|checked)\b(?:[^.]|[.]\S)*\b(?:virus(?:es)?|malware|spam|security|mailscanner|antivirus|content)[.]?",
     r"\b(?:scanned|checked) (?:for|by) (?:viruses|virus|malware|spam)\b[.]?",
 )
+# What mail programs think of failures in general is advice: causes that may not be the one of this failure.
+_ADVICE: Final = re2.compile(
+    r"(?i)\b(?:the |a |some |one )?(?:most )?(?:usual|common|possible|likely|typical|frequent)(?: \pL+){0,2}"
+    r" (?:causes?|reasons?)\b(?:[^.]|[.]\S)*(?:[.]|$)"
+)
 _BOILERPLATE: Final = re2.compile("(?i)" + "|".join((*_PREFIXES, *_INTRODUCTIONS, *_FOOTERS)))
 _LETTER: Final = re2.compile(r"\pL")
 
 
 def without_boilerplate(text: str) -> str:
-    """The text without what says nothing; as it is where nothing would be left. Time is linear in the text."""
+    """The text without what says nothing; as it is where nothing would be left, but for advice, which never counts.
+
+    Time is linear in the text.
+    """
+    if _ADVICE.search(text) is not None:
+        text = " ".join(_ADVICE.sub(" ", text).split())
     if len(text) < _LETTERS_MIN or _BOILERPLATE.search(text) is None:
         return text
     left = " ".join(_BOILERPLATE.sub(" ", text).split())

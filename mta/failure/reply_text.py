@@ -1,8 +1,8 @@
 """Replies written as lines of text, as logs, bounces and operators have them: taken apart, and qualified.
 
 Understood are ``550 5.1.1 text``, ``550-5.1.1 of more lines 550 5.1.1 joined``, ``5.2.3 text``, ``#5.1.1 text``, text
-alone, and what programs put around a reply that they pass on: ``smtp; 550 text``, ``host mx said: 550 text (in
-reply to RCPT TO command)``, ``SMTP error from remote mail server after RCPT TO:<...>: host ...: 550 text``.
+alone, and what programs put around a reply that they pass on: ``smtp; 550 text``, ``RCPT 550 text``, ``host mx said:
+550 text (in reply to RCPT TO command)``, ``SMTP error from remote mail server after RCPT TO:<...>: 550 text``.
 """
 
 from __future__ import annotations
@@ -18,17 +18,30 @@ from mta.model.failure import Evidence, Verdict
 
 _ENHANCED: Final = r"[245]\.\d{1,3}\.\d{1,3}"
 _HEAD: Final = re.compile(
-    rf"\s*(?:(?:smtp|x-[a-z-]{{1,30}})\s*;\s*)?(?:<<<\s*)?(?:([2-5]\d\d)(?=[\s#-]|$)[\s-]*)?"
+    rf"\s*(?:(?:smtp|x-[a-z-]{{1,30}})\s*;\s*)?(?:<<<\s*)?(?:([2-5]\d\d)(?=[\s#-]|:\s|$)[\s:-]*)?"
     rf"(?:[#(]{{0,2}}({_ENHANCED})(?=[\s:;,)\]\"']|$)[\s:;,)]*)?",
     re.IGNORECASE,
 )
 _PASSED_ON: Final = re.compile(
     rf"(?:said|says|responded(?: with)?|response|replied|reply|error|<<<|->|[:'\"(])[\s:'\"(]{{1,4}}"
-    rf"([45][0-7]\d)[\s-]{{1,3}}#?(?:({_ENHANCED})\b[\s:]*)?",
+    rf"([45][0-7]\d)(?:[\s-]|:\s){{1,3}}#?(?:({_ENHANCED})\b[\s:]*)?",
     re.IGNORECASE,
 )
+# A reply behind the command that it was to; behind several where a program sends them together.
+_COMMAND: Final = r"(?:EHLO|HELO|STARTTLS|MAIL|RCPT|DATA|BDAT)"
+_TO_COMMAND: Final = re.compile(
+    rf"(?:[Ss][Mm][Tt][Pp]\s*;\s*)?({_COMMAND}(?:\+{_COMMAND})*)(?: [a-z]{{1,20}})?:?\s{{1,4}}(?=[45]\d\d[ -])"
+)
+_COMMAND_STAGES: Final = {
+    "EHLO": "ehlo",
+    "HELO": "ehlo",
+    "MAIL": "mail",
+    "RCPT": "rcpt",
+    "DATA": "data",
+    "BDAT": "data",
+}
 _WORDS_CHARS_MIN: Final = 4  # less is no text of a reply
-_IN_TEXT: Final = re.compile(rf"(?:[(\[]?#|[(\[])({_ENHANCED})\b")
+_IN_TEXT: Final = re.compile(rf"(?:[(\[]?#|[(\[]|(?:code|status)\s?[:=]\s?)({_ENHANCED})\b", re.IGNORECASE)
 _STAGES: Final = (
     ("dot", re.compile(r"(?:in reply to|after) (?:the )?end of (?:data|message)|after end of data", re.IGNORECASE)),
     ("data", re.compile(r"in reply to DATA|after (?:pipelined )?(?:sending )?DATA\b", re.IGNORECASE)),
@@ -54,6 +67,9 @@ def parse_reply_text(line: str) -> Evidence:
     Never raises; looks at the first 64 Ki characters.
     """
     line = line[:BOUNCE_CHARS_MAX].strip()
+    command = _TO_COMMAND.match(line)
+    if command is not None:
+        line = line[command.end() :]
     head = _HEAD.match(line)
     assert head is not None
     code, enhanced, text = int(head[1] or 0), head[2] or "", line[head.end() :]
@@ -64,10 +80,19 @@ def parse_reply_text(line: str) -> Evidence:
         text = _joined(text, head[1])
     if not enhanced and (inner := _IN_TEXT.search(text)) is not None:
         enhanced = inner[1]
-    stage = ""
-    if "after" in line or "reply" in line or "refused to" in line:
-        stage = next((name for name, said in _STAGES if said.search(line)), "")
+    stage = _COMMAND_STAGES.get(command[1], "") if command is not None else next(_stages_in(line), "")
     return Evidence(code, enhanced, text.strip(), stage)
+
+
+def stage_in(text: str) -> str:
+    """The stage of a session that a text for people names; empty where it names none, or several."""
+    stages = list(_stages_in(text))
+    return stages[0] if len(stages) == 1 else ""
+
+
+def _stages_in(text: str) -> Iterator[str]:
+    if "after" in text or "reply" in text or "refused to" in text:
+        yield from (name for name, said in _STAGES if said.search(text))
 
 
 def _joined(text: str, code: str) -> str:

@@ -79,7 +79,7 @@ class Evidence(NamedTuple):
     enhanced: str = ""  # "5.1.1", as the server or the bounce gave it
     text: str = ""  # the reply without its codes, or whatever text describes the failure
     stage: str = ""  # connect, greeting, ehlo, starttls, mail, rcpt, data, dot, dns, bounce; empty: not known
-    provider: str = ""  # MX host, or the reporting host of a bounce; empty: not known
+    provider: str = ""  # MX host; of a bounce the host that refused, or the recipient's domain; empty: not known
 
 
 class Verdict(NamedTuple):

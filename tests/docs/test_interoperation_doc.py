@@ -20,3 +20,11 @@ def test_each_server_has_its_words_and_its_results() -> None:
     for server in SERVERS:
         assert set(results[server.name]["runs"]) == set(table.RUNS), f"{server.name} was not run in each manner"
         assert results[server.name]["habits"]["EHLO"]
+
+
+def test_what_each_server_reports_was_read_as_it_should_be() -> None:
+    for server in SERVERS:
+        if not server.no_bounces:
+            bounces = result.load()[server.name]["bounces"]
+            assert not bounces["faults"], server.name
+            assert {"unknown", "full"} <= set(bounces["reports"]), server.name

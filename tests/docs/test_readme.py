@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 CHANGELOG = (ROOT / "CHANGELOG.md").read_text()
 _CODE = re.compile(r"`([^`\n]+)`|^```\n(.*?)^```", re.MULTILINE | re.DOTALL)
-_TARGET = re.compile(r"^([a-z]+):", re.MULTILINE)
+_TARGET = re.compile(r"^([a-z-]+):", re.MULTILINE)
 
 
 def lines_of_code(text: str) -> list[str]:
@@ -72,7 +72,7 @@ def test_the_makefile_has_the_targets_that_are_named_and_explains_each() -> None
     named = {words[0] for words in commands_named("make")}
     assert {"setup", "demo", "test", "bench"} <= targets
     assert named <= targets
-    explained = set(re.findall(r"^([a-z]+):.*## \S", makefile, re.MULTILINE))
+    explained = set(re.findall(r"^([a-z-]+):.*## \S", makefile, re.MULTILINE))
     assert explained == targets
 
 

@@ -2,7 +2,9 @@
 
 ::
 
-    python -m tests.interop [SERVER ...] [-- options of pytest]
+    python -m tests.interop [--bounces] [SERVER ...] [-- options of pytest]
+
+With ``--bounces`` (``make interop-bounces``) the servers relay, and what they report is read.
 
 The run has a network, a mount and a process namespace of its own: nothing that it starts is reached from outside, can
 reach the outside, or outlives it. That needs root on Linux; elsewhere it is skipped, and says so.
@@ -25,6 +27,8 @@ from tests.interop.servers import SERVERS
 INSIDE = "MTA_INTEROP_INSIDE"
 _NAMESPACE = ("unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
 _TESTS = "tests/interop/delivery.py", "tests/interop/habits.py"
+_BOUNCES = "--bounces"
+_TESTS_OF_BOUNCES = ("tests/interop/bounces.py",)
 
 
 def main(arguments: list[str]) -> int:
@@ -70,9 +74,11 @@ def _run_inside(arguments: list[str]) -> int:
         resolver.write_text("nameserver 127.0.0.1\noptions timeout:2 attempts:1\n")
         subprocess.run(["mount", "--bind", resolver, os.path.realpath("/etc/resolv.conf")], check=True)
         cut = arguments.index("--") if "--" in arguments else len(arguments)
-        chosen = ["-k", " or ".join(arguments[:cut])] if cut else []
-        options = ["-p", "no:cacheprovider", "-rsf", "--basetemp", f"{folder}/tests", *chosen, *arguments[cut + 1 :]]
-        tests = [one for one in _TESTS if (MODULE_ROOT / one).exists()]
+        names = [one for one in arguments[:cut] if one != _BOUNCES]
+        chosen = ["-k", " or ".join(names)] if names else []
+        options = ["-p", "no:cacheprovider", "-rf", "--basetemp", f"{folder}/tests", *chosen, *arguments[cut + 1 :]]
+        wanted = _TESTS_OF_BOUNCES if _BOUNCES in arguments[:cut] else _TESTS
+        tests = [one for one in wanted if (MODULE_ROOT / one).exists()]
         return subprocess.run([sys.executable, "-m", "pytest", *options, *tests], check=False).returncode
 
 

@@ -18,10 +18,21 @@ DOMAIN: Final = "interop.test"
 HOST: Final = "mx.interop.test"
 HOST_ADDRESS: Final = "192.0.2.25"
 PORT: Final = 25
+SUBMISSION_PORT: Final = 587
+PASSWORD: Final = "a-password-for-the-run"
 
 SENDER_DOMAIN: Final = "shop.example"
 SENDER_HOST: Final = "out.shop.example"
 SENDER_ADDRESS: Final = "198.51.100.7"
+# Where a server relays to, and where return paths lead. The address is in a network of its own (`mail_sink`): a server
+# would take one of this machine's for itself.
+FAR_DOMAIN: Final = "far.example"
+RETURN_DOMAIN: Final = "return.example"
+FAR_HOST: Final = "mx.far.example"
+FAR_ADDRESS: Final = "203.0.113.25"
+CLOSED_DOMAIN: Final = "closed.example"  # nothing listens there
+CLOSED_ADDRESS: Final = "203.0.113.26"
+NO_DOMAIN: Final = "nowhere.example"  # there is no such name
 ADDRESSES: Final = (HOST_ADDRESS, SENDER_ADDRESS)
 
 # A message with this in its header X-Interop is refused at the dot by each server, as each does that.
@@ -42,6 +53,11 @@ def dns_zones() -> dict[str, object]:
         DOMAIN: {"MX": [(10, HOST)]},
         HOST: {"A": [HOST_ADDRESS]},
         SENDER_DOMAIN: {"MX": [(10, SENDER_HOST)], "A": [SENDER_ADDRESS], "TXT": [_strings(sender)]},
+        FAR_DOMAIN: {"MX": [(10, FAR_HOST)]},
+        RETURN_DOMAIN: {"MX": [(10, FAR_HOST)]},
+        FAR_HOST: {"A": [FAR_ADDRESS]},
+        CLOSED_DOMAIN: {"MX": [(10, f"mx.{CLOSED_DOMAIN}")]},
+        f"mx.{CLOSED_DOMAIN}": {"A": [CLOSED_ADDRESS]},
         SENDER_HOST: {"A": [SENDER_ADDRESS], "TXT": [_strings(sender)]},
         "7.100.51.198.in-addr.arpa": {"PTR": [f"{SENDER_HOST}."]},
         "25.2.0.192.in-addr.arpa": {"PTR": [f"{HOST}."]},
@@ -61,15 +77,16 @@ class Place:
     """A server's working directory, and what is in it when the server is configured."""
 
     directory: Path
+    is_relay: bool = False  # the server sends on what comes from the sender's address, and warns after seconds
 
     @classmethod
-    def make(cls, parent: Path) -> Place:
+    def make(cls, parent: Path, *, is_relay: bool = False) -> Place:
         """With a certificate for `HOST` that ``ca.pem`` vouches for."""
         for folder in (parent, parent.parent):
             folder.chmod(0o755)  # servers have users of their own
         directory = parent / "server"
         directory.mkdir(mode=0o755)
-        place = cls(directory)
+        place = cls(directory, is_relay)
         authority = trustme.CA()
         certificate = authority.issue_cert(HOST)
         authority.cert_pem.write_to_path(directory / "ca.pem")

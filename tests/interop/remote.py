@@ -7,7 +7,9 @@ import mailbox
 import os
 import re
 import signal
+import smtplib
 import socket
+import ssl
 import subprocess
 import time
 from abc import ABC, abstractmethod
@@ -16,7 +18,22 @@ from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 from tests.interop.layer import WORK, Layer
-from tests.interop.place import HOST, HOST_ADDRESS, MAILBOXES, PORT, Place
+from tests.interop.mail_sink import MailSink
+from tests.interop.place import (
+    DOMAIN,
+    HOST,
+    HOST_ADDRESS,
+    MAILBOXES,
+    PASSWORD,
+    PORT,
+    RETURN_DOMAIN,
+    SENDER_ADDRESS,
+    SENDER_DOMAIN,
+    SENDER_HOST,
+    SUBMISSION_PORT,
+    USERS,
+    Place,
+)
 
 START_S = 60.0
 
@@ -39,6 +56,13 @@ class RemoteServer(ABC):
     rewrites: ClassVar[str] = ""  # what it changes in messages, so that their signatures break; `original` undoes it
     tls_fails: ClassVar[str] = ""  # why its STARTTLS leads nowhere: its mail goes in the clear, as TLS is opportunistic
 
+    reports_s: ClassVar[float] = 40.0  # within which it has reported what it could not relay
+    warns: ClassVar[bool] = True  # reports that it is still trying,
+    gives_up: ClassVar[bool] = False  # or at least that it tries no more, within ``reports_s``
+    waits_for_domains: ClassVar[bool] = False  # takes a domain that is not there for one that is not there now
+    loses_status: ClassVar[bool] = False  # reports codes of its own in the place of the next host's
+    no_bounces: ClassVar[str] = ""  # why it has nothing to report
+
     @property
     @abstractmethod
     def is_installed(self) -> bool: ...
@@ -57,6 +81,17 @@ class RemoteServer(ABC):
     @abstractmethod
     def stored(self, place: Place) -> Iterator[StoredMessage]:
         """Everything in its mailboxes."""
+
+    def submit(self, place: Place, case: str, recipient: str) -> None:
+        """Has a message relayed, of a `Place.is_relay`. ``case`` is in its return path."""
+        del place
+        with smtplib.SMTP(HOST_ADDRESS, PORT, SENDER_HOST, 30, (SENDER_ADDRESS, 0)) as session:
+            session.sendmail(f"to-{case}@{RETURN_DOMAIN}", [recipient], message_to(recipient, f"news@{SENDER_DOMAIN}"))
+
+    def came_back(self, place: Place, sink: MailSink, case: str) -> list[bytes]:
+        """What was reported to the return path of a case."""
+        del place
+        return [mail.octets for mail in sink.kept if mail.to == f"to-{case}"]
 
     def log(self, place: Place) -> str:
         """Its own log, as far as it keeps one."""
@@ -103,6 +138,25 @@ class RemoteServer(ABC):
                     return
             time.sleep(0.2)
         raise AssertionError(f"{self.name} does not answer: {place.log.read_text()[-4000:]}")
+
+
+@contextlib.contextmanager
+def submission(place: Place) -> Iterator[smtplib.SMTP]:
+    """A session of the first user, at the port for users."""
+    with smtplib.SMTP(HOST_ADDRESS, SUBMISSION_PORT, SENDER_HOST, 30, (SENDER_ADDRESS, 0)) as session:
+        session.ehlo()
+        if session.has_extn("starttls"):
+            context = ssl.create_default_context(cafile=place.directory / "ca.pem")
+            context.check_hostname = False  # it is called by its address
+            session.starttls(context=context)
+        session.login(f"{USERS[0]}@{DOMAIN}", PASSWORD)
+        yield session
+
+
+def message_to(recipient: str, sender: str) -> bytes:
+    """A message to relay."""
+    head = f"From: {sender}\r\nTo: {recipient}\r\nSubject: To relay\r\nDate: Mon, 30 Nov 2026 12:00:00 +0000\r\n"
+    return f"{head}Message-ID: <{recipient.partition('@')[0]}@{SENDER_DOMAIN}>\r\n\r\nA line.\r\n".encode()
 
 
 class DebianServer(RemoteServer):

@@ -13,6 +13,12 @@ from tests.interop.servers import SERVERS
 
 DOCUMENT: Final = Path(__file__).parents[2] / "docs" / "interoperation.md"
 RUNS: Final = ("plain, one session", "plain, 8 sessions", "TLS, one session", "TLS, 8 sessions")
+CASES: Final = ("unknown", "full", "later", "nowhere", "closed")
+_RETURNED: Final = {
+    "message/rfc822": "the whole message",
+    "text/rfc822-headers": "its header",
+    "message/rfc822-headers": "its header",
+}
 # Told by nearly all, or by none to whom it would matter.
 _USUAL: Final = ("SIZE", "8BITMIME", "ENHANCEDSTATUSCODES", "STARTTLS", "HELP", "DSN", "SMTPUTF8", "AUTH")
 
@@ -24,7 +30,7 @@ def main() -> int:
 
 def filled(document: str, results: Mapping[str, Any]) -> str:
     """The document with its tables made anew; what stands around the marks is left as it is."""
-    for name, make in (("deliveries", deliveries_table), ("habits", habits_table)):
+    for name, make in _TABLES:
         begin, end = f"<!-- {name}: made by python -m tests.interop.table -->", f"<!-- end of {name} -->"
         found = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
         assert found.search(document), f"{begin} is not in the document"
@@ -60,6 +66,36 @@ def _run_cell(run: Mapping[str, Any] | None) -> str:
     return f"**{counts}; {worse or 'not all'}**"
 
 
+def bounces_table(results: Mapping[str, Any]) -> str:
+    """A row for each server: what it reports of three refusals, and how the product reads it."""
+    rows = []
+    for server in SERVERS:
+        if (entry := results.get(server.name)) and (found := entry.get("bounces")):
+            reports = found["reports"]
+            cells = [_report_cell(reports.get(name)) for name in CASES]
+            what = reports["unknown"]["form"].split("; ")
+            shape = f"{what[2].removeprefix('message/')}, {_RETURNED[what[-1]]}"
+            faults = f"**{'; '.join(found['faults'])}**" if found["faults"] else "as it should be"
+            rows.append([server.title, entry["version"], entry["bounces date"], *cells, shape, faults])
+    head = [
+        "server",
+        "version",
+        "date",
+        "unknown user",
+        "full mailbox",
+        "refused for now",
+        "report, and what it returns",
+    ]
+    return _table([*head, "read"], rows)
+
+
+def _report_cell(report: Mapping[str, Any] | None) -> str:
+    """Action and status as written; and as read."""
+    if report is None:
+        return "not in the time of a run"
+    return f"{report['action']} {report['status']}: {report['read'].removeprefix('bounce: ')}"
+
+
 def habits_table(results: Mapping[str, Any]) -> str:
     """A row for each server: what it does where servers differ."""
     rows = []
@@ -90,6 +126,9 @@ def habits_table(results: Mapping[str, Any]) -> str:
         "messages a session",
     ]
     return _table(head, rows)
+
+
+_TABLES: Final = (("deliveries", deliveries_table), ("habits", habits_table), ("bounces", bounces_table))
 
 
 def _code(text: str) -> str:

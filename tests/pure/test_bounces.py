@@ -68,6 +68,82 @@ def test_bounces_in_their_own_words(name: str) -> None:
     assert (recipient.evidence.code, recipient.evidence.enhanced) == codes
 
 
+@pytest.mark.parametrize(
+    ("diagnostic", "text"),
+    [("", "It did not work. each host was tried"), ("smtp; 550 Everything is lost", "Everything is lost")],
+)
+def test_a_reason_in_parentheses_counts_where_there_is_no_other(diagnostic: str, text: str) -> None:
+    fields = "Final-Recipient: rfc822; ann@d.example\nAction: failed\nStatus: 5.1.2 (each host was tried)\n"
+    fields += f"Diagnostic-Code: {diagnostic}\n" if diagnostic else ""
+    [one] = read_letter(report("message/delivery-status", f"Reporting-MTA: dns; mx.example\n\n{fields}")).recipients
+    assert one.evidence.text == text
+
+
+def test_advice_is_no_reason() -> None:
+    text = (
+        "Your mail could not be delivered. The usual cause of this is an address that does not exist.\n\n"
+        "Delivery to ann@d.example failed with error: SMTP error {}: mx.d.example said: {}\n"
+    )
+    [one] = read_letter(letter("Undelivered mail", text.format(451, "the disk is broken"))).recipients
+    assert (one.address, one.evidence.code) == ("ann@d.example", 451)
+    assert "cause" not in one.evidence.text
+
+
+@pytest.mark.parametrize("subject", ["The subject of the message is: {}", "  Subject:  {}", "Betreff: {}"])
+def test_the_subject_that_a_report_tells_is_its_senders_word(subject: str) -> None:
+    told = subject.format("No such user? Relaying denied!")
+    text = f"Your mail could not be delivered to:\n\n  ann@d.example\n\n{told}\n"
+    [one] = read_letter(letter("Undelivered mail", text)).recipients
+    assert "user" not in one.evidence.text
+    assert "could not be delivered" in one.evidence.text
+
+
+def test_a_warning_may_say_first_what_is_delayed() -> None:
+    text = "DELAYS IN DELIVERY\n\nYour mail has been delayed.\n\n<ann@d.example>:\n <<< 451 4.3.0 Not now\n"
+    found = read_letter(letter("WARNING: delayed mail", text))
+    assert [(one.address, one.is_delayed) for one in found.recipients] == [("ann@d.example", True)]
+
+
+def test_the_returned_message_begins_with_any_field_of_its_trace() -> None:
+    text = "It could not be delivered to:\n\nann@d.example: 550 5.1.1 No such user\n\n"
+    text += "Authentication-Results: mx.example.net; spf=fail\nReceived: from a.example\nTo: bob@d.example\n"
+    [one] = read_letter(letter("Undelivered mail", text)).recipients
+    assert "spf" not in one.evidence.text
+
+
+@pytest.mark.parametrize(
+    ("text", "stage"),
+    [
+        (
+            "  ann@d.example\n    SMTP error from remote mail server after end of data:\n    host mx: 550 No user\n",
+            "dot",
+        ),
+        ("  ann@d.example\n    The server answered after EHLO mx.example.net:\n    550 Refused\n", "ehlo"),
+        ("<ann@d.example>\n\n--- server message\n550 No such user\n\n--- SMTP command\nDATA\n", "data"),
+        ("<ann@d.example>\n\n550 No such user\n\nIt comes after RCPT or after DATA, we cannot say.\n", ""),
+    ],
+)
+def test_the_stage_stands_beside_the_reply_or_anywhere_when_it_is_the_only_one(text: str, stage: str) -> None:
+    [one] = read_letter(letter("failure notice", "It could not be delivered to:\n\n" + text)).recipients
+    assert (one.evidence.code, one.evidence.stage) == (550, stage)
+
+
+@pytest.mark.parametrize(
+    ("remote", "host"),
+    [
+        ("dns; mx.d.example", "mx.d.example"),
+        ("dns; [192.0.2.1]", "d.example"),
+        ("192.0.2.1", "d.example"),
+        ("", "d.example"),
+    ],
+)
+def test_where_no_host_is_named_the_domain_stands_for_it(remote: str, host: str) -> None:
+    fields = "Final-Recipient: rfc822; ann@D.example\nAction: failed\nStatus: 5.0.0\n"
+    fields += f"Remote-MTA: {remote}\n" if remote else ""
+    [one] = read_letter(report("message/delivery-status", f"Reporting-MTA: dns; mx.example.net\n\n{fields}")).recipients
+    assert one.evidence.provider == host
+
+
 def test_a_report_of_several_recipients_has_one_for_each() -> None:
     blocks = "\r\n\r\n".join(
         f"Final-Recipient: rfc822; {name}@d.example\r\nAction: {action}\r\nStatus: {status}\r\n"

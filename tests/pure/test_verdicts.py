@@ -109,6 +109,9 @@ def test_a_bounce_that_names_the_command_is_judged_by_it() -> None:
         ("550 <ann@d.example>: Recipient address rejected: policy violation", Category.POLICY, SOFT),
         ("550 <ann@d.example>: Recipient address rejected: internal system error", Category.SYSTEM_ERROR, SOFT),
         ("550 5.1.1 <ann@d.example>: Recipient address rejected: User unknown", Category.USER_UNKNOWN, HARD),
+        ("550 5.7.1 Refused. The most likely reason is an unknown user.", Category.POLICY, SOFT),
+        ("It failed. Common causes of this error: the address does not exist, it is full", Category.OTHER, SOFT),
+        ("The reason is that there is no such user", Category.USER_UNKNOWN, HARD),
         (
             "The host said: 550 no such user. I'm not going to try again; this message has been in the queue too long.",
             Category.USER_UNKNOWN,
@@ -127,6 +130,7 @@ def test_where_nothing_else_is_said_the_text_stays() -> None:
     text = "Delivery to the following recipients failed."
     assert without_boilerplate(text) == text
     assert without_boilerplate(f"{text} Mailbox is full") == "Mailbox is full"
+    assert without_boilerplate(f"{text} The usual cause is an invalid address.") == text
 
 
 ABOUT_US = {

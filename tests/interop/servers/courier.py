@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import ClassVar
 
 from tests.interop.layer import WORK, Layer
-from tests.interop.place import DOMAIN, HOST, REFUSE, REFUSE_HEADER, Place
+from tests.interop.place import DOMAIN, HOST, REFUSE, REFUSE_HEADER, SENDER_ADDRESS, Place
 from tests.interop.remote import DebianServer, StoredMessage, maildir_messages
 
 # courierfilter(8): the names of the content's and the control files, a line each, then an empty line; a reply.
@@ -25,6 +25,10 @@ while (accept(my $client, $server)) {{
     print $client $text =~ /^{REFUSE_HEADER}: {REFUSE}/m ? "550 5.7.1 Not wanted here\\n" : "200 Ok\\n";
     close $client;
 }}
+"""
+
+_RELAY = f"""printf '{SENDER_ADDRESS}\\tallow,RELAYCLIENT\\n' >> /etc/courier/smtpaccess/default
+        echo 3s > /etc/courier/warntime; echo 3s > /etc/courier/retryalpha; echo 3s > /etc/courier/retrybeta
 """
 
 
@@ -54,6 +58,7 @@ class Courier(DebianServer):
         cp {WORK}/refuse /usr/lib/courier/filters/refuse
         ln -sf /usr/lib/courier/filters/refuse /etc/courier/filters/active/refuse
         sed -i 's/^TARPIT=.*/TARPIT=0/' /etc/courier/esmtpd
+        {_RELAY if place.is_relay else ""}
         makesmtpaccess; makeacceptmailfor; makehosteddomains; makealiases
         authdaemond start; courierfilter start; courier start; sleep 1; esmtpd start
         exec sleep infinity

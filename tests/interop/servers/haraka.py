@@ -14,13 +14,15 @@ _PLUGIN = """
 'use strict'
 const fs = require('node:fs')
 const users = new Set(USERS)
+exports.hook_mail = (next, connection) => { connection.relaying = RELAYING; next() }
 exports.hook_rcpt = (next, connection, params) => {
-  users.has(params[0].user) ? next(OK) : next(DENY, `No such user ${params[0].user}`)
+  RELAYING || users.has(params[0].user) ? next(OK) : next(DENY, `No such user ${params[0].user}`)
 }
 exports.hook_data_post = (next, connection) => {
   connection.transaction.header.get('HEADER').includes('REFUSE') ? next(DENY, 'Not wanted here') : next()
 }
 exports.hook_queue = (next, connection) => {
+  if (RELAYING) return next()
   const { rcpt_to, uuid, message_stream } = connection.transaction
   const file = fs.createWriteStream(`MAIL/${rcpt_to[0].user}/new/${uuid}`)
   file.once('close', () => next(OK, 'Stored'))
@@ -36,6 +38,8 @@ class Haraka(NpmServer):
         "its own list of plugins and the plugin `tls`; a plugin of ours that knows the users, refuses in `data_post`, "
         "and stores in `queue`"
     )
+    warns: ClassVar = False
+    gives_up: ClassVar = True
     package: ClassVar = "Haraka"
     pinned: ClassVar = "3.3.4"
 
@@ -53,6 +57,8 @@ class Haraka(NpmServer):
         code = (
             _PLUGIN.replace("USERS", json.dumps(MAILBOXES)).replace("HEADER", REFUSE_HEADER).replace("REFUSE", REFUSE)
         )
+        code = code.replace("RELAYING", json.dumps(place.is_relay))
+        place.write("config/outbound.ini", "temp_fail_intervals=none\n")
         place.write("plugins/interop.js", code.replace("MAIL", str(place.mail)))
         return ["node", str(self.module / "bin" / "haraka"), "-c", str(place.directory)]
 

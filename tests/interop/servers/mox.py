@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import imaplib
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import ClassVar
 
+from tests.interop.mail_sink import MailSink
 from tests.interop.packages import GoServer
-from tests.interop.place import DOMAIN, HOST, HOST_ADDRESS, PORT, REFUSED, USERS, Place
-from tests.interop.remote import StoredMessage
+from tests.interop.place import DOMAIN, HOST, HOST_ADDRESS, PASSWORD, PORT, REFUSED, SUBMISSION_PORT, USERS, Place
+from tests.interop.remote import StoredMessage, message_to, submission
 
-_PASSWORD = "a password for the run"
 _STATIC = f"""
 DataDir: ../data
 LogLevel: debug
@@ -30,6 +30,10 @@ Listeners:
 			Enabled: true
 			Port: {PORT}
 			FirstTimeSenderDelay: 1ms
+		Submission:
+			Enabled: true
+			Port: {SUBMISSION_PORT}
+			NoRequireSTARTTLS: true
 	local:
 		IPs:
 			- 127.0.0.1
@@ -41,6 +45,8 @@ Postmaster:
 	Mailbox: Postmaster
 """
 
+_USERS_OF_CASES = dict(zip(("unknown", "full", "later", "nowhere", "closed"), USERS, strict=False))
+
 
 class Mox(GoServer):
     name: ClassVar = "mox"
@@ -49,6 +55,8 @@ class Mox(GoServer):
         "a configuration with one listener and `FirstTimeSenderDelay: 1ms` (15 s by default); no junk filter; it "
         "refuses at the dot for an account without room"
     )
+    warns: ClassVar = False
+    waits_for_domains: ClassVar = True
     outcomes_s: ClassVar = 400.0  # it takes its time for each unknown recipient
     package: ClassVar = "github.com/mjl-/mox"
     pinned: ClassVar = "v0.0.15"
@@ -65,17 +73,35 @@ class Mox(GoServer):
         (place.directory / "data").mkdir()
         return [str(self.program), "-config", str(config), "serve"]
 
-    def stored(self, place: Place) -> Iterator[StoredMessage]:
-        # Also when it was set already: the server answers on its socket in data/.
+    def submit(self, place: Place, case: str, recipient: str) -> None:
+        """It relays for its users alone, whose addresses are the only return paths that it takes."""
+        self._set_password(place)
+        sender = f"{_USERS_OF_CASES[case]}@{DOMAIN}"
+        with submission(place) as session:
+            session.sendmail(sender, [recipient], message_to(recipient, sender))
+
+    def came_back(self, place: Place, sink: MailSink, case: str) -> list[bytes]:
+        """Reports go to the account's Inbox, whichever mailbox the address has."""
+        to = f"\nTo: <{_USERS_OF_CASES[case]}@{DOMAIN}>".encode()
+        return [mail.octets for mail in self._stored_in(place, ["Inbox"]) if to in mail.octets]
+
+    def _set_password(self, place: Place) -> None:
+        """Also when it was set already: the server answers on its socket in data/."""
         subprocess.run(
             [self.program, "-config", place.directory / "config/mox.conf", "setaccountpassword", "all"],
-            input=f"{_PASSWORD}\n".encode(),
+            input=f"{PASSWORD}\n".encode(),
             capture_output=True,
             check=True,
         )
+
+    def stored(self, place: Place) -> Iterator[StoredMessage]:
+        return self._stored_in(place, USERS)
+
+    def _stored_in(self, place: Place, mailboxes: Iterable[str]) -> Iterator[StoredMessage]:
+        self._set_password(place)
         with imaplib.IMAP4("127.0.0.1", 143) as imap:
-            imap.login(f"{USERS[0]}@{DOMAIN}", _PASSWORD)
-            for name in USERS:
+            imap.login(f"{USERS[0]}@{DOMAIN}", PASSWORD)
+            for name in mailboxes:
                 if imap.select(name, readonly=True)[0] != "OK":
                     continue  # made when its first message comes
                 for item in imap.fetch("1:*", "(BODY.PEEK[])")[1]:

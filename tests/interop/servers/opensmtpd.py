@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import ClassVar
 
 from tests.interop.layer import WORK, Layer
-from tests.interop.place import DOMAIN, HOST, REFUSE, REFUSE_HEADER, Place
+from tests.interop.place import DOMAIN, HOST, REFUSE, REFUSE_HEADER, SENDER_ADDRESS, Place
 from tests.interop.remote import DebianServer, StoredMessage, mbox_messages
 
 # Speaks the protocol of smtpd-filters(7): lines in, lines out; a line names first the session, then the token.
@@ -31,6 +31,13 @@ while IFS= read -r line; do
 done
 """
 
+_RELAY = f"""
+bounce warn-interval 2s
+action "out" relay
+match from src {SENDER_ADDRESS} for any action "out"
+match from local for any action "out"
+"""
+
 
 class OpenSmtpd(DebianServer):
     name: ClassVar = "opensmtpd"
@@ -51,7 +58,8 @@ table aliases file:/etc/aliases
 listen on 0.0.0.0 hostname {HOST} tls pki here filter refuse
 action "local" mbox alias <aliases>
 match from any for domain "{DOMAIN}" action "local"
-""",
+"""
+            + (_RELAY if place.is_relay else ""),
         )
         return f"""
         cp {WORK}/smtpd.conf /etc/smtpd.conf

@@ -6,8 +6,12 @@ from collections.abc import Iterator
 from typing import ClassVar
 
 from tests.interop.layer import WORK, Layer
-from tests.interop.place import DOMAIN, HOST, REFUSE, REFUSE_HEADER, Place
+from tests.interop.place import DOMAIN, HOST, REFUSE, REFUSE_HEADER, SENDER_ADDRESS, Place
 from tests.interop.remote import DebianServer, StoredMessage, mbox_messages
+
+_RELAY = f"""postconf -e mynetworks={SENDER_ADDRESS}/32 delay_warning_time=2s queue_run_delay=2s \\
+            minimal_backoff_time=2s maximal_backoff_time=2s
+"""
 
 
 class Postfix(DebianServer):
@@ -32,6 +36,7 @@ class Postfix(DebianServer):
             inet_interfaces=all inet_protocols=ipv4 maillog_file=/dev/stdout mail_spool_directory={WORK}/mail \\
             smtpd_tls_cert_file=/etc/postfix/cert.pem smtpd_tls_key_file=/etc/postfix/key.pem \\
             header_checks=regexp:/etc/postfix/header_checks
+        {_RELAY if place.is_relay else ""}
         newaliases
         exec postfix start-fg
         """

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import ClassVar
 
 from tests.interop.layer import WORK, Layer
-from tests.interop.place import DOMAIN, HOST, REFUSE, REFUSE_HEADER, Place
+from tests.interop.place import DOMAIN, HOST, REFUSE, REFUSE_HEADER, SENDER_ADDRESS, Place
 from tests.interop.remote import DebianServer, StoredMessage, mbox_messages
 
 
@@ -28,8 +28,10 @@ define(`confCACERT_PATH', `/etc/mail/tls')dnl
 define(`confCACERT', `/etc/mail/tls/ca.pem')dnl
 define(`confSERVER_CERT', `/etc/mail/tls/cert.pem')dnl
 define(`confSERVER_KEY', `/etc/mail/tls/key.pem')dnl
+{"define(`confTO_QUEUEWARN', `2s')dnl" if place.is_relay else "dnl"}
 LOCAL_CONFIG
 Cw{DOMAIN}
+{f"CR{SENDER_ADDRESS}" if place.is_relay else ""}
 H{REFUSE_HEADER}: $>CheckInterop
 LOCAL_RULESETS
 SCheckInterop
@@ -45,7 +47,7 @@ R{REFUSE}\t$#error $@ 5.7.1 $: 550 Not wanted here
         newaliases > /dev/null
         rm -rf /var/mail; ln -s {WORK}/mail /var/mail; rm -rf /var/spool/mail; ln -s {WORK}/mail /var/spool/mail
         mkdir -p /run/sendmail/mta /run/sendmail/msp
-        exec sendmail -bD -L sm-mta -q10m -X {WORK}/sessions.log
+        exec sendmail -bD -L sm-mta -q{"3s" if place.is_relay else "10m"} -X {WORK}/sessions.log
         """
 
     def stored(self, place: Place) -> Iterator[StoredMessage]:

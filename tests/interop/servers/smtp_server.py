@@ -42,6 +42,7 @@ class SmtpServer(NpmServer):
     how: ClassVar = "`authOptional`, a certificate, and handlers of ours that know the users, refuse, and store"
     package: ClassVar = "smtp-server"
     pinned: ClassVar = "3.21.6"
+    no_bounces: ClassVar = "it relays nothing"
 
     def command(self, place: Place) -> list[str]:
         for name in MAILBOXES:
