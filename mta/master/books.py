@@ -104,7 +104,9 @@ class LeasedPart:
             raise msgspec.ValidationError(f"{len(self.rows)} rows where count says {claimed.count}")
         self.fields = claimed.fields
         self.attempt = claimed.attempt + 1  # of the attempt that is made now
-        self.dated_unix_s = int(claimed.dated_at.timestamp())
+        # Neither ever changes, so the Date header is the same in every attempt.
+        dated = max(claimed.appended_at, delivery.view.started_at or claimed.appended_at)
+        self.dated_unix_s = int(dated.timestamp())
         self.left = claimed.count - len(set(claimed.settled))
         self.out = 0  # of those left, how many are in children
         # Position -> what refused it in this attempt, though another path may take it. Most parts have none.

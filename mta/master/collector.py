@@ -358,19 +358,8 @@ class Collector:
         egress: str = "",
         in_doubt: bool = False,
     ) -> None:
-        claimed = part.claimed
-        key = Later(
-            part.delivery.id,
-            part.fields,
-            attempt,
-            held,
-            claimed.appended_at,
-            max(0, due_in_s),
-            site,
-            egress,
-            in_doubt,
-            claimed.dated_at if attempt or in_doubt or held else None,
-        )
+        appended_at = part.claimed.appended_at
+        key = Later(part.delivery.id, part.fields, attempt, held, appended_at, max(0, due_in_s), site, egress, in_doubt)
         numbers, rows = self._later.setdefault(key, ([], []))
         numbers.append(part.number(position))
         rows.append(part.rows[position])

@@ -23,7 +23,6 @@ class Later(NamedTuple):
     site: str
     egress: str = ""  # that they are to leave from
     in_doubt: bool = False
-    dated_at: datetime | None = None
 
 
 def new_parts(later: dict[Later, tuple[list[int], list[Row]]]) -> list[NewPart]:
@@ -51,7 +50,6 @@ def new_parts(later: dict[Later, tuple[list[int], list[Row]]]) -> list[NewPart]:
                     float(key.due_in_s),
                     key.egress or None,
                     key.in_doubt,
-                    key.dated_at,
                 )
             )
     return parts

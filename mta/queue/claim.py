@@ -51,8 +51,7 @@ class ClaimedPart(msgspec.Struct, frozen=True):
     count: int
     recipients: bytes
     settled: list[int]
-    egress: str | None  # from which they were greylisted: they are to come from there again
-    dated_at: datetime  # the Date of its messages, in every attempt
+    egress: str | None = None  # from which they were greylisted: they are to come from there again
 
     def number(self, position: int) -> int:
         """The number of the recipient at ``position``."""
@@ -83,7 +82,6 @@ SELECT id, state, sealed, priority, weight, egress_pool, in_doubt_policy, retry:
 FROM mta.delivery WHERE id = $1
 """
 _CONTENT = "SELECT content FROM mta.delivery WHERE id = $1"
-# The Date is that of the first claim, to ten seconds: so recipients that are deferred together share a part.
 # `due_at` is compared with one value in either case, so that it bounds the index scan: parts due later cost nothing.
 CLAIM = """
 WITH alive AS MATERIALIZED (
@@ -97,21 +95,18 @@ picked AS MATERIALIZED (
       AND (SELECT count(*) FROM alive) = 1
     ORDER BY due_at, id LIMIT $3 FOR UPDATE SKIP LOCKED
 )
-UPDATE mta.delivery_part p SET owner = $1, dated_at = coalesce(p.dated_at, date_bin('10 s', now(), 'epoch'))
-FROM picked WHERE p.id = picked.id
+UPDATE mta.delivery_part p SET owner = $1 FROM picked WHERE p.id = picked.id
 RETURNING p.id, p.delivery_id, p.site, p.attempt, p.appended_at, p.append_id, p.numbers, p.fields, p.count,
           p.recipients, coalesce((SELECT array_agg(x) FROM mta.part_settled s, unnest(s.positions) x
-                                  WHERE s.part_id = p.id), '{}')::int4[] AS settled, p.egress, p.dated_at
+                                  WHERE s.part_id = p.id), '{}')::int4[] AS settled, p.egress
 """
 _OWNED = """
 SELECT p.id, p.delivery_id, p.site, p.attempt, p.appended_at, p.append_id, p.numbers, p.fields, p.count,
        p.recipients, coalesce((SELECT array_agg(x) FROM mta.part_settled s, unnest(s.positions) x
-                               WHERE s.part_id = p.id), '{}')::int4[] AS settled, p.egress, p.dated_at
+                               WHERE s.part_id = p.id), '{}')::int4[] AS settled, p.egress
 FROM mta.delivery_part p WHERE p.owner = $1 AND p.id > $2 ORDER BY p.id LIMIT $3
 """
-# Nothing of what is left was begun, so a first attempt is yet to come, with a Date of its own.
-FREED = "owner = NULL, dated_at = CASE WHEN attempt > 0 THEN dated_at END"
-_RELEASE = f"UPDATE mta.delivery_part SET {FREED} WHERE id = ANY($2::bigint[]) AND owner = $1"  # noqa: S608 - a constant
+_RELEASE = "UPDATE mta.delivery_part SET owner = NULL WHERE id = ANY($2::bigint[]) AND owner = $1"
 _ENDED = """
 SELECT d.id FROM mta.delivery d
 WHERE d.state IN ('running', 'cancelled') AND d.ended_at IS NULL

@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import msgspec
 
-from mta.queue.claim import FREED
 from mta.queue.connection import Conn
 from mta.queue.epochs import DatabaseBehind
 
@@ -96,7 +95,7 @@ WITH living AS MATERIALIZED (
 UPDATE mta.node n SET ended_at = now() FROM living WHERE n.id = living.id RETURNING n.id
 """
 # A statement of its own: it must see a claim that the one before had to wait for.
-_FREE_ALL = f"UPDATE mta.delivery_part SET {FREED} WHERE owner = $1"  # noqa: S608 - a constant
+_FREE_ALL = "UPDATE mta.delivery_part SET owner = NULL WHERE owner = $1"
 _RUN = "id, name, boot_id, (extract(epoch FROM started_at) * 1000000)::bigint, epoch"
 _EARLIER = f"""
 SELECT {_RUN} FROM mta.node

@@ -16,7 +16,7 @@ MADE_UP_ADDRESS = "ann@example.com"
 # The one that would go first, by the index of claims.
 _FIRST = """
 SELECT p.fields, p.recipients, p.append_id, p.numbers,
-       coalesce(p.dated_at, greatest(now(), d.starts_at, p.due_at)) AS dated
+       greatest(p.appended_at, coalesce(d.started_at, d.starts_at, now())) AS dated
 FROM mta.delivery_part p JOIN mta.delivery d ON d.id = p.delivery_id
 WHERE p.delivery_id = $1 AND p.owner IS NULL AND NOT p.held ORDER BY p.due_at, p.id LIMIT 1
 """

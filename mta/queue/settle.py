@@ -15,7 +15,6 @@ import msgspec
 
 from mta.model.outcome import InDoubtPolicy, Status
 from mta.queue import nodes
-from mta.queue.claim import FREED
 from mta.queue.connection import Conn
 
 Row = tuple[str, str | None, msgspec.Raw]
@@ -53,7 +52,6 @@ class NewPart(msgspec.Struct, frozen=True):
     due_in_s: float
     egress: str | None = None  # that they are to leave from: they were greylisted there
     in_doubt: bool = False  # they were, and go again: but those held who were so too often
-    dated_at: datetime | None = None  # the Date of their messages; None: nothing of them went out yet
 
 
 class Doubt(msgspec.Struct, frozen=True):
@@ -122,12 +120,12 @@ _FINISHED = """
 WITH gone AS (DELETE FROM mta.part_settled WHERE part_id = ANY($1::bigint[]))
 DELETE FROM mta.delivery_part WHERE id = ANY($1::bigint[])
 """
-_RELEASED = f"UPDATE mta.delivery_part SET {FREED} WHERE owner = $1 AND id = ANY($2::bigint[])"  # noqa: S608 - a constant
+_RELEASED = "UPDATE mta.delivery_part SET owner = NULL WHERE owner = $1 AND id = ANY($2::bigint[])"
 _SET_ASIDE = "UPDATE mta.delivery_part SET owner = NULL, held = true WHERE owner = $1 AND id = ANY($2::bigint[])"
 _NEW_PARTS = """
 INSERT INTO mta.delivery_part
-    (delivery_id, site, attempt, held, appended_at, fields, numbers, count, recipients, due_at, egress, dated_at)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, now() + make_interval(secs => $10), $11, $12)
+    (delivery_id, site, attempt, held, appended_at, fields, numbers, count, recipients, due_at, egress)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, now() + make_interval(secs => $10), $11)
 """
 # How often a recipient was in doubt is asked of the list itself, which is short. Answers who is held by that.
 _DOUBTS = """
@@ -264,7 +262,6 @@ def _stored(part: NewPart) -> tuple[object, ...]:
         _pack(part.rows),
         part.due_in_s,
         part.egress,
-        part.dated_at,
     )
 
 

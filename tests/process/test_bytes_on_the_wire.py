@@ -52,10 +52,10 @@ OFFERS = [
     ("PIPELINING", "CHUNKING", "8BITMIME", "SIZE 100000000"),
     ("CHUNKING", "8BITMIME", "SIZE"),
 ]
-# As if they had been claimed before: a Date that is set is kept.
 _PARTS = """
-UPDATE mta.delivery_part SET dated_at = date_trunc('second', now()) - interval '1 hour' WHERE delivery_id = $1
-RETURNING fields, recipients, append_id, dated_at
+SELECT p.fields, p.recipients, p.append_id, greatest(p.appended_at, d.started_at) AS dated
+FROM mta.delivery_part p JOIN mta.delivery d ON d.id = p.delivery_id
+WHERE p.delivery_id = $1
 """
 OFFER_NAMES = ["+".join(keyword.split(" ")[0] for keyword in offer) or "nothing" for offer in OFFERS]
 
@@ -411,6 +411,6 @@ async def rendered_by_hand(conn: Conn, delivery_id: int, content_json: bytes) ->
         renderer = template.bind(part["fields"])
         for position, (address, reference, values) in enumerate(json.loads(part["recipients"])):
             number = (part["append_id"] << PART_INDEX_BITS) + position
-            dated_unix_s = int(part["dated_at"].timestamp())
+            dated_unix_s = int(part["dated"].timestamp())
             made[address.encode()] = renderer.render(address, reference, values, number, dated_unix_s)
     return made

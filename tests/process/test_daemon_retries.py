@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import datetime
-import email
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 
 from mta.model.outcome import Reason, Status
 from mta.sink.record import read_body
-from tests.support.node import World, addresses
+from tests.support.node import World
 from tests.support.outcomes import log_of, story, value
 from tests.support.postgres import Database
 
@@ -61,44 +58,6 @@ async def test_every_attempt_bears_the_same_message_id_and_date(tmp_path: Path, 
             seen.setdefault(message.recipients[0], set()).add(dated)
         assert len(world.record().accepted) == len(to) + (await world.show(delivery)).deferrals > len(to)
         assert {address: len(kinds) for address, kinds in seen.items()} == dict.fromkeys(to, 1)
-
-
-async def dates_of(world: World) -> dict[str, list[datetime.datetime]]:
-    """The Date of each message that the far end has kept, by recipient, in the order in which they came."""
-    dates: dict[str, list[datetime.datetime]] = {}
-    for message in world.record().accepted:
-        head = email.message_from_bytes(read_body(world.record_dir, message))
-        dates.setdefault(message.recipients[0], []).append(parsedate_to_datetime(head["Date"]))
-    return dates
-
-
-async def test_a_message_is_dated_when_it_first_goes_out_and_keeps_that_over_a_restart(
-    tmp_path: Path, database: Database
-) -> None:
-    script = '[[rule]]\nstep = "dot"\nodds = 0.7\ncode = 450\nstore = true\n'
-    async with World(tmp_path, database, script=script, bodies=True) as world:
-        node = world.node(children=1)
-        delivery = await world.deliver(addresses(8), retry=EACH_SECOND)
-        await world.database.pool.execute("UPDATE mta.delivery SET started_at = started_at - interval '6 hours'")
-        await world.database.pool.execute("UPDATE mta.delivery_part SET appended_at = appended_at - interval '6 hours'")
-        began = datetime.datetime.now(datetime.UTC)
-        await node.start()
-        await world.wait_for(delivery, lambda shown: shown.deferrals + shown.delivered >= 8)
-        assert await node.stop() == 0
-        assert await value(world, "SELECT count(*) FROM mta.delivery_part WHERE dated_at IS NULL") == 0
-        # The next attempt comes hours later.
-        await world.database.pool.execute("UPDATE mta.delivery_part SET dated_at = dated_at - interval '3 hours'")
-        before = await dates_of(world)
-        await node.start()
-        assert (await world.wait_for(delivery)).delivered == 8
-        retried = 0
-        for address, dates in (await dates_of(world)).items():
-            first, tried = before[address][0], len(before[address])
-            assert abs((first - began).total_seconds()) < 60, "not of the append, nor of the start"
-            assert {*before[address]} == {first}
-            assert {date + datetime.timedelta(hours=3) for date in dates[tried:]} <= {first}
-            retried += len(dates) > tried
-        assert retried
 
 
 async def test_a_permanent_refusal_is_recorded_once_and_never_tried_again(tmp_path: Path, database: Database) -> None:

@@ -134,24 +134,6 @@ async def test_daemons_see_what_runs_or_was_cancelled_and_nothing_ahead_of_its_t
     assert (views[cancelled].state, views[cancelled].due_in_s is not None) == ("cancelled", True)
 
 
-async def test_a_part_is_dated_by_its_first_claim_and_anew_when_nothing_of_it_was_begun(
-    conn: asyncpg.Connection,
-) -> None:
-    delivery = await running(conn, 1)
-    run = await a_node(conn)
-    now = await conn.fetchval("SELECT now()")
-    [first] = await claim.claim(conn, run.id, delivery, 10)
-    assert abs((now - first.dated_at).total_seconds()) < 15
-    await claim.release(conn, run.id, [first.id])
-    assert await conn.fetchval("SELECT dated_at FROM mta.delivery_part") is None
-    old = first.dated_at - datetime.timedelta(hours=1)
-    await conn.execute("UPDATE mta.delivery_part SET dated_at = $1, attempt = 1", old)
-    [again] = await claim.claim(conn, run.id, delivery, 10)
-    assert again.dated_at == old  # what waits for its second attempt keeps its date
-    await claim.release(conn, run.id, [first.id])
-    assert await conn.fetchval("SELECT dated_at FROM mta.delivery_part") == old
-
-
 async def test_a_delivery_ends_when_it_is_sealed_and_empty_and_at_its_limit_when_that_is_over(
     conn: asyncpg.Connection,
 ) -> None:
