@@ -555,6 +555,7 @@ def _intent(letter: Letter) -> Intent:
         letter.number,
         letter.part.attempt,
         letter.address,
+        letter.part.dated_unix_s,
     )
 
 

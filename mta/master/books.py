@@ -104,9 +104,8 @@ class LeasedPart:
             raise msgspec.ValidationError(f"{len(self.rows)} rows where count says {claimed.count}")
         self.fields = claimed.fields
         self.attempt = claimed.attempt + 1  # of the attempt that is made now
-        # Neither ever changes, so the Date header is the same in every attempt.
-        dated = max(claimed.appended_at, delivery.view.started_at or claimed.appended_at)
-        self.dated_unix_s = int(dated.timestamp())
+        # Of the first hand-out, for the Date header of every attempt; 0: there was none yet.
+        self.dated_unix_s = 0 if claimed.dated_at is None else int(claimed.dated_at.timestamp())
         self.left = claimed.count - len(set(claimed.settled))
         self.out = 0  # of those left, how many are in children
         # Position -> what refused it in this attempt, though another path may take it. Most parts have none.
@@ -147,3 +146,4 @@ class BatchBook(NamedTuple):
     stream: Stream
     open: dict[int, set[int]]  # part -> positions
     retry: RetrySchedule | None = None  # of the session's rule; None: that of the delivery
+    dated_unix_s: int = 0  # of this hand-out: the Date of those who had none before

@@ -121,16 +121,15 @@ class Collector:
         if part.refusals and outcome.delivered:
             self._outdone(part, outcome.delivered, now_s)
         greylisted, put_off = frozenset(outcome.greylisted), frozenset(outcome.put_off)
+        site, dated = batch.lane.site.key, batch.dated_unix_s
         for position in outcome.deferred:
             decided.append(position)
             egress = self._egress_of(batch) if position in put_off else None
-            is_greylisted = position in greylisted
-            self._defer(
-                part, position, batch.lane.site.key, batch.retry, put_off_at=egress, is_greylisted=is_greylisted
-            )
+            greylists = position in greylisted
+            self._defer(part, position, site, batch.retry, dated, put_off_at=egress, is_greylisted=greylists)
         for position in outcome.in_doubt:
             decided.append(position)
-            self._doubt(part, position, doubts[outcome.part_id, position], batch.lane.site.key, batch.retry)
+            self._doubt(part, position, doubts[outcome.part_id, position], site, batch.retry, dated)
         accepted = len(outcome.delivered) + len(outcome.simulated)
         self._schedule.decided(batch.session, attempted, returned, now_s, outcome.size_bytes, accepted)
         if returned:
@@ -265,9 +264,10 @@ class Collector:
         for key in told.limit.split():
             self._credit(key, 1)
         if told.status is Status.DEFERRED:
-            self._defer(part, position, "", retry)
+            self._defer(part, position, "", retry, told.dated_unix_s)
         elif told.status is Status.IN_DOUBT:
-            self._doubt(part, position, (part.id, position, told.mx_host, told.peer, told.cause), "", retry)
+            doubt = (part.id, position, told.mx_host, told.peer, told.cause)
+            self._doubt(part, position, doubt, "", retry, told.dated_unix_s)
         self.settle(part, [position])
 
     def name_doubt(self, doubt: Doubt, line: bytes) -> None:
@@ -294,13 +294,15 @@ class Collector:
         position: int,
         site: str,
         retry: RetrySchedule | None = None,
+        dated_unix_s: int = 0,
         *,
         put_off_at: str | None = None,
         is_greylisted: bool = False,
         in_doubt: bool = False,
     ) -> None:
-        """``retry``: of the rule that held; None: that of the delivery. ``put_off_at``: the egress, where a 4yz about
-        the recipient came there; ``is_greylisted``: and it said that it is greylisting."""
+        """``retry``: of the rule that held; None: that of the delivery. ``dated_unix_s``: of the hand-out, if there was
+        one. ``put_off_at``: the egress, where a 4yz about the recipient came there; ``is_greylisted``: and it said that
+        it is greylisting."""
         delivery = part.delivery
         now_unix_s = time.time()
         schedule = retry or delivery.retry
@@ -315,7 +317,8 @@ class Collector:
         # None: no attempt before its validity ends; it comes back then, to expire, and not a moment earlier.
         due_in_s = math.ceil(delivery.valid_until_s - now_unix_s) if due_s is None else round(due_s - now_unix_s)
         egress = put_off_at if put_off_at and part.attempt <= schedule.same_egress_attempts else ""
-        self._again(part, position, site, part.attempt, due_in_s, held=False, egress=egress, in_doubt=in_doubt)
+        attempt = part.attempt
+        self._again(part, position, site, attempt, due_in_s, dated_unix_s, egress=egress, in_doubt=in_doubt)
 
     def _doubt(
         self,
@@ -324,6 +327,7 @@ class Collector:
         told: tuple[int, int, str, str, str],
         site: str,
         retry: RetrySchedule | None,
+        dated_unix_s: int,
     ) -> None:
         delivery = part.delivery
         policy = delivery.view.in_doubt_policy
@@ -342,9 +346,9 @@ class Collector:
             )
         )
         if policy is InDoubtPolicy.HOLD:
-            self._again(part, position, "", part.attempt, 0, held=True)
+            self._again(part, position, "", part.attempt, 0, dated_unix_s, held=True)
         else:
-            self._defer(part, position, site, retry, in_doubt=True)
+            self._defer(part, position, site, retry, dated_unix_s, in_doubt=True)
 
     def _again(
         self,
@@ -353,13 +357,18 @@ class Collector:
         site: str,
         attempt: int,
         due_in_s: int,
+        dated_unix_s: int = 0,
         *,
-        held: bool,
+        held: bool = False,
         egress: str = "",
         in_doubt: bool = False,
     ) -> None:
-        appended_at = part.claimed.appended_at
-        key = Later(part.delivery.id, part.fields, attempt, held, appended_at, max(0, due_in_s), site, egress, in_doubt)
+        # Who was dated once stays so; who was never handed out is dated when he is.
+        dated_unix_s = part.dated_unix_s or dated_unix_s
+        appended_at, due_in_s, fields = part.claimed.appended_at, max(0, due_in_s), part.fields
+        key = Later(
+            part.delivery.id, fields, attempt, held, appended_at, due_in_s, site, egress, in_doubt, dated_unix_s
+        )
         numbers, rows = self._later.setdefault(key, ([], []))
         numbers.append(part.number(position))
         rows.append(part.rows[position])
@@ -368,7 +377,7 @@ class Collector:
         """Recipients that cannot go soon return to the queue; no attempt is counted."""
         step_s = math.ceil(due_in_s / SURPLUS_STEP_S) * SURPLUS_STEP_S
         for position in positions:
-            self._again(part, position, site, part.attempt - 1, step_s, held=False)
+            self._again(part, position, site, part.attempt - 1, step_s)
         self.settle(part, positions)
         self._on_work(self._lines_bytes)
 

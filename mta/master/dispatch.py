@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from itertools import count
 from typing import Final
@@ -27,6 +28,8 @@ from mta.traffic.rules import Rule
 from mta.traffic.schedule import CloseSession, GiveBack, HandOut, OpenSession, Schedule
 from mta.wire import Batch, BatchPart, Close, Forget, Open, OpenFailed, Recall, Template
 
+# Dates are a little older than the hand-out, so that those who are deferred together come back in one part.
+DATE_STEP_S: Final = 5
 # A part's rows are below PART_BYTES_MAX, so a batch stays below twice this, and far below a frame's bound.
 BATCH_BYTES_MAX: Final = PART_BYTES_MAX
 _pack: Final = msgspec.json.Encoder().encode
@@ -142,27 +145,32 @@ class Dispatch:
         parts: list[BatchPart] = []
         rows: list[bytes] = []
         size_bytes = 0
+        dated_unix_s = int(time.time()) // DATE_STEP_S * DATE_STEP_S
         for part, positions in action.taken:
             of_part = part.rows
             packed = _pack([of_part[position] for position in positions])[1:-1]
             if parts and size_bytes + len(packed) > BATCH_BYTES_MAX:
-                self._send_batch(child, action, parts, rows)
+                self._send_batch(child, action, parts, rows, dated_unix_s)
                 parts, rows, size_bytes = [], [], 0
             part.out += len(positions)
-            parts.append(BatchPart(part.id, part.attempt, part.dated_unix_s, positions, part.numbers(positions)))
+            # The Date is that of the first hand-out, not of the append: what waited for hours is not hours old.
+            of_part_s = part.dated_unix_s or dated_unix_s
+            parts.append(BatchPart(part.id, part.attempt, of_part_s, positions, part.numbers(positions)))
             rows.append(packed)
             size_bytes += len(packed)
-        self._send_batch(child, action, parts, rows)
+        self._send_batch(child, action, parts, rows, dated_unix_s)
         return child.number
 
-    def _send_batch(self, child: Child, action: HandOut[LeasedPart], parts: list[BatchPart], rows: list[bytes]) -> None:
+    def _send_batch(
+        self, child: Child, action: HandOut[LeasedPart], parts: list[BatchPart], rows: list[bytes], dated_unix_s: int
+    ) -> None:
         number = next(self._batches)
         open_: dict[int, set[int]] = {}
         for part in parts:
             open_.setdefault(part.part_id, set()).update(part.positions)
         session, stream = action.session, action.stream
         self._collector.batches[number] = BatchBook(
-            session.id, child.number, action.lane, stream, open_, session.hop.rule.retry
+            session.id, child.number, action.lane, stream, open_, session.hop.rule.retry, dated_unix_s
         )
         packed = b"[" + b",".join(rows) + b"]"
         is_rerouted = bool(action.lane.avoided)

@@ -23,6 +23,7 @@ class Later(NamedTuple):
     site: str
     egress: str = ""  # that they are to leave from
     in_doubt: bool = False
+    dated_unix_s: int = 0  # of their first hand-out; 0: there was none yet
 
 
 def new_parts(later: dict[Later, tuple[list[int], list[Row]]]) -> list[NewPart]:
@@ -50,6 +51,7 @@ def new_parts(later: dict[Later, tuple[list[int], list[Row]]]) -> list[NewPart]:
                     float(key.due_in_s),
                     key.egress or None,
                     key.in_doubt,
+                    key.dated_unix_s,
                 )
             )
     return parts

@@ -57,6 +57,7 @@ class Intent(msgspec.Struct, frozen=True, array_like=True, gc=False):
     number: int = 0
     attempt: int = 0
     address: str = ""
+    dated_unix_s: int = 0  # of its Date header: what goes again after a doubt is the same message
 
 
 class Settled(msgspec.Struct, frozen=True, array_like=True, gc=False):

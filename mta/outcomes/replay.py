@@ -17,13 +17,17 @@ _Key = tuple[int, int]  # part, position
 
 
 class Told(NamedTuple):
-    """The last thing a journal says of a recipient. ``status`` None: its intent, and nothing after it."""
+    """The last thing a journal says of a recipient. ``status`` None: its intent, and nothing after it.
+
+    ``dated_unix_s``: of its Date header; 0: nothing of its message was written, or by a version that did not say.
+    """
 
     status: Status | None
     mx_host: str
     peer: str
     cause: str
     limit: str
+    dated_unix_s: int = 0
 
 
 class Journals:
@@ -61,12 +65,14 @@ class Journals:
             key = (settled.part_id, settled.position)
             if settled.status:
                 _, _, mx_host, peer, cause = doubts.get(key, (0, 0, "", "", ""))
-                self._outcomes[key] = Told(Status(settled.status), mx_host, peer, cause, settled.limit)
+                intended = self._intents.get((writer, *key))
+                dated_unix_s = 0 if intended is None else intended.dated_unix_s
+                self._outcomes[key] = Told(Status(settled.status), mx_host, peer, cause, settled.limit, dated_unix_s)
             else:
                 # Another child may have had it before or have it now; only this one's intent is taken back.
                 self._intents.pop((writer, *key), None)
         for intent in record.intents:
-            told = Told(None, intent.mx_host, intent.peer, "", intent.limit)
+            told = Told(None, intent.mx_host, intent.peer, "", intent.limit, intent.dated_unix_s)
             self._intents[writer, intent.part_id, intent.position] = told
         for line in record.lines.splitlines(keepends=True):
             _, _, number, part_id, _ = line.split(b"\t", 4)
@@ -130,10 +136,11 @@ class OutcomeReader:
         lines = iter(record.lines.splitlines(keepends=True))  # one for each that has an outcome, in their order
         for settled in record.settled:
             key = (settled.part_id, settled.position)
-            self._open.pop((writer, *key), None)
+            intent = self._open.pop((writer, *key), None)
             if settled.status:
                 _, _, mx_host, peer, cause = doubts.get(key, (0, 0, "", "", ""))
-                told = Told(Status(settled.status), mx_host, peer, cause, settled.limit)
+                dated_unix_s = 0 if intent is None else intent.dated_unix_s
+                told = Told(Status(settled.status), mx_host, peer, cause, settled.limit, dated_unix_s)
                 yield _outcome(settled.position, told, completed(next(lines)))
         for intent in record.intents:
             self._open[writer, intent.part_id, intent.position] = intent
@@ -143,7 +150,7 @@ class OutcomeReader:
         found = []
         for intent in self._open.values():
             if intent.number:  # else written by an older version, which did not say who it is
-                told = Told(None, intent.mx_host, intent.peer, "", intent.limit)
+                told = Told(None, intent.mx_host, intent.peer, "", intent.limit, intent.dated_unix_s)
                 found.append(
                     RecipientOutcome(
                         intent.delivery_id,

@@ -33,7 +33,7 @@ class DeliveryView(msgspec.Struct, frozen=True):
     is_simulated: bool
     deadline: datetime | None = None
     keeps_quarantined: bool = False  # a proof: it excludes nobody
-    has_waves: bool = False  # then its parts are dated by their waves, not by when they were appended
+    has_waves: bool = False  # then its parts say when their waves are due, not when they were appended
     has_unchecked: bool = False  # parts wait to be looked at for duplicates
 
 
@@ -52,6 +52,7 @@ class ClaimedPart(msgspec.Struct, frozen=True):
     recipients: bytes
     settled: list[int]
     egress: str | None = None  # from which they were greylisted: they are to come from there again
+    dated_at: datetime | None = None  # of their first hand-out, the same for all of them; None: there was none yet
 
     def number(self, position: int) -> int:
         """The number of the recipient at ``position``."""
@@ -98,12 +99,12 @@ picked AS MATERIALIZED (
 UPDATE mta.delivery_part p SET owner = $1 FROM picked WHERE p.id = picked.id
 RETURNING p.id, p.delivery_id, p.site, p.attempt, p.appended_at, p.append_id, p.numbers, p.fields, p.count,
           p.recipients, coalesce((SELECT array_agg(x) FROM mta.part_settled s, unnest(s.positions) x
-                                  WHERE s.part_id = p.id), '{}')::int4[] AS settled, p.egress
+                                  WHERE s.part_id = p.id), '{}')::int4[] AS settled, p.egress, p.dated_at
 """
 _OWNED = """
 SELECT p.id, p.delivery_id, p.site, p.attempt, p.appended_at, p.append_id, p.numbers, p.fields, p.count,
        p.recipients, coalesce((SELECT array_agg(x) FROM mta.part_settled s, unnest(s.positions) x
-                               WHERE s.part_id = p.id), '{}')::int4[] AS settled, p.egress
+                               WHERE s.part_id = p.id), '{}')::int4[] AS settled, p.egress, p.dated_at
 FROM mta.delivery_part p WHERE p.owner = $1 AND p.id > $2 ORDER BY p.id LIMIT $3
 """
 _RELEASE = "UPDATE mta.delivery_part SET owner = NULL WHERE id = ANY($2::bigint[]) AND owner = $1"

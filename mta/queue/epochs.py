@@ -122,13 +122,13 @@ WITH doubtful AS (
     WHERE id IN (SELECT id FROM doubtful) AND id NOT IN (SELECT part_id FROM settled)
 )
 INSERT INTO mta.delivery_part
-    (delivery_id, due_at, site, attempt, held, appended_at, fields, egress, numbers, count, recipients)
-SELECT p.delivery_id, p.due_at, p.site, p.attempt, true, p.appended_at, p.fields, p.egress,
+    (delivery_id, due_at, site, attempt, held, appended_at, dated_at, fields, egress, numbers, count, recipients)
+SELECT p.delivery_id, p.due_at, p.site, p.attempt, true, p.appended_at, p.dated_at, p.fields, p.egress,
        array_agg(coalesce(p.numbers[i], p.append_id << {PART_INDEX_BITS} | i - 1) ORDER BY i), count(*),
        convert_to(jsonb_agg(r ORDER BY i)::text, 'UTF8')
 FROM partly p, jsonb_array_elements(convert_from(p.recipients, 'UTF8')::jsonb) WITH ORDINALITY AS one (r, i)
 WHERE NOT EXISTS (SELECT FROM settled s WHERE s.part_id = p.id AND (i - 1)::smallint = ANY (s.positions))
-GROUP BY p.id, p.delivery_id, p.due_at, p.site, p.attempt, p.appended_at, p.fields, p.egress
+GROUP BY p.id, p.delivery_id, p.due_at, p.site, p.attempt, p.appended_at, p.dated_at, p.fields, p.egress
 """  # noqa: S608 - put together from constants
 
 

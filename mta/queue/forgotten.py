@@ -32,7 +32,7 @@ JOIN mta.delivery_append a ON a.append_id = u.append_id AND a.delivery_id = u.de
 _COLUMNS = """
 p.id, p.delivery_id, p.site, p.attempt, p.appended_at, p.append_id, p.numbers, p.fields, p.count, p.recipients,
 coalesce((SELECT array_agg(x) FROM mta.part_settled s, unnest(s.positions) x WHERE s.part_id = p.id),
-         '{}')::int4[] AS settled, p.egress,
+         '{}')::int4[] AS settled, p.egress, p.dated_at,
 coalesce((SELECT n.epoch FROM mta.node n WHERE n.id = p.owner), 0) AS owner_epoch
 """
 _PARTS = f"""

@@ -13,10 +13,10 @@ from mta.queue.part import Row
 
 MADE_UP_ADDRESS = "ann@example.com"
 
-# The one that would go first, by the index of claims.
+# The one that would go first, by the index of claims; dated as if it were handed out as soon as it is due.
 _FIRST = """
 SELECT p.fields, p.recipients, p.append_id, p.numbers,
-       greatest(p.appended_at, coalesce(d.started_at, d.starts_at, now())) AS dated
+       coalesce(p.dated_at, greatest(now(), p.due_at, d.starts_at)) AS dated
 FROM mta.delivery_part p JOIN mta.delivery d ON d.id = p.delivery_id
 WHERE p.delivery_id = $1 AND p.owner IS NULL AND NOT p.held ORDER BY p.due_at, p.id LIMIT 1
 """

@@ -52,6 +52,7 @@ class NewPart(msgspec.Struct, frozen=True):
     due_in_s: float
     egress: str | None = None  # that they are to leave from: they were greylisted there
     in_doubt: bool = False  # they were, and go again: but those held who were so too often
+    dated_unix_s: int = 0  # of their first hand-out: what their Date says; 0: there was none yet
 
 
 class Doubt(msgspec.Struct, frozen=True):
@@ -124,8 +125,8 @@ _RELEASED = "UPDATE mta.delivery_part SET owner = NULL WHERE owner = $1 AND id =
 _SET_ASIDE = "UPDATE mta.delivery_part SET owner = NULL, held = true WHERE owner = $1 AND id = ANY($2::bigint[])"
 _NEW_PARTS = """
 INSERT INTO mta.delivery_part
-    (delivery_id, site, attempt, held, appended_at, fields, numbers, count, recipients, due_at, egress)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, now() + make_interval(secs => $10), $11)
+    (delivery_id, site, attempt, held, appended_at, fields, numbers, count, recipients, due_at, egress, dated_at)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, now() + make_interval(secs => $10), $11, to_timestamp(nullif($12::int8, 0)))
 """
 # How often a recipient was in doubt is asked of the list itself, which is short. Answers who is held by that.
 _DOUBTS = """
@@ -262,6 +263,7 @@ def _stored(part: NewPart) -> tuple[object, ...]:
         _pack(part.rows),
         part.due_in_s,
         part.egress,
+        part.dated_unix_s,
     )
 
 

@@ -48,8 +48,9 @@ _SETTLED = "DELETE FROM mta.part_settled WHERE part_id = $1 RETURNING positions"
 _STILL_SETTLED = "INSERT INTO mta.part_settled (part_id, positions) VALUES ($1, $2)"
 _SHORTEN = "UPDATE mta.delivery_part SET count = $2, numbers = $3, recipients = $4 WHERE id = $1"
 _CUT_OFF = """
-INSERT INTO mta.delivery_part (delivery_id, due_at, appended_at, attempt, site, fields, numbers, count, recipients)
-SELECT delivery_id, greatest(due_at, $2), greatest(appended_at, $2), attempt, site, fields, $3::bigint[],
+INSERT INTO mta.delivery_part
+    (delivery_id, due_at, appended_at, dated_at, attempt, site, fields, numbers, count, recipients)
+SELECT delivery_id, greatest(due_at, $2), greatest(appended_at, $2), dated_at, attempt, site, fields, $3::bigint[],
        cardinality($3::bigint[]), $4
 FROM mta.delivery_part WHERE id = $1
 """

@@ -80,7 +80,7 @@ class BatchPart(msgspec.Struct, frozen=True, array_like=True):
 
     part_id: int
     attempt: int  # of this attempt: 1 is the first
-    dated_unix_s: int  # basis of the Date header
+    dated_unix_s: int  # of the Date header, and of signatures
     positions: list[int]
     numbers: list[int]
 

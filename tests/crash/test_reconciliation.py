@@ -26,6 +26,7 @@ from tests.support.content import new_delivery
 from tests.support.postgres import Database
 
 BOOT = "00000000-boot"
+DATED_UNIX_S = 1_700_000_000
 LEASE_S = 15.0
 KEEP_S = 900.0
 PER_PART = 10
@@ -60,7 +61,7 @@ class Forgetful:
         intents = [
             Intent(
                 self._part(number, of), number & 0xFFFF, "mx.test", "127.0.0.1", "", self.delivery, number, 1,
-                str(of.get("address") or _address(number)),
+                str(of.get("address") or _address(number)), DATED_UNIX_S,
             )
             for number in begun
         ]  # fmt: skip
@@ -140,6 +141,18 @@ async def test_what_is_open_is_settled_though_run_claim_and_numbers_of_parts_are
     result, _ = await forgetful.tell()
     assert (result.settled, result.in_doubt, result.orphans) == (0, 0, 0)
     assert (await forgetful.seen()).in_doubt == 3
+
+
+async def test_what_goes_again_has_the_date_that_only_the_journal_knew(forgetful: Forgetful) -> None:
+    one, two, three, *_ = forgetful.numbers
+    forgetful.write(begun=[one, two])
+    forgetful.write([(one, Status.DEFERRED), (three, Status.DEFERRED)])
+    await forgetful.tell()
+    dated = "SELECT numbers, extract(epoch FROM dated_at)::bigint FROM mta.delivery_part WHERE numbers IS NOT NULL"
+    async with forgetful.database.pool.acquire() as conn:
+        found = {number: at for numbers, at in await conn.fetch(dated) for number in numbers}
+    # Deferred and in doubt: the same message again. Of the third nothing was ever written: it has no Date yet.
+    assert found == {one: DATED_UNIX_S, two: DATED_UNIX_S, three: None}
 
 
 async def test_a_recipient_is_followed_through_attempts_whose_parts_the_database_never_had(

@@ -48,7 +48,7 @@ async def in_waves(conn: asyncpg.Connection, delivery_id: int) -> dict[float, li
                 [f"Ann {index}"],
             )
         after = max(0.0, (row["due_at"] - started_at) / HOUR)
-        assert after == 0 or row["appended_at"] == row["due_at"]  # what the Date header will say
+        assert after == 0 or row["appended_at"] == row["due_at"]
         found.setdefault(after, []).extend(row[0] for row in rows)
     return found
 
