@@ -16,7 +16,7 @@ MADE_UP_ADDRESS = "ann@example.com"
 # The one that would go first, by the index of claims; dated as if it were handed out as soon as it is due.
 _FIRST = """
 SELECT p.fields, p.recipients, p.append_id, p.numbers,
-       coalesce(p.dated_at, greatest(now(), p.due_at, d.starts_at)) AS dated
+       coalesce(p.dated_at, greatest(now(), coalesce(p.due_when_checked, p.due_at), d.starts_at)) AS dated
 FROM mta.delivery_part p JOIN mta.delivery d ON d.id = p.delivery_id
 WHERE p.delivery_id = $1 AND p.owner IS NULL AND NOT p.held ORDER BY p.due_at, p.id LIMIT 1
 """
