@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
+import tomllib
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -92,10 +94,21 @@ GROUPS = {
     ),
 }
 LEVEL = "2"
+IS_TO_COMPILE = os.environ.get("MTA_COMPILE") == "1"
+_BUILDING = {"build", "build_ext", "bdist_wheel", "editable_wheel", "install"}
+
+
+def requirements() -> list[str]:
+    """Beside those of pyproject.toml: mypyc must see what the sources import, or it takes all of that for untyped."""
+    if not IS_TO_COMPILE:
+        return []
+    project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
+    return [*project["dependencies"], *(one for one in project["optional-dependencies"]["dev"] if "stubs" in one)]
 
 
 def extensions() -> list[Extension]:
-    if os.environ.get("MTA_COMPILE") != "1":
+    # Whoever asks only for the requirements has not got them yet.
+    if not IS_TO_COMPILE or not _BUILDING & set(sys.argv):
         return []
     from mypyc.build import mypycify
 
@@ -136,4 +149,8 @@ class BuildWithConfig(build_py):
             shutil.copyfile(path, to / path.name)
 
 
-setup(ext_modules=extensions(), cmdclass={"build_py": BuildWithConfig, "build_ext": BuildSideBySide})
+setup(
+    ext_modules=extensions(),
+    setup_requires=requirements(),
+    cmdclass={"build_py": BuildWithConfig, "build_ext": BuildSideBySide},
+)
