@@ -26,7 +26,7 @@ _IS_INTERPRETED = os.environ.get("MTA_INTERPRETED") == "1"
 
 def is_compiled() -> bool:
     """Whether the hot path runs compiled in this process."""
-    return not _IS_INTERPRETED and any(name.startswith("compiled__mypyc") for name in os.listdir(_HERE))
+    return not _IS_INTERPRETED and any("__mypyc." in name for name in os.listdir(_HERE))
 
 
 if _IS_INTERPRETED:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import threading
 from collections.abc import AsyncIterator, Iterator
@@ -14,6 +15,7 @@ from hypothesis import settings
 
 from mta.queue.embedded import EmbeddedPostgres
 from tests.support import postgres as support
+from tests.support.compiled import followed
 from tests.support.postgres import Database
 
 # How fast the machine is today is no property of the code.
@@ -23,11 +25,11 @@ settings.load_profile("mta")
 
 def pytest_configure(config: pytest.Config) -> None:
     """What is compiled must be what stands in the sources, or the tests would be of something else."""
-    if os.environ.get("MTA_INTERPRETED") == "1":
+    if os.environ.get("MTA_INTERPRETED") == "1" or hasattr(config, "workerinput"):
         return
-    for compiled in Path("mta").rglob("*.cpython-*.so"):
-        source = compiled.with_name(compiled.name.partition(".")[0] + ".py")
-        if source.exists() and source.stat().st_mtime > compiled.stat().st_mtime:
+    compiled_s = min((path.stat().st_mtime for path in Path("mta").rglob("*.cpython-*.so")), default=math.inf)
+    for source in followed():
+        if Path(source).stat().st_mtime > compiled_s:
             raise pytest.UsageError(f"{source} is newer than what was compiled from it: run make compile")
 
 

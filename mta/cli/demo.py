@@ -10,6 +10,7 @@ from typing import Annotated, Final
 
 import typer
 
+from mta import is_compiled
 from mta.cli.terminal import AsJson, err, out, print_json
 from mta.demo import Account, DemoFailed, DemoOptions, run_demo
 from mta.demo.view import ConsoleView, print_summary
@@ -33,6 +34,8 @@ def command(
     # Standard output is for the one line of JSON then; whoever watches looks at standard error.
     console = err if as_json else out
     with ConsoleView(console, options) as view:
+        if not is_compiled():
+            view.step("the hot path is not compiled: `make compile` does it, and halves its processor time")
         account = _run(options, view)
     if as_json:
         print_json(account.contract())

@@ -120,6 +120,7 @@ class _Course:
         self._delivery_id = delivery_id
         self._far_end = FarEnd(stage.record_dir)
         self._processes = Processes()
+        self._is_under_way = False
         self._is_child_to_kill = self._is_master_to_kill = scene.options.kill
 
     async def run(self) -> None:
@@ -130,6 +131,9 @@ class _Course:
             delivery = await deliveries.show(self._conn, self._delivery_id)
             now_s = time.monotonic()
             self._far_end.read(now_s)
+            if self._far_end.total and not self._is_under_way:
+                self._is_under_way = True
+                self._view.step("the first messages have arrived at the far end")
             self._view.look(delivery, self._far_end, self._processes.look(self._named_pids(), now_s))
             if delivery.state == "finished":
                 return

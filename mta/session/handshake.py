@@ -41,15 +41,11 @@ class Handshake(asyncio.Protocol):
         self._timer: asyncio.Handle | None = None
         self._rings_s = 0.0  # kept here: for a time that has come, uvloop's call_at gives a plain Handle
 
-    def expect_reply(self) -> None:
-        """A command is about to be sent."""
+    def command(self, line: bytes) -> None:
+        """Sends a command line; its reply is owed from now on."""
         self.reply = None
         self._octets = bytearray()
         self._owed += 1
-
-    def command(self, line: bytes) -> None:
-        """Sends a command line; its reply is owed from now on."""
-        self.expect_reply()
         assert self.transport is not None
         self.transport.write(line)
 

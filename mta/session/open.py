@@ -16,7 +16,6 @@ from collections.abc import Hashable
 from typing import Literal
 
 import msgspec
-from aiosmtplib.errors import SMTPException, SMTPTimeoutError
 
 from mta.model.errors import BadInput
 from mta.model.machine_fault import SystemCall, is_of_machine
@@ -329,21 +328,25 @@ def _reply(handshake: Handshake, stage: Stage) -> Reply:
 async def _start_tls(handshake: Handshake, target: SessionTarget, budget: _Budget) -> None:
     _check_idle(handshake, Stage.STARTTLS)
     context = _context(target)
+    handshake.command(b"STARTTLS\r\n")
+    await handshake.wait(budget.until_s(target.timeouts.command_s))
+    if handshake.reply is None and not handshake.fault:
+        raise _TlsFailed(SessionFailed(Stage.STARTTLS, None, handshake.loss or "timed out"))
+    reply = _reply(handshake, Stage.STARTTLS)
+    if reply.code != 220:
+        raise _TlsFailed(SessionFailed(Stage.STARTTLS, reply, str(reply)))
     try:
         await start_tls(handshake, target.mx_host, budget.left_s(target.timeouts.command_s), context)
     except ssl.SSLCertVerificationError as error:
         why = f"{NOT_AUTHENTIC} the certificate of {target.mx_host} is not trusted: {error.verify_message}"
         raise _TlsFailed(SessionFailed(Stage.STARTTLS, None, why)) from error
-    except (SMTPException, OSError, ValueError) as error:  # ssl.SSLError is an OSError
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
         if handshake.fault:
             raise SessionFailed(Stage.STARTTLS, handshake.unowed, handshake.fault) from error
-        reply = handshake.reply
-        if reply is not None and reply.code != 220:
-            raise _TlsFailed(SessionFailed(Stage.STARTTLS, reply, str(reply))) from error
-        is_late = isinstance(error, TimeoutError | SMTPTimeoutError)
-        cause = error.__cause__ or error
-        text = "timed out" if is_late else f"{type(cause).__name__}: {cause}"[:500]
-        if target.needs_tls and isinstance(cause, ssl.SSLError):
+        # Event loops abort a handshake that takes too long.
+        is_late = isinstance(error, TimeoutError | ConnectionAbortedError)
+        text = "timed out" if is_late else f"{type(error).__name__}: {error}"[:500]
+        if target.needs_tls and isinstance(error, ssl.SSLError):
             text = f"{NOT_AUTHENTIC} {text}"
         raise _TlsFailed(SessionFailed(Stage.STARTTLS, None, text)) from error
     _check_authorities(handshake, target)

