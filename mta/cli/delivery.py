@@ -222,7 +222,7 @@ def list_(
         ),
         [
             (
-                *(one.id, one.name, one.state.value, one.sealed, one.appended, one.waiting),
+                *(str(one.id), one.name, one.state.value, one.sealed, one.appended, one.waiting),
                 *(one.delivered, one.failed, one.expired, one.cancelled, one.simulated, one.held),
             )
             for one in found

@@ -36,7 +36,7 @@ def find(
         ("at", "delivery", "attempt", "outcome", "MX host", "reply"),
         [
             (
-                *(line.at, line.delivery_id, line.attempt, line.status.name.lower(), line.mx_host or None),
+                *(line.at, str(line.delivery_id), line.attempt, line.status.name.lower(), line.mx_host or None),
                 " ".join(part for part in (str(line.code or ""), line.enhanced, line.reply) if part),
             )
             for line in lines

@@ -32,7 +32,7 @@ def show(dsn: Dsn = "", as_json: AsJson = False) -> None:
         ("delivery", "name", "state", "site", "parts", "all", "due", "leased", "held", "oldest s", "next due in s"),
         [
             (
-                *(one.delivery_id, one.name, one.state, one.site, one.parts, one.recipients),
+                *(str(one.delivery_id), one.name, one.state, one.site, one.parts, one.recipients),
                 *(one.due, one.leased, one.held, one.oldest_age_s, one.next_due_in_s),
             )
             for one in waiting
@@ -42,7 +42,7 @@ def show(dsn: Dsn = "", as_json: AsJson = False) -> None:
         "Nodes",
         ("run", "node", "started", "state", "lease left s", "parts", "recipients"),
         [
-            (node.id, node.name, node.started_at, _state(node), node.lease_left_s, node.parts, node.recipients)
+            (str(node.id), node.name, node.started_at, _state(node), node.lease_left_s, node.parts, node.recipients)
             for node in nodes
         ],
     )
