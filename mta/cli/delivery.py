@@ -233,7 +233,7 @@ def list_(
         ),
         [
             (
-                *(one.id, one.name, one.state.value, one.sealed, one.appended, one.waiting),
+                *(str(one.id), one.name, _state(one), one.sealed, one.appended, one.waiting),
                 *(one.delivered, one.failed, one.expired, one.cancelled, one.simulated, one.held),
             )
             for one in found
@@ -269,12 +269,16 @@ def start(
 ) -> None:
     """Begin to send, now or at the time that is set."""
     time = None if at is None else parse_time(at, "--at")
-    _change(delivery_id, lambda conn, which: deliveries.start(conn, which, at=time), dsn, as_json)
 
     async def look_around(conn: Conn) -> tuple[deliveries.Delivery, list[overview.LargeDelivery]]:
         return await deliveries.show(conn, delivery_id), await overview.large_beside(conn, delivery_id)
 
+    state = with_database(dsn, lambda conn: deliveries.start(conn, delivery_id, at=time))
     found, beside = with_database(dsn, look_around)
+    if as_json:
+        print_json({"id": delivery_id, "state": state})
+    else:
+        out.print(f"delivery {delivery_id} is {_state(found)}")
     warn(too_late(found))
     warn(_scheduled_together(beside))
 
@@ -363,6 +367,13 @@ def _scheduled_together(beside: list[overview.LargeDelivery]) -> Iterator[str]:
                 f"scheduled together with delivery {one.id} ({one.name}), which begins with {one.waiting:,} recipients "
                 f"at {shown(one.begins_at)}: they share the capacity"
             )
+
+
+def _state(found: deliveries.Delivery) -> str:
+    """A delivery that is started for later is running; what people want to know is when it begins."""
+    now = datetime.datetime.now(datetime.UTC)
+    is_ahead = found.state is DeliveryState.RUNNING and found.starts_at is not None and found.starts_at > now
+    return f"{found.state.value}, starts at {shown(found.starts_at)}" if is_ahead else found.state.value
 
 
 def _change(delivery_id: int, change: Callable[[Conn, int], Awaitable[DeliveryState]], dsn: str, as_json: bool) -> None:

@@ -24,6 +24,7 @@ _NAMES: Final = (
     "delivery",
     "queue",
     "log",
+    "send",
     "keep",
     "quarantine",
     "bounce",

@@ -12,7 +12,7 @@ from mta.cli.monitor_domains import domains
 from mta.cli.terminal import AsJson, DeliveryId, Dsn, err, out, print_json, print_table, shown, with_database
 from mta.master.control import NoDaemon, ask
 from mta.model.errors import BadInput
-from mta.queue import faults, refusals
+from mta.queue import faults, process_alerts, refusals
 from mta.queue import monitor as queries
 from mta.queue import slow as slowness
 from mta.queue.connection import Conn
@@ -175,8 +175,11 @@ def check(
 
     async def work(conn: Conn) -> list[queries.Alert]:
         found = await queries.check_alerts(conn, bounds)
+        keys = {one.key for one in await process_alerts.look(conn)}
+        processes = [one for one in await queries.alerts(conn, limit=len(keys) + 100) if one.key in keys]
         new = await faults.look(conn, of_faults, is_turn_taken=True)
-        return found + (await queries.alerts(conn, limit=len(new), kind=queries.AlertKind.OUR_FAULT) if new else [])
+        of_ours = await queries.alerts(conn, limit=len(new), kind=queries.AlertKind.OUR_FAULT) if new else []
+        return found + processes + of_ours
 
     _print_alerts("New alerts", with_database(dsn, work), as_json)
 
@@ -222,7 +225,8 @@ def slow(delivery_id: DeliveryId, config: Config = None, dsn: Dsn = "", as_json:
     if no_daemon:
         err.print(f"{no_daemon}: told from the database alone", markup=False, highlight=False, soft_wrap=True)
     left = facts.recipients - facts.ended
-    out.print(f"delivery {delivery_id} is {facts.state}: {left:,} of {facts.recipients:,} recipients are open")
+    starts = f" and starts at {shown(facts.starts_at)}" if facts.starts_in_s > 0 else ""
+    out.print(f"delivery {delivery_id} is {facts.state}{starts}: {left:,} of {facts.recipients:,} recipients are open")
     for number, cause in enumerate(causes, 1):
         out.print(f"{number}. {cause.kind.value} ({100 * cause.share:.0f} %): {shown(cause.what)}", soft_wrap=True)
         out.print(f"   do: {shown(cause.do)}", soft_wrap=True)

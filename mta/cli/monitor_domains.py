@@ -10,11 +10,9 @@ import typer
 from mta.cli.daemon import Config, dsn_of, settings_of
 from mta.cli.terminal import AsJson, Dsn, out, parse_duration, print_json, print_table, with_database
 from mta.queue import indicators as queries
-from mta.queue import rule_sets, updates
 from mta.queue.connection import Conn
 from mta.queue.indicators import Indicators, Mark
-from mta.settings import Settings
-from mta.settings.shipped import load_updated_rules, parse_updated_rules
+from mta.services.rules import rules_in_force
 from mta.traffic.rules import RuleSet
 
 _MARKED = {
@@ -55,7 +53,7 @@ def domains(
     span = None if window is None else parse_duration(window, "--since")
 
     async def work(conn: Conn) -> queries.Table:
-        rules = await _rules(conn, settings) if by is By.PROVIDER else RuleSet()
+        rules = await rules_in_force(conn, settings) if by is By.PROVIDER else RuleSet()
         egress_id = settings.egresses[0].id
 
         def provider_of(site: str) -> str:
@@ -97,15 +95,6 @@ def domains(
     )
     if table.is_cut:
         out.print(f"only the {queries.GROUPS_MAX:,} with the most sent were looked at")
-
-
-async def _rules(conn: Conn, settings: Settings) -> RuleSet:
-    """What the nodes obey, to tell providers by."""
-    texts = await updates.texts_in_force(conn)
-    found = await rule_sets.in_force(conn)
-    if found is not None:
-        return parse_updated_rules(found[1].root, found[1].texts, texts)
-    return RuleSet() if settings.rules_file is None else load_updated_rules(settings.rules_file, texts)
 
 
 def _row(one: Indicators, name: str, *, marked: bool = True) -> tuple[object, ...]:

@@ -11,9 +11,8 @@ from typing import Annotated, Final
 
 import msgspec
 import typer
-from rich.console import Console
-from rich.table import Table
 
+from mta.cli.terminal import print_table
 from mta.model.errors import BadInput
 from mta.sink.nameserver import ThreadedNameserver, read_zones
 from mta.sink.processes import SinkOptions, SinkProcesses
@@ -178,13 +177,13 @@ def _print_statistics(statistics: Statistics, as_json: bool) -> None:
     if as_json:
         _print_json(statistics)
         return
-    table = Table("what", "value", title="The sink received")
+    rows = []
     for name in statistics.__struct_fields__:
         value = getattr(statistics, name)
         if isinstance(value, dict):
             value = ", ".join(f"{key} {count}" for key, count in value.items()) or "none"
-        table.add_row(name.replace("_", " "), str(value))
-    Console().print(table)
+        rows.append((name.replace("_", " "), value))
+    print_table("The sink received", ("what", "value"), rows)
 
 
 def _print_json(value: object) -> None:

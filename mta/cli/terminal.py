@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import datetime
 import re
+import shutil
+import textwrap
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Annotated, Any, Final, TypeVar
 
@@ -12,8 +14,9 @@ import msgspec
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.text import Text
 
+from mta.cli.tables import fitted, lines_of_rows, plain
 from mta.model.errors import BadInput
 from mta.queue.connection import Conn, connection
 from mta.queue.dsn import check_dsn
@@ -21,8 +24,16 @@ from mta.queue.migrate import require_current
 
 T = TypeVar("T")
 
-out: Final = Console()
-err: Final = Console(stderr=True)
+
+class _Sentences(Console):
+    """Without a terminal a sentence is one line, however long: what reads it is a program."""
+
+    def print(self, *objects: Any, soft_wrap: bool | None = None, **options: Any) -> None:
+        super().print(*objects, soft_wrap=not self.is_terminal if soft_wrap is None else soft_wrap, **options)
+
+
+out: Final = _Sentences()
+err: Final = _Sentences(stderr=True)
 
 Dsn = Annotated[
     str,
@@ -61,29 +72,24 @@ def print_json(value: Any) -> None:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Numbers to the right; None as a dash. Text from outside never becomes markup or a control sequence."""
-    table = Table(title=title, title_justify="left")
-    cells = [list(row) for row in rows]
-    for index, column in enumerate(columns):
-        is_number = any(isinstance(row[index], int | float) for row in cells)
-        table.add_column(column, justify="right" if is_number else "left", overflow="fold")
-    for row in cells:
-        table.add_row(*[shown(cell) for cell in row])
-    out.print(table)
+    """As `mta.cli.tables` lays it out: cut to the width of a terminal, or one whole line a row without one."""
+    if not out.is_terminal:
+        for line in lines_of_rows(title, columns, rows):
+            typer.echo(line)
+        return
+    width = shutil.get_terminal_size().columns
+    for line in textwrap.wrap(plain(title), width):
+        out.print(Text(line, style="bold"))
+    head, body = fitted(columns, rows, width)
+    for line in head:
+        out.print(Text(line, style="underline"), no_wrap=True, crop=False, overflow="ignore")
+    for line in body or ["none"]:
+        out.print(Text(line), no_wrap=True, crop=False, overflow="ignore")
 
 
 def shown(cell: object) -> str:
-    if cell is None:
-        return "-"
-    if isinstance(cell, bool):
-        return "yes" if cell else "no"
-    if isinstance(cell, float):
-        return f"{cell:,.1f}"
-    if isinstance(cell, int):
-        return f"{cell:,}"
-    if isinstance(cell, datetime.datetime):
-        return f"{cell.astimezone(datetime.UTC):%Y-%m-%d %H:%M:%S}Z"
-    return escape("".join(char if char.isprintable() else ascii(char)[1:-1] for char in str(cell)))
+    """A value for a sentence. Text from outside never becomes markup or a control sequence."""
+    return escape(plain(cell))
 
 
 def parse_duration(text: str, where: str) -> datetime.timedelta:

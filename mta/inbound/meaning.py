@@ -100,7 +100,9 @@ def _complaint(stored: Stored, letter: Letter, trust: Trust, at: datetime.dateti
     number = _signed_number(stored, letter, trust.key)
     if number is not None:
         return Meaning("complaint", Feedback(number, status, at, reply=said))
-    named = _message_id(letter.returned.get("message-id", "")) or _message_id(letter.reported.get("message-id", ""))
+    named = parse_message_id(letter.returned.get("message-id", "")) or parse_message_id(
+        letter.reported.get("message-id", "")
+    )
     if named is not None and _is_within(stored.client, trust.networks):
         return Meaning("complaint", Feedback(named[0], status, at, reply=said, delivery=named[1]))
     recipient = letter.reported.get("original-rcpt-to", "").strip("<> ")
@@ -120,7 +122,7 @@ def _unsubscription(stored: Stored, letter: Letter, trust: Trust, at: datetime.d
         return Meaning("unsubscription", Feedback(number, Status.UNSUBSCRIBED, at, reply=said))
     if not any(_name(one) in trust.unsubscribe_names for one in stored.recipients):
         return Meaning("other", aside="other")
-    named = next((pair for pair in map(_message_id, texts) if pair is not None), None)
+    named = next((pair for pair in map(parse_message_id, texts) if pair is not None), None)
     if named is not None and letter.sender:
         leaving = Feedback(
             *(named[0], Status.UNSUBSCRIBED, at), reply=said, delivery=named[1], address=_clean(letter.sender)
@@ -141,7 +143,7 @@ def _signed_number(stored: Stored, letter: Letter, key: bytes) -> int | None:
     return parse_leaving_token(letter.returned.get("list-unsubscribe", ""), key)
 
 
-def _message_id(text: str) -> tuple[int, int] | None:
+def parse_message_id(text: str) -> tuple[int, int] | None:
     """Number and delivery of a Message-ID of ours."""
     found = _MESSAGE_ID.search(text.lower())
     if found is None:

@@ -20,6 +20,7 @@ from mta.model.errors import BadInput
 from mta.model.failure import Verdict
 from mta.queue import failure_texts, feed, quarantine, updates
 from mta.queue.connection import DATABASE_AWAY, Conn, acquire
+from mta.queue.process_alerts import FEEDBACK_LOCK
 from mta.queue.qualified import qualified_texts
 from mta.queue.updates import Update
 from mta.settings.config import Settings
@@ -27,7 +28,7 @@ from mta.telemetry.outages import DATABASE
 from mta.telemetry.systemd import notify
 from mta.telemetry.waits import Stopped, event_or_timeout, until_stopped
 
-LOCK: Final = 0x6D74614B  # "mtaK"
+LOCK: Final = FEEDBACK_LOCK
 LOOK_S: Final = 1.0
 STAND_BY_S: Final = 5.0
 STOP_S: Final = 5.0  # for the lines at hand

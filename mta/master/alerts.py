@@ -8,7 +8,7 @@ from typing import Final
 import asyncpg
 import structlog
 
-from mta.queue import faults, monitor
+from mta.queue import faults, monitor, process_alerts
 from mta.queue.connection import DATABASE_AWAY, acquire
 from mta.queue.faults import FaultBounds
 
@@ -41,6 +41,8 @@ class Alerts:
         async with acquire(self._pool) as conn:
             for alert in await monitor.check_alerts(conn):
                 log.warning("alert", kind=alert.kind.value, delivery=alert.delivery_id, what=alert.detail)
+            for one in await process_alerts.look(conn):
+                log.warning("alert", kind=one.kind, node=one.node, what=one.detail, remedy=one.reply)
             for fault in await faults.look(conn, self._bounds):
                 log.warning(
                     "alert",

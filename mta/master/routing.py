@@ -23,7 +23,7 @@ from mta.master.holds import put_off_s, put_off_site
 from mta.master.resolver_rest import ResolverRest
 from mta.model.address import domain_of
 from mta.model.errors import BadInput
-from mta.model.outcome import Status
+from mta.model.outcome import Reason, Status
 from mta.model.reply import Reply
 from mta.model.site import NoRoute, Route, Site
 from mta.model.waiting import Wait
@@ -83,13 +83,47 @@ class Routing:
 
     def take_in(self, part: LeasedPart, positions: Iterable[int]) -> None:
         """Groups recipients of a part by domain and sends each group on its way."""
-        self._route_all(part, _by_domain(part, positions))
+        by_domain = _by_domain(part, positions)
+        if self._holds.cancels:
+            by_domain = {
+                domain: left for domain, found in by_domain.items() if (left := self._cancel(part, domain, found))
+            }
+        self._route_all(part, by_domain)
+
+    def _cancel(self, part: LeasedPart, domain: str, positions: list[int]) -> list[int]:
+        """Recipients that an operator takes out of the queue have their outcome; answers the others."""
+        left: list[int] = []
+        gone: dict[str, list[int]] = {}  # by what their log says
+        for position in positions:
+            effect = self._holds.cancelled(part.rows[position][0], domain)
+            if effect is None:
+                left.append(position)
+            else:
+                gone.setdefault(effect.detail, []).append(position)
+        for said, taken in gone.items():
+            self._collector.conclude(
+                part, taken, Status.CANCELLED, Reason.NOT_DEFINED, Reply(0, said), is_attempt=False
+            )
+        return left
+
+    def _cancel_asked(self, domain: str) -> None:
+        """The same of who waits for a route, but for those whose attempt may be over with it."""
+        waiting = self.asked.get(domain, [])
+        kept = []
+        for one in waiting:
+            left = one.positions if one.given_up is not None else self._cancel(one.part, domain, one.positions)
+            if left:
+                kept.append(one._replace(positions=left))
+        waiting[:] = kept
 
     def take_in_anew(self, changes: Changes) -> None:
         """What waits in memory and is held, or leaves from elsewhere, from now on is sorted once more."""
-        if not (changes.domains or changes.sites):
+        domains = changes.domains | changes.cancelled
+        if not (domains or changes.sites):
             return
-        routes = [self._resolver.cached(domain) for domain in changes.domains]
+        for domain in changes.cancelled:
+            self._cancel_asked(domain)
+        routes = [self._resolver.cached(domain) for domain in domains]
         sites = changes.sites | {route.key for route in routes if isinstance(route, Site)}
         is_any = None in routes  # a route that is not known any more may be that of any lane
         for lane in list(self._schedule.lanes):

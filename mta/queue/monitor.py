@@ -185,6 +185,8 @@ class AlertKind(enum.StrEnum):
     SLOW = "slow"  # at its pace so far it takes longer than it may
     LOW_SUCCESS = "low-success"  # too small a part of what has ended was delivered
     MACHINE = "machine"  # a node's machine cannot connect from an egress, or open sessions at all
+    NODE_LOST = "node-lost"  # a node's lease ended before the node did
+    FEEDBACK_DOWN = "feedback-down"  # `mta keep` ran, and does not now
     OUR_FAULT = "our-fault"  # an egress or a sender domain is refused for what is no address's fault
 
 

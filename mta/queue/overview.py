@@ -59,7 +59,7 @@ ORDER BY o.id, o.begins_at
 FIND_BY_ADDRESS = """
 SELECT at, delivery_id, number, attempt, status, reason, code, enhanced, address, reference, site, mx_host, peer,
        egress, reply
-FROM mta.delivery_log WHERE address = $1 ORDER BY at DESC, attempt DESC LIMIT $2
+FROM mta.delivery_log WHERE lower(address) = lower($1) ORDER BY at DESC, attempt DESC LIMIT $2
 """
 
 
@@ -134,7 +134,7 @@ async def leases_by_node(conn: Conn) -> list[NodeLeases]:
 
 
 async def find_in_log(conn: Conn, address: str, *, limit: int = 100) -> list[LogLine]:
-    """Every attempt for an address, in any of its forms, the newest first."""
+    """Every attempt for an address, in any of its forms and in any case, the newest first."""
     canonical = parse_mailbox(address, "address").text
     return [msgspec.convert(dict(row), LogLine) for row in await conn.fetch(FIND_BY_ADDRESS, canonical, limit)]
 

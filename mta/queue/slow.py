@@ -15,23 +15,31 @@ SITES_MAX: Final = 20
 UNTIL_S_MAX: Final = 1e9  # of what lasts until an operator lifts it
 
 _DELIVERY: Final = """
-SELECT d.state, coalesce(extract(epoch FROM d.starts_at - now()), 0)::float8 AS starts_in_s,
-       (SELECT coalesce(sum(recipients - excluded - duplicates), 0)::bigint FROM mta.delivery_append
-        WHERE delivery_id = d.id) AS recipients,
-       coalesce(s.delivered + s.failed + s.expired + s.cancelled + s.simulated + s.excluded, 0)::bigint AS ended,
-       p.*, (SELECT count(*) FROM mta.node WHERE ended_at IS NULL AND alive_until > now()) AS nodes_living
+SELECT d.state, coalesce(extract(epoch FROM d.starts_at - now()), 0)::float8 AS starts_in_s, d.starts_at,
+       (SELECT coalesce(sum(recipients), 0)::bigint FROM mta.delivery_append WHERE delivery_id = d.id) AS recipients,
+       coalesce(s.delivered + s.failed + s.expired + s.cancelled + s.simulated + s.excluded, 0)::bigint
+       + (SELECT coalesce(sum(excluded + duplicates), 0)::bigint FROM mta.delivery_append WHERE delivery_id = d.id)
+       AS ended,
+       p.*, (SELECT count(*) FROM mta.node WHERE ended_at IS NULL AND alive_until > now()) AS nodes_living,
+       (SELECT count(*) FROM mta.node
+        WHERE ended_at IS NULL AND alive_until > now() AND draining_since IS NOT NULL) AS nodes_draining
 FROM mta.delivery d LEFT JOIN mta.delivery_stats s ON s.delivery_id = d.id
 CROSS JOIN LATERAL (
     SELECT coalesce(sum(count) FILTER (WHERE owner IS NOT NULL), 0)::bigint AS leased,
            coalesce(sum(count) FILTER (WHERE held), 0)::bigint AS held,
            coalesce(sum(count) FILTER (WHERE is_free AND due_at <= now()), 0)::bigint AS due,
            coalesce(sum(count) FILTER (WHERE is_free AND due_at > now() AND attempt > 0), 0)::bigint AS deferred,
+           min(due_at) FILTER (WHERE is_free AND due_at > now() AND attempt > 0) AS deferred_until,
            coalesce(sum(count) FILTER (WHERE is_free AND due_at > now() AND attempt = 0 AND site <> ''),
                     0)::bigint AS surplus,
            coalesce(sum(count) FILTER (WHERE is_free AND due_at > now() AND attempt = 0 AND site IS NULL
                                        AND due_when_checked IS NULL), 0)::bigint AS later_waves,
            coalesce(sum(count) FILTER (WHERE is_free AND due_when_checked <= now()), 0)::bigint AS unchecked
-    FROM (SELECT *, owner IS NULL AND NOT held AS is_free FROM mta.delivery_part WHERE delivery_id = d.id) AS part
+    -- Of a part that is worked on what is settled is ended already.
+    FROM (SELECT site, attempt, due_at, due_when_checked, owner, held, owner IS NULL AND NOT held AS is_free,
+                 d.count - (SELECT coalesce(sum(cardinality(positions)), 0) FROM mta.part_settled
+                            WHERE part_id = d.id) AS count
+          FROM mta.delivery_part d WHERE d.delivery_id = $1) AS part
 ) p
 WHERE d.id = $1
 """

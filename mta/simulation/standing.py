@@ -77,6 +77,7 @@ def _known(
         Target.PATH: set(),
         Target.RULE: set(),
         Target.PROVIDER: set(),
+        Target.ADDRESS: set(),
     }
     for load in sites:
         domain_class = rules.domain_class(load.domain)
@@ -97,6 +98,8 @@ def _concerns(event: TrafficEvent, known: Mapping[Target, Collection[str]]) -> b
 
 def _why_not(event: TrafficEvent, pools: Collection[str], domains: Collection[str]) -> str:
     """Why it is not played; empty: it is."""
+    if event.kind is EffectKind.CANCEL:
+        return "as what it takes out of the queue is not there any more"
     if event.kind is EffectKind.NO_TLS:
         return "as whether a path is encrypted costs no time here"
     if event.kind is EffectKind.POOL and event.pool not in pools:

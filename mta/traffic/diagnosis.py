@@ -7,6 +7,7 @@ goes first: what somebody can do something about is worth more than what follows
 
 from __future__ import annotations
 
+import datetime
 import enum
 from typing import Final
 
@@ -48,6 +49,8 @@ class CauseKind(enum.StrEnum):
     HELD = "held"  # in doubt, and waits for an operator
     WAVES = "waves"
     DUPLICATES = "duplicates"  # it is not looked at for them yet
+    RETRY = "retry"  # deferred, and waits for the time of its next attempt
+    DRAINING = "draining"  # all nodes that live have been told to stop
     NONE = "none"  # nothing holds it up
 
 
@@ -129,6 +132,14 @@ class Facts(msgspec.Struct, frozen=True):
     node: NodeFacts | None  # None: none answers here
     suspensions: tuple[Suspension, ...] = ()
     unchecked: int = 0  # would be due, but were not looked at for duplicates yet
+    starts_at: datetime.datetime | None = None
+    deferred_until: datetime.datetime | None = None  # the next retry of those that are deferred
+    nodes_draining: int = 0  # of those that live
+
+    @property
+    def is_draining(self) -> bool:
+        """Nobody claims anything more."""
+        return 0 < self.nodes_living == self.nodes_draining
 
 
 class Cause(msgspec.Struct, frozen=True):
@@ -150,6 +161,7 @@ _RULES: Final = {
     WaitReason.SHARE: 1.0,
     WaitReason.RULE_CONNECTIONS: 0.8,  # often reached only because each message takes long
 }
+_DEFERRING: Final = frozenset({CauseKind.REPUTATION, CauseKind.UNREACHABLE, CauseKind.DNS})
 _LIFT: Final = "mta traffic events: it ends by itself, or lift it"
 _BUSY: Final = ("goes", WaitReason.WINDOW.value, WaitReason.RULE_CONNECTIONS.value, WaitReason.SESSIONS.value)
 
@@ -161,11 +173,13 @@ def diagnose(facts: Facts) -> list[Cause]:
         causes += [*_of_node(facts, facts.node), *_of_waits(facts, facts.node), *_of_pace(facts, facts.node)]
     elif not facts.nodes_living and facts.state == "running":
         causes.append(Cause(CauseKind.NO_NODE, 1.0, "no node lives", "start one: systemctl start mta"))
-    # A suspension goes before the refusals that led to it: while it lasts nothing is refused.
-    has_suspension = any(cause.kind is CauseKind.SUSPENDED for cause in causes)
+    # A suspension goes before the refusals that led to it: while it lasts nothing is refused. And what led to a
+    # deferral goes before the wait that follows from it.
+    kinds = {cause.kind for cause in causes}
+    behind = {CauseKind.REPUTATION} if CauseKind.SUSPENDED in kinds else set()
+    behind |= {CauseKind.RETRY} if kinds & _DEFERRING else set()
     found = sorted(
-        (cause for cause in causes if cause.share >= SHOWN_MIN),
-        key=lambda cause: (has_suspension and cause.kind is CauseKind.REPUTATION, -cause.share),
+        (cause for cause in causes if cause.share >= SHOWN_MIN), key=lambda cause: (cause.kind in behind, -cause.share)
     )
     return found or [Cause(CauseKind.NONE, 0.0, "nothing holds it up", "nothing: it goes as fast as it is taken")]
 
@@ -178,6 +192,15 @@ def _share(facts: Facts, recipients: float) -> float:
     return min(1.0, recipients / _open(facts))
 
 
+def _starts(facts: Facts) -> str:
+    at = "" if facts.starts_at is None else f" at {_utc(facts.starts_at)}, which is"
+    return f"starts{at} in {facts.starts_in_s:,.0f} s"
+
+
+def _utc(time: datetime.datetime) -> str:
+    return f"{time.astimezone(datetime.UTC):%Y-%m-%d %H:%M:%S}Z"
+
+
 def _of_delivery(facts: Facts) -> list[Cause]:
     found = []
     if facts.state != "running":
@@ -185,7 +208,15 @@ def _of_delivery(facts: Facts) -> list[Cause]:
         do = "mta delivery start" if facts.state == "editing" else do
         found.append(Cause(CauseKind.STATE, 1.0, f"it is {facts.state}", do))
     elif facts.starts_in_s > 0:
-        found.append(Cause(CauseKind.STATE, 1.0, f"it starts in {facts.starts_in_s:,.0f} s", "nothing"))
+        found.append(Cause(CauseKind.STATE, 1.0, f"it {_starts(facts)}", "nothing: so it was planned"))
+    if facts.is_draining and facts.state == "running":
+        what = "every node that lives is draining: nothing more is claimed"
+        found.append(Cause(CauseKind.DRAINING, 1.0, what, "wait for the stop to end, then start one: mta queue show"))
+    if facts.deferred:
+        first = "" if facts.deferred_until is None else f", the next at {_utc(facts.deferred_until)}"
+        what = f"{facts.deferred:,} are deferred and wait for their retry{first}"
+        do = "read the replies: mta queue show --by reason; mta queue flush tries them now"
+        found.append(Cause(CauseKind.RETRY, _share(facts, facts.deferred), what, do))
     if facts.held:
         what = f"{facts.held:,} in doubt wait for an operator"
         found.append(Cause(CauseKind.HELD, _share(facts, facts.held), what, "mta delivery in-doubt"))
@@ -240,7 +271,7 @@ def _of_node(facts: Facts, node: NodeFacts) -> list[Cause]:
     elif node.hold == "journal":
         found.append(Cause(CauseKind.JOURNAL, 1.0, "the journal cannot be written: nothing is begun", "the disk"))
     missing = node.children_wanted - node.children_working
-    if missing > 0:
+    if missing > 0 and not facts.is_draining:
         what = f"{missing} of {node.children_wanted} children are missing or say nothing"
         share = missing / node.children_wanted
         found.append(Cause(CauseKind.NO_CHILD, share, what, "journalctl -u mta: 'child died', 'child is silent'"))

@@ -25,6 +25,7 @@ class Target(enum.StrEnum):
     DOMAIN = "domain"  # a recipient domain
     TENANT = "tenant"  # all deliveries of a sender domain
     DELIVERY = "delivery"  # its id
+    ADDRESS = "address"  # a recipient, in lower case (CANCEL only)
 
 
 class EffectKind(enum.StrEnum):
@@ -35,6 +36,7 @@ class EffectKind(enum.StrEnum):
     BACKOFF = "backoff"  # the rule's twin set of limits holds instead of its own
     NO_TLS = "no-tls"  # no STARTTLS where the rule leaves it open (PATH only)
     POOL = "pool"  # what is sent to a SITE leaves from pool ``pool``
+    CANCEL = "cancel"  # recipients that wait (DOMAIN, ADDRESS) end as cancelled; ``detail`` is what their log says
 
 
 class Effect(msgspec.Struct, frozen=True):

@@ -1,5 +1,7 @@
 """What traffic events hold back before the schedule sees it: recipient domains, tenants, deliveries; and other pools.
 
+Also which recipients an operator takes out of the queue (`EffectKind.CANCEL`).
+
 Paths, limits, egresses and sites are the schedule's own (`mta.traffic.schedule.Schedule.set_effects`). What is here is
 asked where work is taken in, so that nothing of it waits in memory.
 """
@@ -9,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Final, NamedTuple, TypeVar
 
+from mta.model.address import domain_of
 from mta.model.site import Site
 from mta.traffic.effects import Effect, EffectKind, Target
 from mta.traffic.egress import EgressChooser
@@ -25,6 +28,7 @@ class Changes(NamedTuple):
     released: frozenset[str]  # domains that are held back no more
     sites: frozenset[str]  # that leave from another pool
     has_deliveries: bool  # deliveries or tenants: held back, or no more
+    cancelled: frozenset[str]  # domains of which all or some recipients are taken out of the queue, from now on
 
 
 class Holds:
@@ -38,6 +42,7 @@ class Holds:
         self._choosers = choosers
         self._on_unknown_pool = on_unknown_pool
         self._held: dict[tuple[Target, str], Effect] = {}
+        self._cancelled: dict[str, Effect] = {}  # by domain, or by address
         self._pools: dict[str, Effect] = {}  # site -> the event that names its pool
         self._rules = RuleSet()
         self._has_rule_pools = False
@@ -52,13 +57,17 @@ class Holds:
 
     def set_effects(self, effects: Iterable[Effect]) -> Changes:
         """All that is in force, from now on."""
-        held, pools = self._held, self._pools
-        self._held, self._pools = {}, {}
+        held, pools, cancelled = self._held, self._pools, self._cancelled
+        self._held, self._pools, self._cancelled = {}, {}, {}
         for effect in effects:
             if effect.kind is EffectKind.SUSPEND and effect.target in _HELD:
                 _keep_longest(self._held, (effect.target, effect.on), effect)
             elif effect.kind is EffectKind.POOL and effect.target is Target.SITE and self._is_known(effect.pool):
                 _keep_longest(self._pools, effect.on, effect)
+            elif effect.kind is EffectKind.CANCEL:
+                self._cancelled[effect.on] = effect
+        # One that was made to last longer counts as new: what came back meanwhile is looked through once more.
+        taken_out = {on for on, effect in self._cancelled.items() if cancelled.get(on) != effect}
         begun, over = self._held.keys() - held.keys(), held.keys() - self._held.keys()
         moved = {
             site for site in pools.keys() | self._pools.keys() if _pool(pools.get(site)) != _pool(self._pools.get(site))
@@ -68,6 +77,7 @@ class Holds:
             _domains(over),
             frozenset(moved),
             any(target is not Target.DOMAIN for target, _ in begun | over),
+            frozenset(domain_of(on) if "@" in on else on for on in taken_out),
         )
 
     # --- what is asked ------------------------------------------------------------------------
@@ -75,6 +85,15 @@ class Holds:
     def domain(self, domain: str) -> Effect | None:
         """What holds the recipients of a domain back."""
         return self._held.get((Target.DOMAIN, domain)) if self._held else None
+
+    @property
+    def cancels(self) -> bool:
+        """Whether `cancelled` may have an answer: it costs something for each recipient."""
+        return bool(self._cancelled)
+
+    def cancelled(self, address: str, domain: str) -> Effect | None:
+        """What takes a recipient out of the queue."""
+        return self._cancelled.get(domain) or self._cancelled.get(address.lower())
 
     def delivery(self, delivery_id: int, sender_domain: str) -> Effect | None:
         """What holds a delivery back, as itself or as one of its tenant's."""

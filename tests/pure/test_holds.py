@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import msgspec
 import pytest
 
 from mta.master.holds import PUT_OFF_FEW_S_MAX, PUT_OFF_S_MAX, put_off_s
@@ -53,13 +54,13 @@ def test_of_several_the_longest_counts_and_one_more_is_no_change(holds: Holds) -
     short, long = (effect(Target.DOMAIN, "a.test", until_unix_s=until) for until in (NOW + 1, math.inf))
     holds.set_effects([long, short])
     assert holds.domain("a.test") is long
-    assert holds.set_effects([short]) == (set(), set(), set(), False)
+    assert holds.set_effects([short]) == (set(), set(), set(), False, set())
     assert holds.domain("a.test") is short
 
 
 def test_lowered_limits_and_backoff_hold_nothing_back_here(holds: Holds) -> None:
     for kind in (EffectKind.LOWER, EffectKind.BACKOFF, EffectKind.NO_TLS):
-        assert holds.set_effects([effect(Target.DOMAIN, "a.test", kind=kind)]) == (set(), set(), set(), False)
+        assert holds.set_effects([effect(Target.DOMAIN, "a.test", kind=kind)]) == (set(), set(), set(), False, set())
 
 
 def test_a_rule_names_the_pool_of_its_hosts(holds: Holds) -> None:
@@ -98,3 +99,18 @@ def test_an_event_goes_before_the_rule_and_says_what_moves(holds: Holds) -> None
 )
 def test_put_off_until_the_end_but_never_for_too_long(until_s: float, recipients: int, expected_s: float) -> None:
     assert put_off_s(NOW + until_s, NOW, recipients) == expected_s
+
+
+def test_whom_an_operator_takes_out_is_asked_by_address_in_any_case_and_by_domain() -> None:
+    holds = Holds({})
+    assert not holds.cancels
+    whole = effect(Target.DOMAIN, "a.test", kind=EffectKind.CANCEL)
+    one = effect(Target.ADDRESS, "ann@b.test", kind=EffectKind.CANCEL)
+    assert holds.set_effects([whole, one]).cancelled == {"a.test", "b.test"}
+    assert holds.cancelled("x@a.test", "a.test") is whole
+    assert holds.cancelled("Ann@b.test", "b.test") is one
+    assert holds.cancelled("bob@b.test", "b.test") is None
+    # What lasts longer is looked through once more; what is as it was is not.
+    longer = msgspec.structs.replace(one, until_unix_s=one.until_unix_s + 5)
+    assert holds.set_effects([whole, longer]).cancelled == {"b.test"}
+    assert holds.set_effects([]).cancelled == set()

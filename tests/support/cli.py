@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from tests.support.launch import COLUMNS, ROOT, run
+from tests.support.launch import COLUMNS, ROOT, run, run_on_terminal
 
 
 class Cli:
@@ -22,6 +22,14 @@ class Cli:
         assert done.returncode == expect, (arguments, done.returncode, done.stdout, done.stderr)
         assert "Traceback" not in done.stderr
         return done
+
+    def on_terminal(self, *arguments: str, expect: int = 0, columns: int = 80, typed: str = "") -> list[str]:
+        """The lines that it shows on a terminal so wide, its standard error among them."""
+        environment = {**os.environ, "MTA_DATABASE_URL": self.dsn, "PYTHONPATH": str(ROOT)}
+        done = run_on_terminal(arguments, environment, self.directory, columns=columns, typed=typed)
+        assert done.returncode == expect, (arguments, done.returncode, done.stdout)
+        assert "Traceback" not in done.stdout
+        return done.stdout.splitlines()
 
     def json(self, *arguments: str, expect: int = 0, stdin: str | None = None) -> Any:
         return json.loads(self.run(*arguments, "--json", expect=expect, stdin=stdin).stdout)

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import json
 import os
+import pty
+import re
 import select
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
+import termios
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -102,6 +107,33 @@ def run(
             os.kill(pid, signal.SIGKILL)
             raise
         return subprocess.CompletedProcess([*arguments], code, _text(out), _text(err))
+
+
+def run_on_terminal(
+    arguments: Sequence[str], environment: Mapping[str, str], directory: Path, *, columns: int = 80, typed: str = ""
+) -> subprocess.CompletedProcess[str]:
+    """A command to its end on a terminal so wide, where it finds ``typed``; what it wrote, without colours."""
+    ours, its = pty.openpty()
+    fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    given = {key: value for key, value in environment.items() if key not in ("COLUMNS", "NO_COLOR")}
+    with contextlib.ExitStack() as stack:
+        terminal = stack.enter_context(open(ours, "r+b", buffering=0))
+        try:
+            answers = stack.enter_context(
+                _zygote.begin(arguments, {**given, "TERM": "xterm", "LINES": "24"}, directory, [its, its, its])
+            )
+        finally:
+            os.close(its)
+        terminal.write(typed.encode())
+        lines = stack.enter_context(answers.makefile("rb"))
+        lines.readline()
+        said = b""
+        with contextlib.suppress(OSError):  # a terminal that nobody has open any more ends with EIO
+            while chunk := terminal.read(65536):
+                said += chunk
+        code = int(lines.readline())
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", said.decode()).replace("\r\n", "\n")
+    return subprocess.CompletedProcess([*arguments], code, text, "")
 
 
 def _text(file: IO[bytes]) -> str:
