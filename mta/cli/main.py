@@ -12,6 +12,7 @@ from typing import Annotated, Final
 import asyncpg
 import typer
 
+from mta.cli.database import with_config
 from mta.cli.terminal import err
 from mta.model.errors import BadInput
 from mta.queue.connection import DatabaseUnreachable
@@ -86,9 +87,11 @@ def build_app(argv: Sequence[str]) -> typer.Typer:
             continue
         module = importlib.import_module(MODULES[name])
         if hasattr(module, "app"):
+            for one in module.app.registered_commands:
+                one.callback = None if one.callback is None else with_config(one.callback)
             app.add_typer(module.app, name=name)
         else:
-            app.command(name)(module.command)
+            app.command(name)(with_config(module.command))
     return app
 
 

@@ -16,10 +16,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.text import Text
 
+from mta.cli.database import named_database
 from mta.cli.tables import fitted, lines_of_rows, plain
 from mta.model.errors import BadInput
 from mta.queue.connection import Conn, connection
-from mta.queue.dsn import check_dsn
 from mta.queue.migrate import require_current
 
 T = TypeVar("T")
@@ -50,10 +50,8 @@ def with_database(dsn: str, work: Callable[[Conn], Awaitable[T]], *, needs_schem
     """Run ``work`` on one connection; warnings about the server go to stderr."""
 
     async def run() -> T:
-        if not dsn:
-            raise BadInput("--dsn", "is missing: give it, or set MTA_DATABASE_URL")
-        check_dsn(dsn, "--dsn or MTA_DATABASE_URL")
-        async with connection(dsn, application_name="mta cli") as conn:
+        given = named_database(dsn)
+        async with connection(given, application_name="mta cli") as conn:
             if needs_schema:
                 warn(await require_current(conn))
             return await work(conn)

@@ -119,7 +119,7 @@ class Flushed(msgspec.Struct, frozen=True):
 
 
 async def count(conn: Conn, wanted: Wanted) -> Found:
-    """Reads the queue from one end to the other: a second for some million recipients."""
+    """Reads the queue from one end to the other: up to two seconds for a million recipients."""
     row = await conn.fetchrow(_COUNT, *wanted.values())
     assert row is not None
     return Found(*row.values())

@@ -1,7 +1,7 @@
 """What waits, added up by one of its properties, with its age: the `qshape` of this queue.
 
 Ages count from the first append (of a wave: from its time). All but domains come from the parts' own columns; for
-domains each part is read, which costs about a second for a million recipients, so it is for people only.
+domains each part is read, which takes some four seconds for a million recipients, so it is for people only.
 """
 
 from __future__ import annotations

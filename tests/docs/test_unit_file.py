@@ -54,6 +54,12 @@ def test_only_the_master_is_told_to_stop() -> None:
     assert KEYS["TimeoutStartSec"] == "infinity"  # it waits for its database
 
 
+def test_a_reload_fails_where_the_file_is_bad() -> None:
+    check, tell = re.findall(r"^ExecReload=(.*)$", TEXT, re.MULTILINE)
+    assert check.split()[1:] == ["config", "check", "--for-another-machine", "${MTA_CONFIG}"]
+    assert tell.split()[1:] == ["-HUP", "$MAINPID"]
+
+
 def test_the_journal_lies_where_the_unit_may_write() -> None:
     assert NodeSettings().journal_dir.startswith(f"/var/lib/{KEYS['StateDirectory']}/")
     assert "ProcSubset=" not in TEXT.replace("no ProcSubset=pid", "")  # it would hide the boot id
