@@ -93,7 +93,7 @@ GROUPS = {
         "mta/master/dispatch.py",
     ),
 }
-LEVEL = "1"  # 2 and 3 take half as long again, and the drain gains nothing by them: docs/performance.md
+LEVEL = "1"  # higher ones take longer, and the drain gains nothing by them: docs/performance.md
 IS_TO_COMPILE = os.environ.get("MTA_COMPILE") == "1"
 _BUILDING = {"build", "build_ext", "bdist_wheel", "editable_wheel", "install"}
 
