@@ -14,6 +14,7 @@ import msgspec
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from mta.cli.audit_text import print_audit
 from mta.cli.preview import preview, signers_of
 from mta.cli.terminal import (
     AsJson,
@@ -319,7 +320,7 @@ def audit(delivery_id: DeliveryId, dsn: Dsn = "", as_json: AsJson = False) -> No
     if as_json:
         print_json({"is_clean": found.is_clean, **msgspec.to_builtins(found)})
     else:
-        _print_audit(found)
+        print_audit(found)
     if not found.is_clean:
         raise typer.Exit(1)
 
@@ -473,28 +474,6 @@ def _print_summary(summary: LoadSummary, *, is_unsealed: bool) -> None:
 def _print_duplicates(found: int) -> None:
     if found:
         out.print(f"{found:,} recipients are not mailed: their addresses were in the delivery before")
-
-
-def _print_audit(found: audits.Audit) -> None:
-    out.print(
-        f"delivery {found.delivery_id}: {found.appended:,} appended = {found.final:,} final + {found.open:,} open "
-        f"({found.leased:,} leased, {found.held:,} held)"
-    )
-    faults = {
-        "lost": found.lost,
-        "more than one final outcome": found.duplicates,
-        "final, and still in the queue": found.both,
-        "twice in the queue": found.open_twice,
-        "never appended": found.invented,
-    }
-    for name, findings in faults.items():
-        if findings.count:
-            rows = [(one.number, one.key, one.index) for one in findings.examples]
-            print_table(f"{name}: {findings.count:,}", ("number", "part", "index in it"), rows)
-    if found.wrong_counters:
-        rows_wrong = [(one.name, one.counted, one.logged) for one in found.wrong_counters]
-        print_table("Counters that are wrong", ("counter", "counted", "in the log"), rows_wrong)
-    out.print("[green]clean[/]" if found.is_clean else "[red]not clean[/]")
 
 
 def _as_json(found: deliveries.Delivery) -> dict[str, Any]:

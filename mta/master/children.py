@@ -260,10 +260,10 @@ class Children:
                 worn.append(child)
         return worn
 
-    def listen_anew(self, now_s: float) -> None:
-        """We did not listen ourselves for a while: silence counts from now."""
+    def discount(self, stalled_s: float, now_s: float) -> None:
+        """We did not listen ourselves for so long: that is no silence of the children's."""
         for child in self.living.values():
-            child.heard_at_s = now_s
+            child.heard_at_s = min(now_s, child.heard_at_s + stalled_s)
 
     @property
     def journal_trouble(self) -> str:

@@ -76,7 +76,8 @@ from mta.wire import (
 
 END_S = 5.0  # for each of the last words to the database
 WIND_DOWN_S = 20.0  # for replies that are owed when the database went back in time; other nodes wait for this one
-STALL_S = 2.5  # without a turn of the house: then we were stopped ourselves
+HOUSE_S = 1.0  # between two turns of the house
+STALL_S = 1.5  # without a turn of the house: then we did not listen ourselves, stopped or short of processor time
 LINE_BYTES = 200  # of the log, about; the writer counts bytes, the settings say rows
 RENEW_TIMEOUT_S_MAX = 10.0  # the watchdog is told after each try, whatever came of it
 log = structlog.get_logger()
@@ -416,10 +417,10 @@ class Daemon:
         next_hour_s = next_look_s = turned_s = keys_checked_s = loop.time()
         take_over_after_s = self._settings.master.take_over_after_s
         while True:
-            await asyncio.sleep(1.0)
+            await asyncio.sleep(HOUSE_S)
             now_s = loop.time()
             if now_s - turned_s > STALL_S:
-                self.children.listen_anew(now_s)
+                self.children.discount(now_s - turned_s, now_s)
             turned_s = now_s
             for _ in range(self.children.missing):
                 if self.children.may_start(now_s) and not self._is_draining:

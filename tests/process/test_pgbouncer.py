@@ -48,7 +48,8 @@ async def test_commands_work_behind_a_pooler(tmp_path: Path, database: Database,
     file = str(tmp_path / "to.csv")
     async with pgbouncer(database.dsn, mode, "default_pool_size = 2") as dsn:
         made = await done(
-            *("delivery", "create", "--name", "behind", "--content", str(tmp_path / "content.json"), "--dsn", dsn)
+            *("delivery", "create", "--name", "behind", "--content", str(tmp_path / "content.json"), "--dsn", dsn),
+            *("--duplicates", "keep"),
         )
         delivery = re.findall(r"\d+", made)[0]
         # Several at a time share its sessions: what one left there another would find.
