@@ -86,9 +86,12 @@ PARAMETERS: Final = _PASSED_ON | _TAKEN | _AS_IT_IS.keys() | _NOT_SUPPORTED | {_
 _ATTRIBUTES: Final = ("any", "read-write", "read-only", "primary", "standby", "prefer-standby")
 
 
-def parse_connection_string(text: str) -> ConnectionOptions:
-    """Raises BadInput that names the parameter, and never shows what may be a password."""
-    check_dsn(text, WHERE)
+def parse_connection_string(text: str, where: str = WHERE) -> ConnectionOptions:
+    """Raises BadInput that names the parameter, and never shows what may be a password.
+
+    ``where``: what is named when it is no connection string at all.
+    """
+    check_dsn(text, where)
     base, _, query = text.partition("?")
     try:
         pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=True) if query else []

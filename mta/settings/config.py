@@ -23,7 +23,7 @@ from mta.model.errors import BadInput
 from mta.model.masks import mask_fault
 from mta.model.tls import TlsSettings
 from mta.queue.connection_string import parse_connection_string
-from mta.queue.dsn import check_dsn, place_of
+from mta.queue.dsn import place_of
 from mta.queue.faults import FaultBounds
 from mta.settings.alarms import AlarmsTable, alarm_settings
 from mta.settings.bounce_rules import SHIPPED, own_file, rule_files
@@ -266,8 +266,7 @@ def _database(source: TomlSource, database: DatabaseSettings, environment: Mappi
     is_from_environment = bool(dsn)
     dsn = dsn or database.dsn
     try:
-        check_dsn(dsn, DATABASE_URL_VARIABLE)
-        parse_connection_string(dsn)
+        parse_connection_string(dsn, DATABASE_URL_VARIABLE)
     except BadInput as error:
         if is_from_environment:
             raise
