@@ -13,7 +13,7 @@ session ends, and the path rests as after a failure to connect.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, TypeVar
 
 from mta.failure.session_words import may_end_session, session_limit
 from mta.model.host import HostFact
@@ -27,6 +27,8 @@ RETURNS_MAX: Final = 2  # of one recipient
 SUSPICIONS_MAX: Final = 1_000
 RETURNED_MAX: Final = 20_000
 Host = tuple[str, int]  # address and port
+KeyT = TypeVar("KeyT")
+ValueT = TypeVar("ValueT")
 
 
 class SessionCounts:
@@ -52,6 +54,13 @@ class _Suspicion:
         self.messages = messages
         self.cause = cause
         self.at_s = at_s
+
+
+def _keep(kept: dict[KeyT, ValueT], key: KeyT, value: ValueT, most: int) -> None:
+    """Beyond ``most`` the oldest goes."""
+    kept[key] = value
+    if len(kept) > most:
+        del kept[next(iter(kept))]
 
 
 def _may_be_about_session(session: SessionCounts, stage: Stage, reply: Reply, recipient: tuple[int, int]) -> bool:
@@ -81,9 +90,7 @@ class SessionWatch:
         if suspicion is not None and session.opened_s > suspicion.at_s:
             del self.suspicions[session.host]
             self.observed.append((session.session, HostFact.MESSAGES_PER_SESSION, suspicion.messages, suspicion.cause))
-            self._proved[session.host] = suspicion.messages
-            if len(self._proved) > SUSPICIONS_MAX:
-                del self._proved[next(iter(self._proved))]
+            _keep(self._proved, session.host, suspicion.messages, SUSPICIONS_MAX)
 
     def is_about_session(
         self, session: SessionCounts, stage: Stage, reply: Reply, recipient: tuple[int, int], now_s: float
@@ -116,9 +123,7 @@ class SessionWatch:
         returns = self._returned.get(recipient, 0)
         if returns >= RETURNS_MAX:
             return False
-        self._returned[recipient] = returns + 1
-        if len(self._returned) > RETURNED_MAX:
-            del self._returned[next(iter(self._returned))]
+        _keep(self._returned, recipient, returns + 1, RETURNED_MAX)
         return True
 
     def _suspect(self, session: SessionCounts, said: str, now_s: float) -> None:
@@ -126,6 +131,4 @@ class SessionWatch:
         if before is not None and before.messages <= session.decided:
             return
         cause = f"after {session.decided} messages in a session it said: {said}"
-        self.suspicions[session.host] = _Suspicion(session.decided, cause, now_s)
-        if len(self.suspicions) > SUSPICIONS_MAX:
-            del self.suspicions[next(iter(self.suspicions))]
+        _keep(self.suspicions, session.host, _Suspicion(session.decided, cause, now_s), SUSPICIONS_MAX)
